@@ -34,8 +34,8 @@ def find_repeats(dataset: Cater, splits: Iterable[str] = ("val", "train")) -> di
 
     Clips without a scene are ignored.
     """
-    names = dict.fromkeys(clip.name for split in splits for clip in dataset.clips(split))
-    names = [name for name in names if (dataset.root / "scenes" / f"{name}.json").is_file()]
+    listed = dict.fromkeys(clip.name for split in splits for clip in dataset.clips(split))
+    names = [name for name in listed if (dataset.root / "scenes" / f"{name}.json").is_file()]
     first, repeats = dict[str, str](), dict[str, str]()
     with Bar("comparing scenes", len(names), "scenes") as bar:
         for number, name in enumerate(names, 1):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ivcl_fast.data.synthetic import scene as world
 from ivcl_fast.data.synthetic import shapes
 from ivcl_fast.data.synthetic.film import filtered, to_bytes
 from ivcl_fast.data.synthetic.ground import (
@@ -161,7 +162,7 @@ class _Frame:
 
     def trace(self, o: np.ndarray, d: np.ndarray, own: np.ndarray | None = None) -> Hits:
         """Find what rays meet first; ``own`` are things that they start on."""
-        distance, normal = backdrop(o, d, -1.01 if self.n.ground >= 2 else 0.0)
+        distance, normal = backdrop(o, d, world.MACHINE_GROUND if self.n.ground >= 2 else 0.0)
         number = np.where(np.isfinite(distance), FLOOR, NOTHING)
         if self.n.ground >= 2:
             t, n = machine_hits(o, d)

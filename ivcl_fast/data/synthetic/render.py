@@ -21,9 +21,6 @@ from ivcl_fast.kernels import render_scene as render_op
 
 __all__ = ["FLOOR", "MACHINE", "Rendering", "render"]
 
-_ASPECT = 4 / 3
-_BRIGHTER = 1.1
-"""Factor on the power of the area lamps in panels with ACRE's machine."""
 _SHAPES = ("cube", "sphere", "cylinder", "cone", "spl")
 _GROUNDS = ("axes", "plain", "machine_off", "machine_on")
 
@@ -93,7 +90,7 @@ def pack(scene: Scene, frames: np.ndarray) -> Numbers:
     eyes = scene.camera[frames if len(scene.camera) > 1 else np.zeros(len(frames), np.intp)]
     target = np.array(scene.target)
     right, up, forward = _basis(target - eyes)
-    focal = np.array([world.FOCAL, world.FOCAL * _ASPECT])
+    focal = np.array([world.FOCAL, world.FOCAL * world.ASPECT])
     return Numbers(
         shapes=np.array([_SHAPES.index(thing.shape) for thing in things], dtype=np.int64),
         metal=np.array([thing.material == "metal" for thing in things], dtype=np.int64),
@@ -113,7 +110,7 @@ def _lamps(scene: Scene, target: np.ndarray) -> np.ndarray:
     The last is the sun: its center is the direction to it, and the sides are those of its disc.
     Strengths are intensities along the lamp's axis, and the sun's irradiance.
     """
-    brighter = _BRIGHTER if scene.ground in ("machine_off", "machine_on") else 1.0
+    brighter = world.MACHINE_LIGHT if scene.ground in ("machine_off", "machine_on") else 1.0
     lamps = []
     for name, color in world.LAMP_COLORS.items():
         place, size = scene.lamps[name], world.LAMP_SIZES[name]

@@ -51,6 +51,8 @@ TARGET = (0.0143, 0.0026, 0.0011)
 """The point that CATER's cameras look at; ACRE's look at the origin."""
 FOCAL = 35.0 / 32.0
 """Focal length in picture widths."""
+ASPECT = 4 / 3
+"""Width of the view through its height; all published pictures have it."""
 
 LAMPS = {
     "key": (6.4467, -2.9052, 4.2584),
@@ -61,7 +63,7 @@ LAMPS = {
 LAMP_SIZES = {"key": 0.5, "fill": 0.5, "back": 1.0}
 """Lengths of a lamp's sides."""
 LAMP_POWERS = {"key": 78.54, "fill": 23.56, "back": 39.27}
-"""Watts, as Blender 2.8 and later count them; ACRE's machine panels have a tenth more."""
+"""Watts, as Blender 2.8 and later count them."""
 LAMP_COLORS = {
     "key": (1.0, 0.93231, 0.81666),
     "fill": (0.76167, 0.81772, 1.0),
@@ -73,8 +75,12 @@ SUN_STRENGTH = 0.45
 SUN_ANGLE = 0.1993
 """Angle that the sun's disc subtends, in radians."""
 
+MACHINE_LIGHT = 1.1
+"""Factor on the power of the area lamps in panels with ACRE's machine."""
 MACHINE = (2.8, 1.0)
-"""Half the width of ACRE's machine, and its height; its top is at z = 0, the ground at -1.01."""
+"""Half the width of ACRE's machine, and its height; its top is at z = 0."""
+MACHINE_GROUND = -1.01
+"""Height of the ground below the machine."""
 MACHINE_COLOR = (0.8, 0.6, 0.6)
 """Diffuse if the machine is off, emission of strength 1 if it is on. Edges: diffuse 0.2 gray."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ivcl_fast.data.synthetic.scene import FOCAL
+from ivcl_fast.data.synthetic.scene import ASPECT, FOCAL
 
 Target = tuple[float, float, float]
 
@@ -31,7 +31,7 @@ def project(
     right, up, forward = (axis[extra] for axis in axes(camera, target))
     depth = (seen * forward).sum(-1)
     x = width * (0.5 + FOCAL * (seen * right).sum(-1) / depth)
-    y = height * (0.5 - FOCAL * 4 / 3 * (seen * up).sum(-1) / depth)
+    y = height * (0.5 - FOCAL * ASPECT * (seen * up).sum(-1) / depth)
     return np.stack([x, y, depth], axis=-1)
 
 

@@ -96,15 +96,6 @@ def test_the_normals_of_a_cube_are_those_of_its_surface() -> None:
     )
 
 
-def test_the_ground_is_flat_in_front_and_rises_behind() -> None:
-    height = meshes.ground().vertices[:, 2]
-    x = meshes.ground().vertices[:, 0]
-    assert (height[x < -13.7] == 0).all()
-    assert height.max() == meshes.GROUND_PROFILE[-1][1]
-    order = np.argsort(x, kind="stable")
-    assert (np.diff(height[order]) >= 0).all()
-
-
 def test_a_job_places_objects_as_published() -> None:
     job = describe_job(two_objects(), [1])
     cone, cube = job["locations"][0]
@@ -121,12 +112,6 @@ def test_a_pixel_belongs_to_what_most_of_its_quarters_show() -> None:
     segments, depth = vote(numbers, things=2)
     assert segments.tolist() == [[0, MACHINE]]
     np.testing.assert_allclose(depth, [[(5 + 6 + 6) / 3, 7]])
-
-
-def test_a_python_without_bpy_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(process.PYTHON, "/bin/false")
-    with pytest.raises(UserError, match=r"--renderer.*/bin/false.*ivcl_fast\[blender\]"):
-        Blender(samples=1)
 
 
 def test_prepare_names_the_flag_without_bpy(

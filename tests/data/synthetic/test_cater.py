@@ -30,13 +30,6 @@ def check_video(path: Path, size: tuple[int, int], fps: int, frames: int) -> Non
         assert np.abs(first - last).max() > 50
 
 
-def test_videos(cater: Path) -> None:
-    names = [f"CATER_new_{i:06d}" for i in range(8)]
-    assert sorted(p.name for p in (cater / "videos").iterdir()) == [f"{n}.avi" for n in names]
-    assert sorted(p.name for p in (cater / "scenes").iterdir()) == [f"{n}.json" for n in names]
-    check_video(cater / "videos" / "CATER_new_000007.avi", (96, 72), 3, 38)
-
-
 def test_small_videos_have_few_frames(tmp_path: Path) -> None:
     out = write_cater(tmp_path / "small", SyntheticCater(size="small", train=1, val=0), workers=1)
     check_video(out / "videos" / "CATER_new_000000.avi", (128, 96), 1, 16)

@@ -26,7 +26,6 @@ from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import read_spec
 from ivcl_fast.errors import UserError
 from tests.data.synthetic.conftest import WRITERS
-from tests.support.strangers import check_strange, strange_files
 
 SIZES = {"cater": 8, "acre": 8, "something-else": 38}
 
@@ -134,39 +133,6 @@ def test_leftovers_of_a_kill_are_completed(tmp_path: Path, made: tuple[str, Path
         unfinish(out, "dataset_splits", *clip, "compositional/train.json")
         (out / "bounding_box_smthsmth_part2.json").unlink()
     assert contents(write(out, spec, workers=1)) == contents(folder)
-
-
-def test_a_damaged_scene_of_an_unfinished_data_set_is_named(tmp_path: Path, cater: Path) -> None:
-    """Checksums are those of the files that are there when it is finished."""
-    shutil.copytree(cater, tmp_path / "left")
-    shutil.rmtree(tmp_path / "left" / "lists")
-    scene = tmp_path / "left" / "scenes" / "CATER_new_000002.json"
-    scene.write_text("{")
-    write, spec = WRITERS["cater"]
-    with pytest.raises(UserError, match=r"_000002\.json: not a JSON file .* delete it to have it"):
-        write(tmp_path / "left", spec, workers=1)
-    scene.unlink()
-    assert contents(write(tmp_path / "left", spec, workers=1)) == contents(cater)
-
-
-def test_files_of_others_are_kept(tmp_path: Path, made: tuple[str, Path]) -> None:
-    name, folder = made
-    write, spec = WRITERS[name]
-    shutil.copytree(folder, tmp_path / "left")
-    index = {"cater": "lists", "acre": "config", "something-else": "dataset_splits"}[name]
-    (tmp_path / "left" / index).rename(tmp_path / "left" / f"{index}.partial")
-    if name == "something-else":
-        for part in range(1, spec.videos + 1):  # all videos again would take long
-            (tmp_path / "left" / "boxes.part").mkdir(exist_ok=True)
-            (tmp_path / "left" / "boxes.part" / f"{part}.json").write_text("[]")
-    strangers = strange_files(tmp_path / "left")
-    with pytest.raises(FileExistsError, match=rf"{index}\.partial"):
-        write(tmp_path / "left", spec, workers=1)
-    check_strange(strangers)
-    shutil.move(tmp_path / "left" / f"{index}.partial", tmp_path / "moved")
-    write(tmp_path / "left", spec, workers=1)
-    check_strange({path: text for path, text in strangers.items() if path.exists()})
-    assert (tmp_path / "moved" / "thesis.md").exists()
 
 
 VIDEOS = "20bn-something-something-v2"

@@ -11,13 +11,6 @@ from ivcl_fast.data.synthetic import scene as world
 from ivcl_fast.data.synthetic.blender import meshes
 from ivcl_fast.data.synthetic.scene import Scene, Thing
 
-ASPECT = 4 / 3
-"""Of the view: all published pictures have it."""
-
-MACHINE_POWER = 1.1
-"""Factor on the lamps of ACRE's panels with a machine."""
-MACHINE_GROUND = -1.01
-
 
 def describe_job(scene: Scene, frames: Sequence[int]) -> dict[str, Any]:
     """Describe some frames of a scene, without the size and quality of the pictures."""
@@ -25,7 +18,7 @@ def describe_job(scene: Scene, frames: Sequence[int]) -> dict[str, Any]:
     camera = np.broadcast_to(scene.camera, (len(scene.locations), 3))
     return {
         "focal": world.FOCAL,
-        "aspect": ASPECT,
+        "aspect": world.ASPECT,
         "target": list(scene.target),
         "camera": camera[frames].tolist(),
         "locations": scene.locations[frames].tolist(),
@@ -73,7 +66,7 @@ def _still(ground: world.Ground, machine: int) -> list[dict[str, Any]]:
     backdrop = np.array(meshes.GROUND_POSITION)
     has_machine = ground in ("machine_on", "machine_off")
     if has_machine:
-        backdrop[2] = MACHINE_GROUND
+        backdrop[2] = world.MACHINE_GROUND
     still = [_object("ground", "diffuse", gray, location=backdrop, turn=meshes.GROUND_TURN)]
     if ground == "axes":
         still.append(_object("axes", "metal", np.array(world.COLORS["gold"]) / 255))
@@ -88,7 +81,7 @@ def _still(ground: world.Ground, machine: int) -> list[dict[str, Any]]:
 
 
 def _lamps(scene: Scene) -> list[dict[str, Any]]:
-    power = MACHINE_POWER if scene.ground in ("machine_on", "machine_off") else 1.0
+    power = world.MACHINE_LIGHT if scene.ground in ("machine_on", "machine_off") else 1.0
     lamps = [
         {
             "type": "AREA",

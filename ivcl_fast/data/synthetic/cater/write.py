@@ -41,7 +41,7 @@ _FORMATS = {
 }
 
 _PUBLISHED_SAMPLES = 128
-_CHUNK = 32
+_CHUNK = 64
 """Frames that are drawn at once."""
 
 _TASKS: dict[str, Callable[[cater_labels.Scene], int | list[int]]] = {
