@@ -1,9 +1,9 @@
 """Weights of timm's ViTs for the image encoder, which has timm's keys: ``--init timm:NAME``.
 
-Patch weights are resampled by FlexiViT's pseudo-inverse (Beyer et al., 2023) of antialiased
-bilinear resizing, positions bicubically. Cls and register tokens become the first slots; further
-slots, and slots that compete for patches, stay as initialised. The patch embedding absorbs other
-pixel means and deviations exactly.
+Patch weights of another size are resampled by timm (FlexiViT, Beyer et al., 2023: the pseudo-inverse
+of antialiased bilinear resizing), positions bicubically. Cls and register tokens become the first
+slots; further slots, and slots that compete for patches, stay as initialised. The patch embedding
+absorbs other pixel means and deviations exactly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ivcl_fast.config import IVCLConfig
@@ -72,11 +71,7 @@ def read(source: str) -> ViT:
     if path := local_path(source):
         file = path / CONFIG
         config = read_json(file, "a config of timm") if file.is_file() else {}
-        try:
-            statistics = pixel_statistics(config.get("pretrained_cfg") or {})
-        except (TypeError, ValueError, AttributeError):
-            raise UserError(f"{file}: expected mean and std of three numbers, got others") from None
-        return ViT(read_weights(path), *statistics)
+        return ViT(read_weights(path), *pixel_statistics(config.get("pretrained_cfg", {})))
     timm = import_timm(source)
     try:
         model = timm.create_model(source.removeprefix(PREFIX), pretrained=True, num_classes=0)
@@ -108,7 +103,10 @@ def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
                 f"{source}, got {cfg.num_slots}"
             )
         fitted["slot_tokens"][0, : len(tokens)] = tokens
-    kernel = resample_kernel(weights["patch_embed.proj.weight"], cfg.patch_size)
+    kernel = weights["patch_embed.proj.weight"]
+    if kernel.shape[-1] != cfg.patch_size:
+        size = [cfg.patch_size] * 2
+        kernel = import_timm(source).layers.resample_patch_embed(kernel, size, "bilinear")
     bias = weights["patch_embed.proj.bias"]
     if vit.mean is not None and vit.std is not None:
         shift = ((cfg.pixel_mean - vit.mean) / vit.std)[:, None, None]
@@ -137,21 +135,6 @@ def split_tokens(source: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Te
     return tokens + positions[0, :first], positions[:, first:]
 
 
-def resample_kernel(kernel: Tensor, size: int) -> Tensor:
-    """Resample a patch embedding ``[D, 3, P, P]`` to patches of ``size``, ``[D, 3, size, size]``.
-
-    The embedding of a patch that is resized to ``size`` stays as close as possible to the patch's
-    embedding before (least squares).
-    """
-    old = kernel.shape[-1]
-    if old == size:
-        return kernel
-    pixels = torch.eye(old**2, dtype=torch.float64).view(-1, 1, old, old)
-    resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
-    inverse = torch.linalg.pinv(resized.flatten(1))  # [size^2, P^2]
-    return (kernel.double().flatten(2) @ inverse.T).unflatten(2, (size, size)).to(kernel.dtype)
-
-
 # --- Parts ---------------------------------------------------------------------------------------
 
 
@@ -171,14 +154,9 @@ def import_timm(source: str) -> Any:
     return timm
 
 
-def pixel_statistics(config: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    """Return mean and deviation of a ``pretrained_cfg``; raises errors of several classes."""
-    found = [None if config.get(k) is None else torch.tensor(config[k]) for k in ("mean", "std")]
-    mean, std = found
-    is_three = all(x is None or x.shape == (3,) for x in found)
-    if not is_three or (std is not None and not (std > 0).all()):
-        raise ValueError("mean and std are not three numbers each, those of std above 0")
-    return mean, std
+def pixel_statistics(config: Mapping[str, Any]) -> list[Tensor | None]:
+    """Return mean and deviation of a ``pretrained_cfg``, None where it has none."""
+    return [None if config.get(k) is None else torch.tensor(config[k]) for k in ("mean", "std")]
 
 
 def log_assumptions(source: str, vit: ViT, cfg: IVCLConfig) -> None:
@@ -197,9 +175,6 @@ def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Te
     if unknown or missing:
         got = f"one with {unknown[0]}" if unknown else f"one without {missing[0]}"
         raise UserError(f"{source}: expected {ACCEPTED}, got {got}")
-    channels, *sides = weights["patch_embed.proj.weight"].shape[1:]
-    if channels != 3 or len(sides) != 2 or len({*sides}) != 1:
-        raise UserError(f"{source}: expected patches [3, P, P], got {[channels, *sides]}")
 
 
 def check_sizes(

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -91,16 +92,6 @@ def test_a_public_checkpoint_of_torch_save(tmp_path):
         load_backbone(model, "timm:other.pth")
 
 
-@pytest.mark.parametrize("size", [3, 8, 16])
-def test_kernels_are_resampled_as_timm_does(size):
-    patch_embed = pytest.importorskip("timm.layers.patch_embed")
-    kernel = torch.randn(5, 3, 8, 8)
-    theirs = patch_embed.resample_patch_embed(kernel, [size, size], "bilinear")
-    torch.testing.assert_close(
-        timm_weights.resample_kernel(kernel, size), theirs, atol=1e-5, rtol=1e-4
-    )
-
-
 # --- By hand -------------------------------------------------------------------------------------
 
 
@@ -119,16 +110,23 @@ def test_cls_token_goes_into_the_first_slot(build, tmp_path):
 
 
 def test_other_patches_and_positions_are_resampled(tmp_path):
-    """Patches of 8 on a grid of 6, to patches of 4 on a grid of 4."""
-    weights = vit_weights(grid=6, patch=8)
+    """Patches of 2 on a grid of 6, to patches of 4 on a grid of 4: a patch that is enlarged has the
+    token that it had before."""
+    pytest.importorskip("timm")
+    weights = vit_weights(grid=6, patch=2)
     weights["pos_embed"][:, 1:] = torch.arange(16.0)  # the same everywhere
     model = Supervised(config(objective="detection"), 5)
     load_backbone(model, saved(weights, tmp_path / "vit"))
     encoder = model.encoder.state_dict()
     expected = torch.arange(16.0).expand(1, 16, 16)
     torch.testing.assert_close(encoder["pos_embed"], expected, atol=1e-5, rtol=1e-5)
-    kernel = timm_weights.resample_kernel(weights["patch_embed.proj.weight"], 4)
-    assert torch.equal(encoder["patch_embed.proj.weight"], kernel)
+    patch = torch.rand(1, 3, 2, 2)
+    larger = F.interpolate(patch, (4, 4), mode="bilinear", antialias=True)
+    before, after = (
+        x.flatten(1) @ state["patch_embed.proj.weight"].flatten(1).T
+        for x, state in ((patch, weights), (larger, encoder))
+    )
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
