@@ -1,9 +1,9 @@
 """Weights of timm's ViTs for the image encoder, which has timm's keys: ``--init timm:NAME``.
 
-Patch weights of another size are resampled by timm (FlexiViT, Beyer et al., 2023: the pseudo-inverse
-of antialiased bilinear resizing), positions bicubically. Cls and register tokens become the first
-slots; further slots, and slots that compete for patches, stay as initialised. The patch embedding
-absorbs other pixel means and deviations exactly.
+Patch weights of another size are resampled by timm (the pseudo-inverse of antialiased bilinear
+resizing: FlexiViT, Beyer et al., 2023), positions bicubically. Cls and register tokens become the
+first slots; further slots, and slots that compete for patches, stay as initialised. The patch
+embedding absorbs other pixel means and deviations exactly.
 """
 
 from __future__ import annotations
@@ -154,9 +154,10 @@ def import_timm(source: str) -> Any:
     return timm
 
 
-def pixel_statistics(config: Mapping[str, Any]) -> list[Tensor | None]:
+def pixel_statistics(config: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
     """Return mean and deviation of a ``pretrained_cfg``, None where it has none."""
-    return [None if config.get(k) is None else torch.tensor(config[k]) for k in ("mean", "std")]
+    mean, std = (torch.tensor(config[k]) if config.get(k) else None for k in ("mean", "std"))
+    return mean, std
 
 
 def log_assumptions(source: str, vit: ViT, cfg: IVCLConfig) -> None:

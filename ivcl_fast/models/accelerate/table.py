@@ -11,12 +11,12 @@ from torch import nn
 
 from ivcl_fast.models.accelerate.adapter import Adapter
 from ivcl_fast.models.accelerate.attention import (
+    SdpaAttention,
     TimmAttention,
     TorchMultiheadAttention,
     VitPytorchAttention,
 )
 from ivcl_fast.models.accelerate.patches import PatchConvolution
-from ivcl_fast.models.accelerate.sdpa import SdpaAttention
 
 TABLE: dict[str, tuple[type[Adapter], ...]] = {
     # PyTorch, torchvision, open_clip
