@@ -63,7 +63,7 @@ def test_quick_run_does_everything(short_run, tmp_path, command, monkeypatch):
     assert "no memory" in short_run.said
     home = shutil.copytree(short_run.home, tmp_path / "home")
     run = home / "runs" / "synthetic-localize-tiny-quick"
-    for name in ("reconstruction", "slot_attention", "curves", "answers"):
+    for name in ("reconstruction", "slot_attention", "curves"):
         assert (run / f"{name}.png").stat().st_size > 10_000, name
     report = (run / "report.md").read_text()
     assert "hidden" in report and "reconstruction.png" in report and "--quick" in report
