@@ -1,9 +1,9 @@
 """Read the slots of a video: their values, how they change, and where in the frames they look.
 
-    python examples/read_slots.py [VIDEO [MODEL]]
+    python examples/read_slots.py [MODEL [VIDEO]]
 
-VIDEO is a video file or a folder with frames, MODEL a folder of save_pretrained such as
-runs/RUN/pretrain. Without them, a moving square and a model of the package are taken.
+MODEL is a folder of save_pretrained such as runs/RUN/pretrain, VIDEO a video file or a folder with
+frames. Without them, a model of the package and a moving square are taken.
 Writes slots.npz into the working folder: slots [T, S, D] and attention [T, S, grid, grid].
 """
 
@@ -46,11 +46,11 @@ def read(model: ivcl_fast.IVCL, video: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    given = len(sys.argv) > 1
-    name = sys.argv[2] if len(sys.argv) > 2 else "ivcl_fast/tiny-pretrained"
+    name = sys.argv[1] if len(sys.argv) > 1 else "ivcl_fast/tiny-pretrained"
+    given = len(sys.argv) > 2
     try:
         model = ivcl_fast.IVCL.from_pretrained(name)
-        video = ivcl_fast.load_clip(sys.argv[1], model.cfg) if given else moving_square(model.cfg)
+        video = ivcl_fast.load_clip(sys.argv[2], model.cfg) if given else moving_square(model.cfg)
     except UserError as error:  # no such model, or no such video: one line says which
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -32,7 +32,7 @@ try:
 except (OSError, ValueError) as error:  # no such file, or one of another kind
     stop(error)
 if "classes" not in about:
-    stop(f"{model}: gives slots, no answers; accepted: classifier.onnx")
+    stop(f"{model}: expected classifier.onnx, got a model without classes")
 if (about["input"]["frames"], about["input"]["crop"]) != ("even", "none"):
     stop(f"{model}: takes {about['input']['content']}, which this script does not read")
 _, length, _, size, _ = about["input"]["shape"]

@@ -22,6 +22,7 @@ from ivcl_fast import IVCLClassifier, IVCLConfig
 from tests.support.short_run import ENVIRONMENT, ROOT, ShortRun
 
 EXAMPLES = ROOT / "examples"
+PACKAGED = "ivcl_fast/tiny-pretrained"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
@@ -107,7 +108,7 @@ def test_answer_for_a_video_of_two_classes_reads_the_frames_of_the_run(
 
 def test_read_slots(run, short_run: ShortRun, tmp_path):
     cfg = IVCLConfig.preset("tiny")
-    for arguments in ((), (short_run.video, short_run.folder / "pretrain")):
+    for arguments in ((), (short_run.folder / "pretrain", short_run.video)):
         said = run("read_slots.py", *arguments, folder=tmp_path)
         assert said.count("slot ") == cfg.num_slots
         found = np.load(tmp_path / "slots.npz")
@@ -123,12 +124,12 @@ def test_read_slots(run, short_run: ShortRun, tmp_path):
             ("nowhere", "video.gif"),
             "finetune: expected a folder",
         ),
-        ("read_slots.py", ("nowhere.avi",), "nowhere.avi: expected a video file"),
-        ("read_slots.py", ("video.gif", "nowhere/model/of/mine"), "of/mine: expected a folder"),
+        ("read_slots.py", (PACKAGED, "nowhere.avi"), "nowhere.avi: expected a video file"),
+        ("read_slots.py", ("nowhere/model/of/mine",), "of/mine: expected a folder"),
         ("serve_onnx.py", ("nowhere.onnx", "video.gif"), "No such file or directory: 'nowhere"),
         ("serve_onnx.py", ("classifier.onnx", "nowhere.avi"), "or directory: 'nowhere.avi'"),
         ("serve_onnx.py", ("classifier.onnx", "classifier.json"), "Invalid data found"),
-        ("serve_onnx.py", ("encoder.onnx", "video.gif"), "encoder.onnx: gives slots, no answers"),
+        ("serve_onnx.py", ("encoder.onnx", "video.gif"), "encoder.onnx: expected classifier.onnx"),
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, name, arguments, said):
