@@ -2,51 +2,16 @@
 //
 // LayerNorm, with or without a residual sum before it, and its gradients: one pass each.
 //
-// The maths is in kernels/add_layer_norm.py. Rows stay in the first-level cache between their sum,
-// their statistics (float32) and their normalisation. Four rows are processed side by side: the sum
-// across a row is a chain of dependent instructions, and one row waits while others work. At most a
-// tenth faster than eager PyTorch; it exists so that a block's sum and norm stay one pass.
+// The maths is in kernels/add_layer_norm.py, the loops over a row in norm.h. At most a tenth faster
+// than eager PyTorch; it exists so that a block's sum and norm stay one pass.
+#include "norm.h"
 #include "op.h"
 
 namespace ivcl {
 namespace {
 
 constexpr double kVecNs = 0.6;  // rough cost of a register of values
-constexpr int kGroupRows = 4;
 static_assert(kPartialRows % kGroupRows == 0);
-
-// Calls f(row, count) for all rows of the partial sums begin..end: kGroupRows rows at a time, and
-// those that remain at the very end one by one. The grouping depends on the number of rows alone,
-// because the compiler may round one row differently from four.
-template <class F>
-inline void for_each_group(int64_t begin, int64_t end, int64_t rows, const F& f) {
-  int64_t row = begin * kPartialRows;
-  end = std::min(end * kPartialRows, rows);
-  for (; row + kGroupRows <= end; row += kGroupRows)
-    f(row, std::integral_constant<int, kGroupRows>{});
-  for (; row < end; ++row) f(row, std::integral_constant<int, 1>{});
-}
-
-// The mean, and 1 / the standard deviation.
-template <int kRows>
-struct Statistics {
-  float mean[kRows], rstd[kRows];
-
-  // Of rows[kRows][cols], `stride` apart, given the sums of each row's registers.
-  Statistics(const float* rows, int64_t stride, const Vec (&sums)[kRows], int64_t cols, float eps) {
-    IVCL_UNROLL for (int r = 0; r < kRows; ++r)
-      mean[r] = reduce_sum(sums[r]) / cols;
-    Vec squares[kRows] = {};
-    for_each_vec(cols, [&](int64_t c, auto n) {
-      IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-        const Vec centred = mask_tail(load(rows + r * stride + c) - mean[r], n);
-        squares[r] += centred * centred;
-      }
-    });
-    IVCL_UNROLL for (int r = 0; r < kRows; ++r)
-      rstd[r] = 1 / std::sqrt(reduce_sum(squares[r]) / cols + eps);
-  }
-};
 
 struct Affine {
   std::vector<float> weight, bias;
@@ -62,31 +27,25 @@ void forward(const X* x, const Sum* residual, Sum* total, Normed* normed, int64_
   parallel_for(ceil_div(rows, kPartialRows), partial_ns, [&](int64_t begin, int64_t end) {
     Scratch scratch;
     float* sums = scratch.alloc<float>(kGroupRows * stride);
-    for_each_group(begin, end, rows, [&](int64_t row, auto group) {
-      constexpr int kRows = group;
+    const int64_t last = std::min(end * kPartialRows, rows);
+    for_each_group(begin * kPartialRows, last, [&](int64_t row, auto group) {
       const int64_t start = row * cols;
-      Vec acc[kRows] = {};
-      for_each_vec(cols, [&](int64_t c, auto n) {
-        IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-          const int64_t at = start + r * cols + c;
-          Vec sum = load(x + at, n);
-          if (residual) {
-            sum += load(residual + at, n);
-            // Statistics are those of the sum as it is stored: backward sees no other.
-            if constexpr (sizeof(Sum) < sizeof(float)) sum = from_bf16(to_bf16(sum));
-            store(total + at, sum, n);
-          }
-          store(sums + r * stride + c, sum);
-          acc[r] += sum;
+      const auto sum_at = [&](int r, int64_t c, auto n) {
+        const int64_t at = start + r * cols + c;
+        Vec sum = load(x + at, n);
+        if (residual) {
+          sum += load(residual + at, n);
+          // Statistics are those of the sum as it is stored: backward sees no other.
+          if constexpr (sizeof(Sum) < sizeof(float)) sum = from_bf16(to_bf16(sum));
+          store(total + at, sum, n);
         }
-      });
-      const Statistics<kRows> s(sums, stride, acc, cols, eps);
-      for_each_vec(cols, [&](int64_t c, auto n) {
+        return sum;
+      };
+      normalise<group>(cols, eps, sums, stride, sum_at, [&](int64_t c, auto n, auto& z) {
         const Vec scale = load(weight + c, n), shift = load(bias + c, n);
-        IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-          const Vec z = (load(sums + r * stride + c) - s.mean[r]) * s.rstd[r];
-          store(normed + start + r * cols + c, z * scale + shift, n);
-        }
+        constexpr int kRows = group;
+        IVCL_UNROLL for (int r = 0; r < kRows; ++r)
+          store(normed + start + r * cols + c, z[r] * scale + shift, n);
       });
     });
   });
@@ -103,51 +62,20 @@ void backward(const Sum* dsum, const Normed* dnormed, const Sum* total, Sum* d, 
     Scratch scratch;
     float* sums = scratch.alloc<float>(kGroupRows * stride);
     float* g = scratch.alloc<float>(kGroupRows * stride);
-    for_each_group(begin, end, rows, [&](int64_t row, auto group) {
-      constexpr int kRows = group;
+    const int64_t last = std::min(end * kPartialRows, rows);
+    for_each_group(begin * kPartialRows, last, [&](int64_t row, auto group) {
       const int64_t start = row * cols;
       float* dweight = &partials[row / kPartialRows * 2 * cols];
-      float* dbias = dweight + cols;
-      Vec acc[kRows] = {};
-      for_each_vec(cols, [&](int64_t c, auto n) {
-        IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-          const Vec sum = load(total + start + r * cols + c, n);
-          store(sums + r * stride + c, sum);
-          acc[r] += sum;
-        }
-      });
-      const Statistics<kRows> s(sums, stride, acc, cols, eps);
-      Vec g_acc[kRows] = {}, gz_acc[kRows] = {};
-      for_each_vec(cols, [&](int64_t c, auto n) {
-        Vec dweight_acc = load(dweight + c, n), dbias_acc = load(dbias + c, n);
-        const Vec scale = load(&weight[c], n);
-        IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-          const Vec z = (load(sums + r * stride + c) - s.mean[r]) * s.rstd[r];
-          const Vec dy = load(dnormed + start + r * cols + c, n), scaled = dy * scale;
-          store(sums + r * stride + c, z);
-          store(g + r * stride + c, scaled);
-          g_acc[r] += scaled;
-          gz_acc[r] += scaled * z;
-          dweight_acc += dy * z;
-          dbias_acc += dy;
-        }
-        store(dweight + c, dweight_acc, n);
-        store(dbias + c, dbias_acc, n);
-      });
-      float g_mean[kRows], gz_mean[kRows];
-      IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-        g_mean[r] = reduce_sum(g_acc[r]) / cols;
-        gz_mean[r] = reduce_sum(gz_acc[r]) / cols;
-      }
-      for_each_vec(cols, [&](int64_t c, auto n) {
-        IVCL_UNROLL for (int r = 0; r < kRows; ++r) {
-          const int64_t at = start + r * cols + c, here = r * stride + c;
-          Vec grad = (load(g + here) - g_mean[r] - load(sums + here) * gz_mean[r]) * s.rstd[r];
-          if (dsum) grad += load(dsum + at, n);
-          store(d + at, grad, n);
-          if (dx) store(dx + at, grad, n);
-        }
-      });
+      normalise_backward<group>(
+          cols, eps, weight.data(), dweight, dweight + cols, sums, g, stride,
+          [&](int r, int64_t c, auto n) { return load(total + start + r * cols + c, n); },
+          [&](int r, int64_t c, auto n) { return load(dnormed + start + r * cols + c, n); },
+          [&](int r, int64_t c, auto n, Vec grad) {
+            const int64_t at = start + r * cols + c;
+            if (dsum) grad += load(dsum + at, n);
+            store(d + at, grad, n);
+            if (dx) store(dx + at, grad, n);
+          });
     });
   });
 }

@@ -96,7 +96,7 @@ void backward(const Patches& p, int64_t tokens, const T* dy, int64_t dim,
           p.load_pixels(first + r, first_pixel, columns, x + r * kTaskPixels);
         pack_b(x, kTaskPixels, count, columns, x_b, kTaskPixels);
         matmul<Op>(dim, columns, k, dy_t, {x_b, kTaskPixels},
-                   add_to(&dweight[first_pixel], p.pixels, columns));
+                   AddTo{&dweight[first_pixel], p.pixels, columns});
       }
     }
   });

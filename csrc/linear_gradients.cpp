@@ -58,7 +58,7 @@ void gradients(const T* dy, const T* x, int64_t tokens, int64_t outputs, int64_t
         if (first == 0)
           matmul<Op>(rows, columns, k, dy_t, {x_b, stride}, store_to(sums, inputs, columns));
         else
-          matmul<Op>(rows, columns, k, dy_t, {x_b, stride}, add_to(sums, inputs, columns));
+          matmul<Op>(rows, columns, k, dy_t, {x_b, stride}, AddTo{sums, inputs, columns});
         if (begin == 0)
           matmul<Op>(rows, kLanes, k, dy_t, {ones, kLanes},
                      [=](int64_t row, int64_t, auto& acc) { dbias[output + row] += acc[0][0]; });

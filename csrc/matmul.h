@@ -9,16 +9,36 @@
 
 namespace ivcl {
 
-// Vector registers used as accumulators, and how many of them may lie side by side in a row of C.
+// Vector registers used as accumulators.
 #ifdef __AVX512F__
-constexpr int kAccRegisters = 24, kMaxColVecs = 4;  // of 32 registers
+constexpr int kAccRegisters = 24;  // of 32 registers
 #else
-constexpr int kAccRegisters = 12, kMaxColVecs = 2;  // of 16 registers
+constexpr int kAccRegisters = 12;  // of 16 registers
 #endif
 
 // Products that one float32 accumulator sums up before it is added to the total: the rounding error
 // of a sum grows with its length.
 constexpr int64_t kMaxFp32Chain = 128;
+
+// An epilogue that adds C to the float32 values at dst, whose rows of `cols` values are `stride`
+// apart.
+struct AddTo {
+  float* dst;
+  int64_t stride, cols;
+
+  template <int kCols>
+  void operator()(int64_t row, int64_t col, Vec (&acc)[kCols]) const {
+    for (Vec& vec : acc) {
+      float* at = dst + row * stride + col;
+      store(at, load(at, cols - col) + vec, cols - col);
+      col += kLanes;
+    }
+  }
+  // Sums that are as large as a weight come from a distant cache.
+  void prefetch(int64_t row, int64_t col) const {
+    __builtin_prefetch(dst + row * stride + col, 1, 3);
+  }
+};
 
 // One block of C, kRows by kCols registers, accumulated in registers. It is a function of its own
 // and gets only what it needs: inlined into loops, the compiler keeps some accumulators in memory
@@ -26,6 +46,8 @@ constexpr int64_t kMaxFp32Chain = 128;
 template <class Op, int kRows, int kCols, class Epilogue>
 __attribute__((noinline)) void microkernel(int64_t k_extent, OperandA<Op> a, OperandB<Op> b,
                                            int64_t row, int64_t col, Epilogue epilogue) {
+  if constexpr (std::is_same_v<Epilogue, AddTo>)
+    for (int r = 0; r < kRows; ++r) epilogue.prefetch(row + r, col);
   Vec acc[kRows][kCols];
   IVCL_UNROLL for (int r = 0; r < kRows; ++r)
     IVCL_UNROLL for (int c = 0; c < kCols; ++c) acc[r][c] = Vec{};
@@ -44,15 +66,17 @@ __attribute__((noinline)) void microkernel(int64_t k_extent, OperandA<Op> a, Ope
   };
   if constexpr (Op::kPack == 1) {
     Vec total[kRows][kCols] = {};
-    for (; k_extent > kMaxFp32Chain; k_extent -= kMaxFp32Chain) {
-      accumulate(kMaxFp32Chain);
+    for (;;) {  // one call of `accumulate`: of a second copy, GCC keeps accumulators in memory
+      const int64_t steps = std::min(k_extent, kMaxFp32Chain);
+      accumulate(steps);
+      k_extent -= steps;
+      if (k_extent == 0) break;
       IVCL_UNROLL for (int r = 0; r < kRows; ++r)
         IVCL_UNROLL for (int c = 0; c < kCols; ++c) {
           total[r][c] += acc[r][c];
           acc[r][c] = Vec{};
         }
     }
-    accumulate(k_extent);
     IVCL_UNROLL for (int r = 0; r < kRows; ++r)
       IVCL_UNROLL for (int c = 0; c < kCols; ++c) acc[r][c] += total[r][c];
   } else {
@@ -107,7 +131,7 @@ inline void matmul(int64_t rows, int64_t cols, KExtent<Op> k, OperandA<Op> a, Op
                    const Epilogue& epilogue) {
   const auto column_strip = [&](auto width, int64_t col) {
     constexpr int kCols = decltype(width)::value;
-    const OperandB<Op> b_strip{b.data + col, b.k_stride};
+    const OperandB<Op> b_strip{b.data + col / kStrip * b.strip_stride, b.k_stride};
 #ifdef __AMX_BF16__
     if constexpr (Op::kIsAmx) {
       if (k.second) return amx_row_blocks<true, kCols>(rows, k, a, b_strip, col, epilogue);
@@ -147,17 +171,6 @@ template <class T>
 inline auto store_to(T* dst, int64_t stride, int64_t cols) {
   return [=](int64_t row, int64_t col, auto& acc) {
     store(dst + row * stride + col, acc, cols - col);
-  };
-}
-
-// Adds C to the float32 values at dst, whose rows of `cols` values are `stride` apart.
-inline auto add_to(float* dst, int64_t stride, int64_t cols) {
-  return [=](int64_t row, int64_t col, auto& acc) {
-    for (Vec& vec : acc) {
-      float* at = dst + row * stride + col;
-      store(at, load(at, cols - col) + vec, cols - col);
-      col += kLanes;
-    }
   };
 }
 

@@ -101,7 +101,16 @@ struct MatmulScope<Bf16Amx> {
 };
 #endif
 
-// Packed operands; strides are in packed elements. Columns of B are contiguous.
+// Vector registers that lie side by side in a block of C.
+#ifdef __AVX512F__
+constexpr int kMaxColVecs = 4;
+#else
+constexpr int kMaxColVecs = 2;
+#endif
+constexpr int64_t kStrip = kMaxColVecs * kLanes;
+
+// Packed operands; strides are in packed elements. Columns of B are contiguous within strips of
+// kStrip columns, and these are `strip_stride` apart.
 template <class Op>
 struct OperandA {
   const typename Op::Packed* data;
@@ -110,7 +119,7 @@ struct OperandA {
 template <class Op>
 struct OperandB {
   const typename Op::Packed* data;
-  int64_t k_stride;
+  int64_t k_stride, strip_stride = kStrip;
 };
 
 }  // namespace ivcl

@@ -165,6 +165,31 @@ inline void pack_b_transposed(const bf16* src, int64_t src_stride, int64_t rows,
 }
 #endif
 
+// --- B in strips of kStrip columns, each of them contiguous --------------------------------------
+
+// Packed elements of B with k values down its columns.
+template <class Op>
+inline int64_t strips_size(int64_t k, int64_t cols) {
+  return KExtent<Op>(k).packed * round_up(cols, kStrip);
+}
+
+// Packs one strip of B = src[rows][cols], k down its columns, or of B = transpose of
+// src[cols][rows].
+template <class Op, bool kTransposed, class T>
+inline void pack_strip(const T* src, int64_t src_stride, int64_t rows, int64_t cols, int64_t strip,
+                       typename Op::Packed* dst) {
+  const int64_t col = strip * kStrip, count = std::min(cols - col, kStrip);
+  dst += KExtent<Op>(rows).packed * col;
+  if constexpr (kTransposed)
+    pack_b_transposed(src + col * src_stride, src_stride, count, rows, dst, kStrip);
+  else pack_b(src + col, src_stride, rows, count, dst, kStrip);
+}
+
+template <class Op>
+inline OperandB<Op> operand_b_of_strips(const typename Op::Packed* packed, int64_t k) {
+  return {packed, kStrip, KExtent<Op>(k).packed * kStrip};
+}
+
 // --- Views of A: in place where the layout allows, else of a copy in `buffer` --------------------
 
 // A = src[rows][cols], k along its rows. `readable_rows` counts the rows that may be read, `rows`

@@ -1,5 +1,6 @@
 """The model's ops as fused kernels, one file each, registered under ``torch.ops.ivcl_fast``.
 
+* ``transformer_block``: a whole pre-norm block on a CPU, for short sequences.
 * ``embed_patches``: uint8 rows of the visible patches -> tokens. One pass gathers, normalises,
   multiplies by the patch embedding, and adds bias and position.
 * ``short_attention``: multi-head attention of short sequences, read in place from packed qkv, also
@@ -48,6 +49,7 @@ if __name__ != "kernels":
     from .restore_tokens import restore_tokens
     from .sample_masks import hash_seeds, sample_masks
     from .short_attention import short_attention
+    from .transformer_block import transformer_block
 
 __all__ = [
     "add_layer_norm",
@@ -64,5 +66,6 @@ __all__ = [
     "restore_tokens",
     "sample_masks",
     "short_attention",
+    "transformer_block",
     "unsupported_reason",
 ]

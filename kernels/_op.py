@@ -87,7 +87,7 @@ def register(
     schema: str,
     *,
     ref: Callable,
-    triton: Callable,
+    triton: Callable | None,
     fake: Callable,
     arguments: Mapping[str, Rule],
     setup_context: Callable = _autograd.save_inputs,
@@ -98,20 +98,23 @@ def register(
 
     ``ref`` and ``triton`` take the schema's arguments and return fresh tensors; ``fake`` returns
     tensors of the same shapes, dtypes and strides without computing, and may not be given the last
-    arguments where they have their defaults. ``arguments`` are the rules that they rely on, for
-    every tensor and, where needed, for other arguments. ``setup_context(ctx, inputs, output)``,
+    arguments where they have their defaults. Without ``triton``, ``ref`` serves GPUs.
+    ``arguments`` are the rules that they rely on, for every tensor and, where needed, for other
+    arguments. ``setup_context(ctx, inputs, output)``,
     which keeps the inputs by default, and ``backward(ctx, *grads)``, in terms of other registered
     ops, give the first derivative; all others are ``ref``'s (``_autograd.py``). ``is_backward`` is
     for those other ops.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for_ref, for_triton = _counted(name, "ref", ref), _counted(name, "triton", triton)
-    TRITON[name] = triton
+    for_ref = _counted(name, "ref", ref)
     op = getattr(torch.ops.ivcl_fast, name).default
     check = checker(arguments, op)
     by_ref = _contiguous(for_ref)
-    by_triton = _where_possible(for_triton, by_ref)
+    by_triton = by_ref
+    if triton is not None:
+        TRITON[name] = triton
+        by_triton = _where_possible(_counted(name, "triton", triton), by_ref)
     on_gpu = by_ref if _triton.MISSING or _triton.CANNOT_LAUNCH else by_triton
     LIBRARY.impl(name, lambda *args: on_gpu(*check(args)), "CUDA")
     if name not in _ext.OPS:

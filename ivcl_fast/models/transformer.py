@@ -5,7 +5,8 @@ keys, initial weights and arguments are the reference's own.
 
 * Tokens stay packed, ``[F, N, D]``: there are no permutes and no copies between heads and tokens.
 * Video stays uint8: patches are embedded from, and compared with, uint8 patch rows.
-* A block hands its last residual sum to the norm that follows, which does both in one pass.
+* On a CPU one op computes a whole block, from its first norm to its last sum, in cache.
+* Elsewhere a block hands its last residual sum to the norm that follows, which does both at once.
 * Outputs that nothing reads are not computed: after its attention, the last block of each stack
   processes only the tokens used downstream, in the decoder those of the masked patches and in the
   encoder the slots and the patches of query frames.
@@ -21,11 +22,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ivcl_fast import kernels
 from ivcl_fast.kernels.attention import attention
+from ivcl_fast.kernels.transformer_block import unsupported_reason as block_unsupported_reason
 from ivcl_fast.models import reference, slot_autoencoder
 from ivcl_fast.models.layers import (
     Branch,
@@ -34,6 +36,7 @@ from ivcl_fast.models.layers import (
     has_hooks,
     has_own_hooks,
     is_bare,
+    is_plain,
     linear,
     linear_gelu,
     linear_of_parts,
@@ -66,7 +69,32 @@ class Mlp(reference.Mlp):
 
 
 class Block(reference.Block):
-    """Block that adds residuals in the norms that follow them."""
+    """Block that is one op on a CPU; else it adds residuals in the norms that follow them."""
+
+    def fused_unsupported_reason(self, x: Tensor) -> str | None:
+        """Why separate ops compute the block on ``x``, or None where ``transformer_block`` does."""
+        attn, mlp = self.attn, self.mlp
+        layers = (attn.qkv, attn.proj, mlp.fc1, mlp.fc2)
+        if attn.__dict__.get("attention_backend", "auto") not in ("auto", "short"):
+            return "another attention backend is chosen"
+        if not (
+            is_plain(attn, Attention)
+            and is_plain(mlp, Mlp)
+            and all(is_plain(norm, nn.LayerNorm) for norm in (self.norm1, self.norm2))
+            and all(is_plain(layer, nn.Linear) for layer in layers)
+        ):
+            return "a part of the block is not a plain one"
+        if any(p is None for p in self.parameter_list()) or self.norm1.eps != self.norm2.eps:
+            return "a bias is missing, or the norms differ"
+        return block_unsupported_reason(
+            x, self.parameter_list(), attn.num_heads, compute_dtype(attn.qkv.weight)
+        )
+
+    def parameter_list(self) -> list[Tensor]:
+        """The parameters in the order of ``transformer_block``."""
+        attn, mlp = self.attn, self.mlp
+        layers = (self.norm1, attn.qkv, attn.proj, self.norm2, mlp.fc1, mlp.fc2)
+        return [p for layer in layers for p in (layer.weight, layer.bias)]
 
     def forward(
         self, x: Tensor, branch: Branch | None = None, token_index: Tensor | None = None,
@@ -76,6 +104,11 @@ class Block(reference.Block):
 
         ``token_index``: the tokens to process after attention, by default all.
         """
+        if self.fused_unsupported_reason(x) is None:
+            x = x if branch is None else x + branch.total()
+            parameters, heads = self.parameter_list(), self.attn.num_heads
+            x = kernels.transformer_block(x, parameters, heads, self.norm1.eps, token_index)
+            return (x, None) if defer else x
         x, y = add_norm(x, branch, self.norm1)
         index = () if token_index is None else (token_index,)
         branch = run_branch(self.attn, Attention, "proj", y, *index)

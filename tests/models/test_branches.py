@@ -33,6 +33,7 @@ def like_a_gpu(monkeypatch):
         return plain(*args)
 
     def start():
+        monkeypatch.setattr(Block, "fused_unsupported_reason", lambda self, x: "as on a GPU")
         monkeypatch.setattr(kernels, "add_layer_norm", add_layer_norm)
         monkeypatch.setattr(sys.modules[leaves_bias.__module__], "ONE_PASS", None)
         return added
@@ -130,6 +131,7 @@ def test_a_cpu_adds_every_bias_in_its_layer(model, monkeypatch):
         given.append(args[5])
         return plain(*args)
 
+    monkeypatch.setattr(Block, "fused_unsupported_reason", lambda self, x: "separate ops")
     monkeypatch.setattr(kernels, "add_layer_norm", add_layer_norm)
     model(VIDEO, seed=SEED)
     assert given == [None] * (2 * BLOCKS + 1)  # one more adds the times of frames

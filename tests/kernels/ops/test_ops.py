@@ -155,7 +155,7 @@ def test_same_bits_for_any_number_of_threads(op, dtype):
 
 @needs_cpp
 def test_every_op_is_tested():
-    elsewhere = {"linear_gradients", "render_scene", "sample_masks"}
+    elsewhere = {"linear_gradients", "render_scene", "sample_masks", "transformer_block"}
     here = {op.op._opname for op in OPS.values()}
     assert {name.removesuffix("_backward") for name in _ext.OPS} <= here | elsewhere
 

@@ -92,4 +92,5 @@ def fused_calls(function: Any, *args: Any) -> int:
     """Calls of the fused attention in ``function(*args)``."""
     before: Counter = dispatches()
     function(*args)
-    return sum(n for (op, _), n in (dispatches() - before).items() if op == "short_attention")
+    fused = "short_attention", "transformer_block"
+    return sum(n for (op, _), n in (dispatches() - before).items() if op in fused)
