@@ -74,16 +74,15 @@ class Block(reference.Block):
     def fused_unsupported_reason(self, x: Tensor) -> str | None:
         """Why separate ops compute the block on ``x``, or None where ``transformer_block`` does."""
         attn, mlp = self.attn, self.mlp
-        layers = (attn.qkv, attn.proj, mlp.fc1, mlp.fc2)
-        if attn.__dict__.get("attention_backend", "auto") not in ("auto", "short"):
-            return "another attention backend is chosen"
         if not (
             is_plain(attn, Attention)
             and is_plain(mlp, Mlp)
             and all(is_plain(norm, nn.LayerNorm) for norm in (self.norm1, self.norm2))
-            and all(is_plain(layer, nn.Linear) for layer in layers)
+            and all(is_plain(p, nn.Linear) for p in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
         ):
             return "a part of the block is not a plain one"
+        if attn.attention_backend not in ("auto", "short"):
+            return "another attention backend is chosen"
         if any(p is None for p in self.parameter_list()) or self.norm1.eps != self.norm2.eps:
             return "a bias is missing, or the norms differ"
         return block_unsupported_reason(
