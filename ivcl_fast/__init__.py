@@ -26,8 +26,8 @@ kernels           the fused operations by themselves
 
 Models are saved and loaded by save_pretrained and from_pretrained. help(ivcl_fast.IVCL) and the
 like give shapes, dtypes and errors. Commands, each with --help: python -m ivcl_fast.train, and
-likewise evaluate, prepare, visualize, probes, sweep, export and info. Importing this package
-imports none of them and touches no device.
+likewise evaluate, prepare, visualize, probes, compare, sweep, export and info. Importing this
+package imports none of them and touches no device.
 """
 
 import signal

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "Measure a finished run again, or answer the question for new videos.",
     "visualize": "Show where a run's slots attend, and what its model answers, as a web page.",
     "probes": "Measure what linear probes can read from a run's frozen slots.",
+    "compare": "Compare finished runs clip by clip, and list the settings that differ.",
     "sweep": "Run a study: several variants and seeds, compared in one table.",
     "prepare": "Decode a data set into a frame store, or make a synthetic data set.",
     "export": "Write a run's models as ONNX or torch.export files.",

@@ -1,0 +1,105 @@
+"""``python -m ivcl_fast.compare RUN RUN...``: compare finished runs on the same clips.
+
+The first table has each run's scores and, clip by clip, its difference from the first run; the
+second one has the settings that differ. Nothing is computed again: a run keeps its answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ivcl_fast.command import parse, run_command
+from ivcl_fast.errors import UserError, flag
+from ivcl_fast.files import write_text
+from ivcl_fast.report.run import CLIPS, SCORES
+from ivcl_fast.report.study import compare, read_answers, read_results, scores_table
+from ivcl_fast.report.tables import Table
+from ivcl_fast.text import markdown
+from ivcl_fast.training.settings import CHANGEABLE, load_settings
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What to compare."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN...")]
+    """Folders of finished runs on the same data; the others are compared with the first."""
+    out: Path | None = None
+    """Also write the tables to this Markdown file."""
+
+
+def comparison(runs: Sequence[Path]) -> str:
+    """Return the tables of scores and of settings in Markdown.
+
+    Raises :class:`UserError` for fewer than two runs, for a run without scores, and for runs whose
+    clips or labels differ.
+    """
+    if len({run.resolve() for run in runs}) < max(2, len(runs)):
+        raise UserError("RUN: expected at least two runs, each of them once")
+    for run in runs:
+        if not (run / SCORES).is_file():
+            raise UserError(f"RUN: expected a finished run with {SCORES}, got {run}")
+    labels = short_names(runs)
+    check_clips(runs)
+    folders = {label: [run] for label, run in zip(labels, runs, strict=True)}
+    results, chance = read_results(folders)
+    compared = compare(folders)
+    about = "Scores of the finetuned models"
+    if compared:
+        about += (
+            "; brackets have 95 % intervals over clips. Differences are from *"
+            f"{labels[0]}* on the same clips, in points"
+        )
+    scores = scores_table("run", {label: results[label] for label in labels}, chance, compared)
+    return f"{about}.\n\n{scores}\n\n{settings_that_differ(labels, runs)}\n"
+
+
+def short_names(runs: Sequence[Path]) -> list[str]:
+    """Return the ends of the paths, with as many parts as it takes to tell the runs apart."""
+    parts = [run.resolve().parts for run in runs]
+    length = next(n for n in count(1) if len({part[-n:] for part in parts}) == len(parts))
+    return [markdown("/".join(part[-length:])) for part in parts]
+
+
+def check_clips(runs: Sequence[Path]) -> None:
+    """Raise :class:`UserError` if a run was measured on other clips, or with other labels."""
+    measured = []
+    for run in runs:
+        clips = read_answers(run / CLIPS) if (run / CLIPS).is_file() else ()
+        measured.append({(clip["name"], clip["video"]): clip["label"] for clip in clips})
+    first = measured[0]
+    for run, labels in zip(runs, measured, strict=True):
+        common = labels.keys() & first.keys()
+        if (first and not common) or any(labels[clip] != first[clip] for clip in common):
+            raise UserError(f"RUN: expected runs on the clips of {runs[0]}, got {run}, on others")
+
+
+def settings_that_differ(labels: Sequence[str], runs: Sequence[Path]) -> str:
+    """Return a table of the settings that differ between the runs and may change their results."""
+    settings = [load_settings(run).flat() for run in runs]
+    rows = [
+        [f"`{flag('data' if name == 'source' else name)}`", *(str(of[name]) for of in settings)]
+        for name in settings[0]
+        if name not in CHANGEABLE and len({str(of[name]) for of in settings}) > 1
+    ]
+    if not rows:
+        return "Their settings are the same."
+    return f"Settings that differ:\n\n{Table(['setting', *labels], rows)}"
+
+
+def main() -> None:
+    config = parse(CompareConfig, "compare", __doc__)
+    text = comparison(config.runs)
+    print(text, end="")
+    if config.out is not None:
+        write_text(config.out, text)
+
+
+if __name__ == "__main__":
+    run_command(main)
