@@ -11,7 +11,7 @@ about the video. ``python -m ivcl_fast.train`` does both. From a video file to a
     logits = model(video)  # [1, num_classes]
     print(model.class_names[logits.argmax()])
 
-IVCLConfig        sizes and choices of a model; IVCLConfig.preset("tiny") and other presets
+IVCLConfig        sizes and options of a model; IVCLConfig.preset("tiny") and other presets
 IVCL              the pretraining model: loss, reconstruct(video), encode(video)
 IVCLClassifier    the finetuned model: logits of a video
 SlotAutoencoder   the pretraining model whose slots hold one object each, without labels
@@ -19,15 +19,15 @@ Supervised        the pretraining model of the supervised baselines
 reference         the same models in plain PyTorch: reference.IVCL, reference.IVCLClassifier
 slot_autoencoder  slot attention in plain PyTorch: slot_autoencoder.SlotAutoencoder
 supervised        the supervised baseline in plain PyTorch: supervised.Supervised
-accelerate        swap fused kernels into a model that exists, in place; returns a Report
+accelerate        swap fused kernels into an existing model, in place; returns a Report
 restore           undo accelerate
-load_clip         read a video file, or images, as a model takes it
+load_clip         read a video file or images as a model's input
 kernels           the fused operations by themselves
 
-Models are saved and loaded by save_pretrained and from_pretrained. help(ivcl_fast.IVCL) and the
-like give shapes, dtypes and errors. Commands, each with --help: python -m ivcl_fast.train, and
-likewise evaluate, prepare, visualize, probes, compare, sweep, export and info. Importing this
-package imports none of them and touches no device.
+Save and load models with save_pretrained and from_pretrained. help(ivcl_fast.IVCL), for example,
+lists shapes, dtypes and errors. The commands are python -m ivcl_fast.train, evaluate, prepare,
+visualize, probes, compare, sweep, export and info, each with --help. Importing this package imports
+none of them and touches no device.
 """
 
 import signal
@@ -36,9 +36,9 @@ import typing
 from importlib import import_module
 from pathlib import Path
 
-# A bare checkout keeps the kernels at the top level, installed copies inside the package: this lets
-# ``import ivcl_fast.kernels`` find them in both without an install. Beside an installed copy there
-# may be a ``kernels`` as well, Hugging Face's, and any file.
+# The kernels are at the top level of a checkout but inside an installed package. This makes
+# ``import ivcl_fast.kernels`` work in both. A ``kernels`` package next to an installed copy may be
+# unrelated, such as Hugging Face's.
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parent
 _IN_CHECKOUT = not (_HERE / "kernels").is_dir() and all(
@@ -100,7 +100,7 @@ def __dir__() -> list[str]:
 
 
 def _version() -> str:
-    """The version of this code: of a checkout, even where another copy is installed."""
+    """Return the version of this code: a checkout's own, even if another copy is installed."""
     if _IN_CHECKOUT:
         import tomllib
 

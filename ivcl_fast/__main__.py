@@ -10,20 +10,20 @@ from ivcl_fast.errors import print_error
 
 COMMANDS = {
     "train": "Pretrain, finetune and evaluate a model, and write a report.",
-    "evaluate": "Measure a finished run again, or answer the question for new videos.",
+    "evaluate": "Evaluate a finished run again, or predict answers for new videos.",
     "visualize": "Show where a run's slots attend, and what its model answers, as a web page.",
-    "probes": "Measure what linear probes can read from a run's frozen slots.",
+    "probes": "Score linear probes of a run's frozen slots.",
     "compare": "Compare finished runs clip by clip, and list the settings that differ.",
     "sweep": "Run a study: several variants and seeds, compared in one table.",
     "prepare": "Decode a data set into a frame store, or make a synthetic data set.",
     "export": "Write a run's models as ONNX or torch.export files.",
     "info": "Show versions, devices, kernels and attention backends, and what is missing.",
 }
-"""The commands, each with one line about it."""
+"""Commands and their one-line descriptions."""
 
 
 def main() -> None:
-    """Run the command that the first argument names, list the commands, or print the version."""
+    """Run the command named by the first argument, list the commands, or print the version."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         sys.argv = [name, *arguments]

@@ -1,4 +1,5 @@
-"""What all commands share: flags, ``--version``, and how errors, signals and pipes end them."""
+"""Shared by all commands: flags, ``--version``, and exits after errors, signals and closed
+pipes."""
 
 from __future__ import annotations
 
@@ -27,9 +28,9 @@ REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
 }  # fmt: skip
-"""Errors of the system that the user can fix: no access to a folder, a full or broken disk."""
+"""Operating-system errors that the user can fix: no access to a folder, a full or broken disk."""
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
-"""Parts of PyTorch's messages about a tensor that is too large for a GPU, the CPU or a machine."""
+"""Substrings of PyTorch's out-of-memory messages, for a GPU or a CPU."""
 
 
 def parse(
@@ -90,10 +91,10 @@ def join_help_lines(config: type) -> None:
 def run_command(main: Callable[[], None], continues: bool = False) -> NoReturn:
     """Run the ``main`` function of a command, then exit.
 
-    ``continues``: whether a stopped command continues when it is started again. A
-    :class:`UserError`, an error of the system that the user can fix (:data:`REFUSALS`) and too
-    little memory become one line on stderr and exit status 2. Signals give 128 plus their number,
-    and so does a closed pipe (``... | head``), without a message.
+    ``continues``: whether running a stopped command again continues it. A :class:`UserError`, an
+    operating-system error in :data:`REFUSALS` and a lack of memory print one line on stderr and
+    exit with status 2. Signals exit with 128 plus their number; so does a closed pipe (``... |
+    head``), without a message.
     """
     to_stderr = logging.StreamHandler()
     to_stderr.setFormatter(PrintableFormatter("%(message)s"))

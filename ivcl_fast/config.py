@@ -1,4 +1,4 @@
-"""The model's sizes and choices: one dataclass, its presets, and the checks of a model's inputs."""
+"""Model configuration: one dataclass, its presets, and checks of a model's inputs."""
 
 from __future__ import annotations
 
@@ -30,27 +30,26 @@ OBJECTIVE_NAMES: dict[Objective, str] = {
     "detection": "supervised: detection",
     "objects": "supervised: an object in each slot",
 }
-"""The objectives' names in reports and studies."""
+"""Names of the objectives in reports and studies."""
 
 PIXEL_TOLERANCE = 1e-3
-"""How far float pixels may lie outside [0, 1]: antialiased resizing rounds past the range."""
+"""Tolerance for float pixels outside [0, 1]; antialiased resizing rounds past the range."""
 
 MAX_SIZE = 8192
-"""Largest value of any number of a config, so that sizes of tensors do not overflow 64 bits."""
+"""Largest number accepted in a config, so that tensor sizes fit in 64 bits."""
 MAX_PATCHES = 65_536
-"""Most patches per frame; the op ``sample_masks`` takes no more."""
+"""Maximum number of patches per frame, set by the op ``sample_masks``."""
 
 
 @dataclass(frozen=True)
 class IVCLConfig:
-    """Sizes and choices of an IV-CL model; the defaults are the preset ``tiny``.
+    """Configuration of an IV-CL model; the defaults are the preset ``tiny``.
 
-    The paper's layer counts, slot count and mask ratio are not in our sources: every default here
-    is ours (MAE and ViT conventions), none is the paper's. Sizes are in pixels, frames, patches or
-    tokens, never in bytes or seconds; none is above :data:`MAX_SIZE`.
+    The defaults follow MAE and ViT conventions; none is taken from the paper, whose layer counts,
+    slot count and mask ratio we do not have. No number may exceed :data:`MAX_SIZE`.
 
-    Raises :class:`~ivcl_fast.errors.UserError`, a ``ValueError``, that names the field and what it
-    accepts.
+    Raises :class:`~ivcl_fast.errors.UserError` (a ``ValueError``), naming the field and its
+    accepted values.
 
     Example::
 
@@ -69,7 +68,7 @@ class IVCLConfig:
     num_slots: int = 2
     """Slot tokens per frame (S)."""
     mask_ratio: float = 0.75
-    """Share of a frame's patches that is masked in pretraining, above 0 and below 1."""
+    """Fraction of a frame's patches that is masked in pretraining, above 0 and below 1."""
     embed_dim: int = 128
     """Width of the encoder and the temporal transformer (D); a multiple of ``num_heads`` and of
     4."""
@@ -90,15 +89,15 @@ class IVCLConfig:
     norm_pix: bool = True
     """Normalise each target patch by its own mean and variance, as MAE does."""
     context_tokens: ContextTokens = "slots"
-    """What the temporal transformer sees of frames other than query frames."""
+    """Input of the temporal transformer from frames other than query frames."""
     decoder_slots: bool = True
-    """Put the query frame's slots in front of the decoder's sequence."""
+    """Prepend the query frame's slots to the decoder's sequence."""
     readout: Readout = "last"
-    """What the classifier's head reads: the last frame's slots, all slots, or a cls token."""
+    """Input of the classifier's head: the last frame's slots, all slots, or a cls token."""
     objective: Objective = "ivcl"
-    """What pretraining learns: masked patches (ivcl; mae: image MAE; joint: one space-time
-    encoder), frames drawn from competing slots (slot_attention), or labels (classification:
-    attributes; detection: object in each patch; objects: object in each slot)."""
+    """Pretraining objective: masked patches (ivcl; mae: image MAE; joint: one space-time encoder),
+    frames drawn from competing slots (slot_attention), or labels (classification: attributes;
+    detection: object in each patch; objects: object in each slot)."""
     attention: AttentionBackend = "auto"
     """Attention backend; auto chooses by the sequence length."""
     low_precision_residual: bool = False
@@ -164,7 +163,7 @@ class IVCLConfig:
         return 3 * self.patch_size**2
 
     def residual_dtype(self, x: Tensor) -> torch.dtype:
-        """The dtype of the sum that a transformer's blocks add to, of which ``x`` is the start."""
+        """Return the dtype of the residual stream that starts with ``x``."""
         kind = x.device.type
         if not self.low_precision_residual or not torch.amp.is_autocast_available(kind):
             return x.dtype
@@ -172,7 +171,7 @@ class IVCLConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> IVCLConfig:
-        """The preset ``name`` (tiny, small, base64 or base224), with some fields replaced.
+        """Return the preset ``name`` (tiny, small, base64 or base224) with some fields replaced.
 
         Raises :class:`UserError` for an unknown preset or field.
         """
@@ -181,7 +180,7 @@ class IVCLConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> IVCLConfig:
-        """The config with these fields; the opposite of ``dataclasses.asdict``."""
+        """Build a config from a dict of its fields; the inverse of ``dataclasses.asdict``."""
         known = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
@@ -216,10 +215,10 @@ class IVCLConfig:
         self._check_frame_index(frame_index, video, length)
 
     def are_slots(self, video: Tensor, frame_index: Tensor | None = None) -> bool:
-        """Whether a classifier is given the slots of its frames, float ``[B, T, S, D]``.
+        """Return whether the input is slots, float ``[B, T, S, D]``, instead of frames.
 
-        Patch rows are uint8. ``frame_index`` as of :meth:`check_video`. Raises :class:`UserError`
-        if they do not fit this config.
+        ``frame_index``: see :meth:`check_video`. Raises :class:`UserError` if the slots do not fit
+        this config.
         """
         if not (isinstance(video, Tensor) and video.ndim == 4 and video.is_floating_point()):
             return False
@@ -238,7 +237,7 @@ class IVCLConfig:
         """Raise :class:`UserError` unless these are frames of videos of ``length`` frames."""
         if frame_index is None:
             return
-        videos = len(video)  # not before: in an export it would fix the number of videos
+        videos = len(video)  # read late, because an export would make it a constant
         if not is_int64(frame_index, [videos, None, self.num_frames]):
             raise UserError(
                 f"frame_index: expected int64 [{videos}, clips of a video, {self.num_frames}], got "
@@ -252,14 +251,15 @@ class IVCLConfig:
             raise UserError(f"frame_index: expected values of 0 to {length - 1}, got others")
 
     def check_readout(self, every_frame: bool) -> None:
-        """Raise :class:`UserError` if ``every_frame`` is asked of a model with another readout."""
+        """Raise :class:`UserError` if ``every_frame`` is set and the readout is not ``last``."""
         if every_frame and self.readout != "last":
             raise UserError(f"every_frame: expected readout 'last', got {self.readout!r}")
 
     def check_masks(
         self, clips: int, ids_keep: Tensor | None, query: Tensor | None, seed: Tensor | None
     ) -> None:
-        """Raise :class:`UserError` for the first that is neither None nor int64 of its shape.
+        """Raise :class:`UserError` for the first argument that is neither None nor int64 of its
+        shape.
 
         Ids may be in any order. Values are checked where :func:`can_read_values` allows it.
         """
@@ -346,27 +346,27 @@ def dtype_name(x: Tensor) -> str:
 
 
 def describe(x: Any) -> str:
-    """A tensor's dtype and shape; the type of anything else."""
+    """Describe a tensor by its dtype and shape, anything else by its type."""
     if not isinstance(x, Tensor):
         return f"{type(x).__name__} (not a tensor)"
     return f"{dtype_name(x)} {list(x.shape)}"
 
 
 def is_int64(x: Any, shape: Sequence[int | None]) -> bool:
-    """Whether ``x`` is an int64 tensor of this shape; None stands for any length."""
+    """Return whether ``x`` is an int64 tensor of this shape; ``None`` matches any length."""
     if not isinstance(x, Tensor) or x.dtype != torch.int64 or x.ndim != len(shape):
         return False
     return all(size in (None, length) for size, length in zip(shape, x.shape, strict=True))
 
 
 def can_read_values(x: Tensor) -> bool:
-    """Whether reading values costs nothing: no wait for a device, no break of a graph or vmap."""
+    """Return whether values can be read without a device sync, in eager code outside vmap."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     return type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def are_distinct(ids: Tensor, choices: int) -> bool:
-    """Whether ids ``[..., K]`` are K different numbers of 0 to ``choices - 1``."""
+    """Return whether ids ``[..., K]`` are distinct and from 0 to ``choices - 1``."""
     ids = ids.sort().values
     return bool(((ids >= 0) & (ids < choices)).all() and (ids.diff() > 0).all())

@@ -7,22 +7,21 @@ import sys
 from ivcl_fast.text import printable
 
 MOST = 10**12
-"""Largest number that a setting accepts by default; what is computed from larger ones overflows."""
+"""Default upper bound of a setting, low enough that no computation overflows."""
 
 
 class UserError(ValueError):
     """An error that the user can fix.
 
-    The message is one line, which begins with the name of the argument or flag:
-    ``--batch-size: expected at least 1, got 0``. Commands print it without a traceback and exit
-    with status 2.
+    The message is one line that starts with the name of the argument or flag: ``--batch-size:
+    expected at least 1, got 0``. Commands print it without a traceback and exit with status 2.
     """
 
 
 def require_at_least(config: object, least: float, *names: str, most: float = MOST) -> None:
     """Raise :class:`UserError` for the first field that is below ``least`` or above ``most``.
 
-    None, a setting that is not given, is accepted.
+    ``None`` means that a setting is not given, and is accepted.
     """
     for name in names:
         value = getattr(config, name)
@@ -43,7 +42,7 @@ def require_above(config: object, bound: float, *names: str, most: float = MOST)
 
 
 def flag(name: str) -> str:
-    """Return the flag of a setting: ``--batch-size`` of ``batch_size``."""
+    """Return the flag of a setting: ``--batch-size`` for ``batch_size``."""
     return "--" + name.replace("_", "-")
 
 

@@ -1,4 +1,4 @@
-"""``python -m ivcl_fast.evaluate RUN``: measure a finished run again, or answer for videos."""
+"""``python -m ivcl_fast.evaluate RUN``: evaluate a finished run, or answer for new videos."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ivcl_fast.text import printable
 
 Classifier = Literal["finetune", "scratch", "last-frame"]
 ANSWERS = 5
-"""Likeliest answers that are printed."""
+"""Number of top answers to print."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What to measure."""
+    """Run to evaluate, and where to write the results."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run or of a model, a packaged model (ivcl_fast/tiny-localize), or OWNER/NAME on
@@ -40,22 +40,21 @@ class EvaluateConfig:
     """Which of the run's classifiers: finetune (the default), scratch (without pretraining) or
     last-frame."""
     split: str | None = None
-    """Split to measure on; by default the one that results are reported on (CATER: val; ACRE: test;
+    """Split to evaluate on; by default the one used for reports (CATER: val; ACRE: test;
     Something-Else: validation; your own videos: test if there is one, else val)."""
     out: Path | None = None
-    """Also write the scores, the classes, and every clip's label, answer and logits to this .json
-    file; with --predict, also write the answers to this .json or .csv file."""
+    """Also write the scores, the classes, and the label, answer and logits of each clip to this
+    .json file; with --predict, write the answers to this .json or .csv file."""
     predict: Path | None = None
-    """Answer for this instead of measuring: a video file, a folder with its frames as images in the
-    order of their names, or a folder of videos; for ACRE a folder with six panels of context, then
-    the query."""
+    """Predict the answer for this instead: a video file, a folder of frames (images, ordered by
+    name), or a folder of videos; for ACRE a folder of six context panels followed by the query."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Print the scores of a run's classifier, chance beside each, or its answers for one file."""
+    """Print the scores of a run's classifier next to chance, or its answers for new videos."""
     check_flags(config)
     run = FinishedRun.open(config.run, config.device, config.where)
     name = chosen_model(run, config.model)
@@ -82,8 +81,8 @@ def evaluate(config: EvaluateConfig) -> None:
 def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
     """Print the answers for a video, or for each video of a folder, and write them to ``out``.
 
-    Videos of a folder that cannot be used are named with the reason. Raises :class:`UserError` for
-    a single one that cannot be used, and if none of a folder can.
+    Unusable videos in a folder are listed with the reason. Raises :class:`UserError` if a single
+    video, or every video in a folder, is unusable.
     """
     model = run.load(name)
     reader = ClipReader(run, num_frames=model.cfg.num_frames)
@@ -114,10 +113,10 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
 
 
 def videos_in(path: Path) -> dict[str, Path]:
-    """Return the videos of a folder by name; none for a file or a folder of frames.
+    """Return the videos in a folder by name; empty for a file or a folder of frames.
 
-    Images beside videos or folders, such as previews, are no frames. Raises :class:`UserError` for
-    a folder with neither.
+    Images next to videos or folders, such as previews, are ignored. Raises :class:`UserError` for a
+    folder with neither.
     """
     if not path.is_dir():
         return {}
@@ -129,11 +128,11 @@ def videos_in(path: Path) -> dict[str, Path]:
         )
     first = {one.name: one.files[0] for one in found}
     places = {name: file.parent if is_image(file) else file for name, file in first.items()}
-    return {} if path in places.values() else places  # the folder itself is one of frames
+    return {} if path in places.values() else places  # a folder of frames
 
 
 def answers_as_csv(found: Sequence[dict[str, Any]]) -> str:
-    """Return a table of answers: a row for each of a video, or its error."""
+    """Return a CSV table with a row for each answer, or for the error of an unusable video."""
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(["video", "rank", "answer", "probability", "error"])
@@ -146,14 +145,14 @@ def answers_as_csv(found: Sequence[dict[str, Any]]) -> str:
 
 
 def is_csv(out: Path) -> bool:
-    """Return whether a file's name is that of a table."""
+    """Return whether to write a CSV table to this file."""
     return out.suffix.lower() == ".csv"
 
 
 def check_flags(config: EvaluateConfig) -> None:
     """Raise :class:`UserError`, before any work, if the result could not be written."""
     if config.predict is not None and config.split is not None:
-        raise UserError("--split: expected no --predict, which measures nothing")
+        raise UserError("--split: expected no --predict, got both")
     if (out := config.out) is None:
         return
     if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
@@ -164,9 +163,9 @@ def check_flags(config: EvaluateConfig) -> None:
 
 
 def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
-    """Return the folder of the classifier that ``--model``, or the run's argument, names.
+    """Return the folder of the classifier selected by ``--model`` or by the run's argument.
 
-    Raises :class:`UserError` if it is not finished, or no classifier.
+    Raises :class:`UserError` if it is unfinished or not a classifier.
     """
     name = flag or run.chosen or "finetune"
     finished = [name for name in get_args(Classifier) if run.finished(name)]

@@ -1,9 +1,8 @@
 """``python -m ivcl_fast.export RUN``: write a run's models for use without this package.
 
-The classifier (a video to logits) and the encoder (a video to the slots of its frames) are written
-as ONNX files or as programs of ``torch.export``, for any number of videos at once, each with a JSON
-file that describes input and output. A file that computes something else than the run's own model
-is not written.
+Exports the classifier (video to logits) and the encoder (video to slots) as ONNX files or
+``torch.export`` programs with a dynamic batch size. A JSON file next to each describes its input
+and output. An export whose output differs from the run's model is refused.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from ivcl_fast.models.ivcl import FAST, IVCL, IVCLClassifier, SlotAutoencoder
 
 Format = Literal["onnx", "pt2"]
 TOLERANCE = 1e-4
-"""Largest difference from the run's model, relative to its largest output."""
+"""Maximum difference from the run's model, relative to the largest output."""
 EXPORTED = {"classifier": "finetune", "encoder": "pretrain"}
-"""What is written, and the folder of the run's model that it is made of."""
+"""Name of each export, and the model folder it is made from."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class ExportConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run made by ivcl_fast.train, or of one of its models."""
     format: Format = "onnx"
-    """onnx: for ONNX Runtime and others; pt2: for torch.export.load, which needs PyTorch only."""
+    """onnx: for ONNX Runtime and others; pt2: for torch.export.load, which needs only PyTorch."""
     out: Path | None = None
     """Folder to write to; by default export in the run's folder."""
 
@@ -51,7 +50,7 @@ Exportable = IVCL | IVCLClassifier | SlotAutoencoder
 
 
 class Encoder(nn.Module):
-    """The slots of a pretraining model: uint8 ``[B, T, 3, H, W]`` to ``[B, T, S, D]``."""
+    """Encoder of a pretraining model: uint8 ``[B, T, 3, H, W]`` to ``[B, T, S, D]``."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -62,7 +61,7 @@ class Encoder(nn.Module):
 
 
 def export(config: ExportConfig) -> None:
-    """Write each of the run's models, and print its file and its difference from the model."""
+    """Export each of the run's models; print each file and its difference from the model."""
     check_packages(config.format)
     run = FinishedRun.open(config.run, "cpu")
     chosen = {name: stage for name, stage in EXPORTED.items() if run.chosen in (None, stage)}
@@ -89,7 +88,7 @@ def export(config: ExportConfig) -> None:
         if name == "classifier":
             about |= {"classes": run.classes.names, "multi_label": run.classes.multi_label}
         write_json(out / f"{name}.json", about)
-        print(f"{out / name}.{config.format}: differs by {difference:.1e} at most from the model")
+        print(f"{out / name}.{config.format}: differs from the model by at most {difference:.1e}")
 
 
 def check_packages(format: Format) -> None:
@@ -108,7 +107,7 @@ def check_packages(format: Format) -> None:
 
 
 def plain_model(model: Exportable) -> nn.Module:
-    """Return the same model in plain PyTorch, which other formats can express."""
+    """Return the same model in plain PyTorch, which can be exported."""
     plain_class: Any = {fast: plain for plain, fast in FAST.items()}[type(model)]
     plain = plain_class(**model.arguments() | {"cfg": model.cfg})
     plain.load_state_dict(model.state_dict())
@@ -118,7 +117,7 @@ def plain_model(model: Exportable) -> nn.Module:
 def write_model(model: Exportable, path: Path) -> float:
     """Write the model in the format of the suffix; return its largest difference from ``model``.
 
-    The difference is relative to the largest output, on random videos, one and three at once.
+    The difference is relative to the largest output, on random batches of one and three videos.
     Raises :class:`UserError`, and writes nothing, if it is above :data:`TOLERANCE`.
     """
     own = model if isinstance(model, IVCLClassifier) else model.encode
@@ -134,14 +133,14 @@ def write_model(model: Exportable, path: Path) -> float:
 
 
 def exported(model: Exportable, suffix: str) -> bytes:
-    """Return the content of a file of the model, in the format of the suffix.
+    """Serialise the model in the format of the suffix.
 
-    PyTorch does not write the file itself: on a full disk it would end the process.
+    PyTorch does not write the file itself, because it aborts the process on a full disk.
     """
     output = "logits" if isinstance(model, IVCLClassifier) else "slots"
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     example, plain = (random_videos(model, 2),), plain_model(model)
-    with warnings.catch_warnings():  # PyTorch copies and pickles what it has deprecated
+    with warnings.catch_warnings():  # PyTorch pickles its own deprecated classes
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
         if suffix == ".pt2":
             content = io.BytesIO()
@@ -157,7 +156,7 @@ def exported(model: Exportable, suffix: str) -> bytes:
 
 
 def load(content: bytes, suffix: str) -> Callable[[Tensor], Tensor]:
-    """Open the content of a written model as whoever receives it does."""
+    """Load an exported model as its user would."""
     if suffix == ".pt2":
         return torch.export.load(io.BytesIO(content)).module()
     import onnxruntime
@@ -176,18 +175,18 @@ def compare(
         video = random_videos(model, clips)
         expected = own(video).float()
         differences.append((written(video) - expected).abs().max() / expected.abs().max())
-    return float(torch.stack(differences).max())  # NaN if one of them is
+    return float(torch.stack(differences).max())  # max propagates NaN
 
 
 def random_videos(model: Any, clips: int) -> Tensor:
-    """Return noise, the same every time: uint8 ``[clips, T, 3, H, W]``."""
+    """Return deterministic noise: uint8 ``[clips, T, 3, H, W]``."""
     cfg, generator = model.cfg, torch.Generator().manual_seed(clips)
     shape = clips, cfg.num_frames, 3, cfg.image_size, cfg.image_size
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
 def description(model: Exportable, data: DataConfig) -> dict[str, Any]:
-    """Say what goes into the model and what comes out, for the JSON file beside it."""
+    """Describe the model's input and output for its JSON file."""
     cfg = model.cfg
     single = cfg.num_frames == 1  # always the last frame
     strided = data.frame_stride and not single

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and locks between processes."""
+"""Atomic writes of files and folders, and locks between processes."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from ivcl_fast.errors import UserError
 log = logging.getLogger(__name__)
 
 TEMPORARY = ".ivcl.tmp"
-"""End of the names of files that are being written; only a killed process leaves one."""
+"""Suffix of files being written; only a killed process leaves one behind."""
 LOCK = ".lock"
-"""Name of the file in a folder that processes lock to have the folder for themselves."""
+"""Name of the lock file of a folder."""
 
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """Open a binary file for writing; it takes the name ``path`` when the block ends.
+    """Open a binary file for writing, and rename it to ``path`` when the block ends.
 
-    If the block raises or the process dies, ``path`` stays as it was. ``durable=False`` does not
-    wait for the disk, which suits thousands of small files that can be made again. Errors of the
-    system name ``path``.
+    If the block raises or the process dies, ``path`` is unchanged. ``durable=False`` skips the
+    fsync, for many small files that can be written again. Operating-system errors name ``path``.
 
     Example::
 
         >>> with atomic_write(Path("scores.csv")) as file:
         ...     file.write(b"0.5")
     """
-    # Processes of two machines that share a file system may have the same number.
+    # Processes on two machines that share a file system may have the same id.
     unique = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
     temporary = path.with_name(f"{path.name}.{unique}{TEMPORARY}")
     try:
@@ -57,7 +56,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def errors_name(path: Path) -> Iterator[None]:
-    """Add ``path`` to errors of the system without a file name, such as that of a full disk."""
+    """Add ``path`` to operating-system errors without a file name, such as a full disk."""
     try:
         yield
     except OSError as error:
@@ -67,17 +66,17 @@ def errors_name(path: Path) -> Iterator[None]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file; errors of the system name it."""
+    """Read a file; operating-system errors name it."""
     with errors_name(path):
         return path.read_bytes()
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Make an empty folder to fill; it takes the name ``path`` when the block ends.
+    """Make an empty folder to fill, and rename it to ``path`` when the block ends.
 
-    Everything is on the disk then, and an earlier folder of this name is gone. If the block raises,
-    ``path`` stays as it was.
+    Its files are flushed to disk first, and an earlier folder ``path`` is replaced. If the block
+    raises, ``path`` is unchanged.
     """
     temporary = path.with_name(f"{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -94,7 +93,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path, patterns: Iterable[str]) -> None:
-    """Delete what killed processes left of writing files of a folder, by patterns of their names.
+    """Delete temporary files that killed processes left in a folder, for these patterns of names.
 
     No other process may be writing them.
     """
@@ -106,7 +105,7 @@ def remove_temporaries(folder: Path, patterns: Iterable[str]) -> None:
 def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Write a text file atomically, as UTF-8; ``durable``: see :func:`atomic_write`.
 
-    Bytes of file names that are not UTF-8 become ``\\udc..``.
+    Bytes of file names that are not valid UTF-8 are written as ``\\udc..``.
     """
     with atomic_write(path, durable) as file:
         file.write(text.encode(errors="backslashreplace"))
@@ -118,7 +117,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """Read a JSON file; raises :class:`UserError`, which names what is ``expected``."""
+    """Read a JSON file; raise :class:`UserError`, naming what is ``expected``, if it is not one."""
     try:
         return json.loads(read_bytes(path))
     except OSError as error:
@@ -139,11 +138,11 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True, busy: str = "in use") -> Iterator[bool]:
-    """Hold the lock of a folder, its file ``.lock``, or another lock file.
+    """Hold the lock of a folder (its file ``.lock``) or of a lock file.
 
-    Yields whether this process holds the lock; without ``wait`` it does not if another one does.
-    Waiting is logged with ``busy``, what the other process does there. The system releases the lock
-    when the process ends. On a file system without locks every process gets the lock.
+    Yields whether this process holds the lock, which is always true with ``wait``. While it waits,
+    it logs ``busy``, the activity of the other process. The lock is released when the process ends.
+    On a file system without locks, every process gets the lock.
 
     Example::
 
@@ -151,7 +150,7 @@ def locked(path: Path, wait: bool = True, busy: str = "in use") -> Iterator[bool
         ...     if not held:
         ...         print("another process is building")
     """
-    # On network file systems, other machines see only locks on files that are open for writing.
+    # On network file systems, other machines only see locks on files opened for writing.
     handle = os.open(path / LOCK if path.is_dir() else path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         held = _lock(handle, fcntl.LOCK_NB)

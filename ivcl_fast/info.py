@@ -1,7 +1,7 @@
 """``python -m ivcl_fast.info``: show versions, devices, and which kernel runs where.
 
-Lists kernels and attention backends with the reason why one is not available. With ``--model``,
-shows what ``accelerate`` does to a model and gains on this machine. With ``--plan`` and flags of
+Lists kernels and attention backends, with the reason if one is unavailable. With ``--model``, shows
+which modules ``accelerate`` replaces and the speedup on this machine. With ``--plan`` and flags of
 ``ivcl_fast.train``, predicts the memory and the speed of such a run.
 """
 
@@ -32,7 +32,7 @@ OPS = (
 NEEDED = {
     "model_input": "model", "ranks": "plan", "videos": "plan", "frames_per_video": "plan",
 }  # fmt: skip
-"""Flags that have a meaning with another one alone."""
+"""Flags that require another flag."""
 CPU_FEATURES = {
     "avx2": "AVX2", "avx512": "AVX-512", "avx512_bf16": "AVX-512 with bfloat16",
     "amx_tile": "AMX", "amx_bf16": "AMX with bfloat16",
@@ -64,7 +64,7 @@ def installed(package: str) -> str:
 
 
 def devices() -> Iterator[tuple[str, str]]:
-    """Yield the CPU and every CUDA device, each with what it can do."""
+    """Yield the CPU and each CUDA device with their capabilities."""
     features = [
         words
         for name, words in CPU_FEATURES.items()
@@ -86,7 +86,7 @@ def devices() -> Iterator[tuple[str, str]]:
 
 
 def implementation(op: str, kind: str) -> str:
-    """Return what runs an op on ``cuda`` or ``cpu`` tensors."""
+    """Return which implementation runs an op on ``cuda`` or ``cpu`` tensors."""
     if not hasattr(torch.ops.ivcl_fast, op):
         return "not registered"
     if reason := unsupported_reason(torch.device(kind)):
@@ -96,13 +96,13 @@ def implementation(op: str, kind: str) -> str:
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """What to show."""
+    """Information to show."""
 
     model: str | None = None
-    """Show what accelerate does to this model, with random weights: timm:NAME, hf:DIR or
-    module:attribute."""
+    """Show which modules of this model accelerate replaces, with random weights: timm:NAME, hf:DIR
+    or module:attribute."""
     model_input: str | None = None
-    """One input of that model, such as 3,224,224; by default its own."""
+    """Size of one input of that model, such as 3,224,224; by default the model's own."""
     plan: bool = False
     """Predict the memory and the time of a training run, and the size of its frame store. Takes all
     flags of ivcl_fast.train, such as --preset base64 --batch-size 88."""
@@ -115,7 +115,7 @@ class InfoConfig:
 
 
 def check_flags(config: InfoConfig) -> None:
-    """Raise :class:`UserError` for a value that is not accepted, or a flag without an effect."""
+    """Raise :class:`UserError` for an invalid value or a flag without effect."""
     require_at_least(config, 1, "ranks", "videos", "frames_per_video")
     if config.plan and config.model is not None:
         raise UserError("--model: expected no --plan, got both")
@@ -125,7 +125,8 @@ def check_flags(config: InfoConfig) -> None:
 
 
 def show(config: InfoConfig, flags: list[str] | None = None) -> None:
-    """Print all tables, or what accelerate does to a model, or the plan of a run with ``flags``."""
+    """Print all tables, the effect of accelerate on a model, or the plan of a run with
+    ``flags``."""
     if config.plan:
         from ivcl_fast.report import plan  # the models take seconds to import
 

@@ -2,9 +2,9 @@
 
 ``videos:DIR``, ``csv:FILE``, ``webdataset:PATTERN``, ``hf:NAME_OR_DIR``, ``cater:DIR``,
 ``acre:DIR`` and ``something-else:DIR`` decode the media of a data set into a frame store;
-``synthetic:cater`` and others write a synthetic data set in a published format. If the command is
-interrupted, the same command continues. Under torchrun the ranks share the work; jobs of an array
-do so with ``--part 1/8`` to ``--part 8/8`` on machines that share the folder.
+``synthetic:cater`` and others write a synthetic data set in a published format. Run an interrupted
+command again to continue it. Under torchrun the ranks share the work; the jobs of a job array share
+it with ``--part 1/8`` to ``--part 8/8`` in a shared folder.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ ITEMS_BY_SIZE = {
     "acre": {"small": (1000, 300), "embedded": (3000, 500), "full": (6000, 2000)},
     "something-else": {"embedded": (3600, 720), "full": (3600, 720)},
 }
-"""Default numbers of items to train and to evaluate on. ``full`` has the numbers of the data set,
+"""Default numbers of training and evaluation items. ``full`` has as many as the published data set,
 except for Something-Else, which has 112,795 clips."""
 BLENDERS_ON_GPUS = 2
-"""Default number of Blender processes where there are GPUs; each uses all of them."""
+"""Default number of Blender processes on a machine with GPUs; each process uses all GPUs."""
 MOST_SAMPLES = 2**20
 
 
@@ -66,30 +66,29 @@ class StoreFlags:
     """How to build the frame store of a folder."""
 
     task: str = "auto"
-    """Task whose videos to decode, if tasks have different ones (Something-Else); auto: the default
-    task."""
+    """Task whose videos to decode, if tasks use different videos (Something-Else); auto: the
+    default task."""
     image_size: int = 64
-    """Height and width that frames are resized to."""
+    """Height and width of the stored frames."""
     patch_size: int = 8
     """Height and width of a patch; divides the image size."""
     crop: Literal["none", "center"] = "none"
-    """Part of the frames to store. none: all of it, resized to the square; center: the largest
-    square in the center."""
+    """Crop before resizing to a square. none: the whole frame; center: the largest centered
+    square."""
     decoder: DecoderName = "auto"
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     verify: bool = False
-    """Compare the checksums of the finished store."""
+    """Verify the checksums of the finished store."""
     require_all: bool = False
-    """End with an error if a video cannot be used; by default such videos are named and left
-    out."""
+    """Fail if a video cannot be used; by default such videos are logged and skipped."""
     part: str | None = None
-    """Build only part i of n of the store, such as 2/8, in a job of an array. The part that ends
-    last completes the store; so does the command without --part."""
+    """Build only part i of n of the store, such as 2/8, in a job array. The last part to finish
+    completes the store; so does the command without --part."""
 
 
 @dataclass(frozen=True)
 class SyntheticFlags:
-    """Content of a synthetic data set."""
+    """Settings of a synthetic data set."""
 
     size: Size = "embedded"
     """full: frame size and rate of the published data set; embedded: smaller and lower; small: for
@@ -120,19 +119,18 @@ class PrepareConfig:
     out: Path | None = None
     """Folder to write to; by default one inside DIR, or in --data-dir."""
     data_dir: Path = Path("data")
-    """Folder of synthetic data sets, of copies of remote data, and of what is unpacked from data
-    sets of the Hugging Face hub, as that of ivcl_fast.train."""
+    """Folder for synthetic data sets, copies of remote data and unpacked Hugging Face data sets, as
+    for ivcl_fast.train."""
     workers: int | None = None
-    """Processes; by default one per CPU."""
+    """Number of processes; by default one per CPU."""
     dry_run: bool = False
-    """Write no store and no synthetic data; print what would be written, and its size. Videos
-    inside tar or Parquet files are unpacked first all the same, and those in object storage copied,
-    as the command without this flag does once."""
+    """Print what would be written and its size, and write no store or synthetic data. Videos in tar
+    or Parquet files are still unpacked, and videos in object storage copied."""
     store: Annotated[StoreFlags, tyro.conf.arg(name="")] = StoreFlags()
     synthetic: Annotated[SyntheticFlags, tyro.conf.arg(name="")] = SyntheticFlags()
 
     def check(self) -> None:
-        """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
+        """Raise :class:`UserError`, naming the flag, for an invalid value."""
         require_at_least(self, 1, "workers", most=MOST_WORKERS)
         require_at_least(self.synthetic, 1, "train", most=MOST_VIDEOS)
         require_at_least(self.synthetic, 0, "val", most=MOST_VIDEOS)
@@ -209,7 +207,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
         return None
     part = None if flags.part is None else parse_part(flags.part)
     device = None
-    if torch.cuda.is_available():  # ranks may be more than GPUs
+    if torch.cuda.is_available():  # there may be more ranks than GPUs
         device = torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
     with Bar("decoding", 0, "videos") as bar:
         options: dict[str, Any] = dict(
@@ -244,7 +242,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
 
 
 def parse_part(text: str) -> Part:
-    """Return part ``i/n``, where i is from 1 to n; raises :class:`UserError` for anything else."""
+    """Parse a part ``i/n``, where i is from 1 to n; raise :class:`UserError` for anything else."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--part: expected i/n, such as 1/8 to 8/8, got {text!r}")
@@ -252,7 +250,7 @@ def parse_part(text: str) -> Part:
 
 
 def print_size(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
-    """Print what building a store would decode and write."""
+    """Print the videos and the size of the store that would be written."""
     flags = config.store
     with TemporaryDirectory() as folder, Bar("probing", len(media), "videos") as bar:
         index = saved_index(media, Path(folder), config.workers or usable_cpus(), bar)

@@ -1,9 +1,9 @@
-"""``python -m ivcl_fast.probes RUN``: what linear probes predict from a run's frozen slots.
+"""``python -m ivcl_fast.probes RUN``: score linear probes of a run's frozen slots.
 
-In each frame of CATER: where the snitch is and which shapes and colors the scene holds, also while
-they are inside cones (object permanence); from slots before and after the temporal transformer, of
-the run's models and of an untrained one. After slot attention on synthetic videos also how well the
-segments that slots draw are the objects.
+In each frame of CATER, the probes predict the place of the snitch and the shapes and colors in the
+scene, including objects inside cones (object permanence). They read slots before and after the
+temporal transformer, of the run's models and of an untrained one. After slot attention on synthetic
+videos, the segments of slots are also compared with the objects.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from ivcl_fast.progress import Bar
 from ivcl_fast.report import probes as probe_report
 
 TIME, FRAME_ALONE, ALL_FRAMES = "time alone", "frame alone", "all frames"
-"""Names of features: no slots; slots of the frame by itself; slots that depend on all frames."""
+"""Names of features: no slots; slots of single frames; slots that depend on all frames."""
 LEAST_CLIPS = 10
-"""With fewer there is nothing to hold out, and no interval."""
+"""Minimum number of clips, for a held-out part and intervals."""
 
 
 @dataclass(frozen=True)
 class ProbesConfig:
-    """Which run to probe, and with how many clips."""
+    """Run to probe, and numbers of clips."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run or of a model, a packaged model (ivcl_fast/tiny-localize), or OWNER/NAME on
     the Hugging Face hub."""
     train_clips: int = 2000
-    """Training clips that probes are fitted on, at most; time grows with their number."""
+    """Maximum number of training clips to fit probes on; the time grows with it."""
     eval_clips: int = 600
-    """Clips of the evaluation split that probes are scored on, at most."""
+    """Maximum number of evaluation clips to score probes on."""
     checkpoint: Path | None = None
-    """Weights to probe instead of the run's own: a folder such as RUN/pretrain/checkpoints/step-*,
-    or a .safetensors file; they replace the pretrained or the finetuned model."""
+    """Weights that replace the pretrained or the finetuned model: a folder such as
+    RUN/pretrain/checkpoints/step-*, or a .safetensors file."""
     out: Path | None = None
     """Folder to write to; by default probes in the run's folder."""
     device: str = "auto"
@@ -83,9 +83,9 @@ def encode(
 ) -> tuple[Frames, dict[str, Tensor]]:
     """Return evenly spaced frames of the first ``count`` clips of a split, and their features.
 
-    Features of M frames, float32 ``[M, T + S * D]`` by name (see :func:`slots_of`): which of the
-    clip's T frames it is, then its slots side by side. Cones fill up in the course of a video, so
-    the time alone tells something; the features ``time alone`` hold nothing else.
+    Features by name (see :func:`slots_of`), float32 ``[M, T + S * D]`` for M frames: a one-hot
+    frame number and the frame's slots. ``time alone`` has only the frame number, which is
+    informative because cones fill up in the course of a video.
     """
     sample = Sample.of(run, split, count)
     time = torch.eye(run.config.model.num_frames, device=run.device)
@@ -103,7 +103,7 @@ def encode(
 
 
 def slots_of(model: Any, rows: Tensor) -> dict[str, Tensor]:
-    """Return slots ``[B, T, S, D]`` of patch rows, by what they depend on.
+    """Return slots ``[B, T, S, D]`` of patch rows, by the frames that they depend on.
 
     ``frame alone``: of the image encoder. ``all frames``: of the temporal transformer. A model may
     lack either (a joint encoder, an image MAE).

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from ivcl_fast.distributed import group as distributed
 
 LINE_SECONDS = 15.0
-"""Seconds between two lines where there is no live bar."""
+"""Seconds between lines without a live bar."""
 
 
 def duration(seconds: float) -> str:
-    """Write a duration for a person: ``45 s``, ``12 min``, ``19 h 49 min``."""
+    """Format a duration: ``45 s``, ``12 min``, ``19 h 49 min``."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -26,11 +26,11 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """Shows how many of ``total`` things are done, with their rate and the time left.
+    """Shows how many of ``total`` items are done, their rate and the time left.
 
-    ``bar(done)`` may be called as often as convenient. The things that are done in the first call
-    do not count towards the rate: an earlier run may have done them. A live bar appears with the
-    first call, so that one that waits does not disturb another.
+    ``bar(done)`` may be called at any rate. Items done before the first call do not count towards
+    the rate, because an earlier run may have done them. The live bar appears at the first call, so
+    that a waiting bar does not disturb another.
 
     >>> with Bar("decoding", 100, "videos") as bar:
     ...     for done in range(101):
@@ -67,7 +67,7 @@ class Bar:
             self._print()
 
     def __call__(self, done: int, total: int | None = None, note: str | None = None) -> None:
-        """Set how many are done; from now on, also their total number and the words beside it."""
+        """Set the number of items done and, if given, the total and the note next to the bar."""
         now = time.monotonic()
         if self.done is None:
             self._first, self._start = done, now
@@ -83,7 +83,7 @@ class Bar:
             self._print()
 
     def add(self, count: int) -> None:
-        """Count more things as done."""
+        """Add to the number of items done."""
         self((self.done or 0) + count)
 
     def _text(self) -> str:

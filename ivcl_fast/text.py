@@ -10,7 +10,7 @@ _MARKUP = re.compile(r"[\\`*_\[\]|$]")
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class if the message is empty."""
+    """Return the first line of an error's message, or the error's class if it has no message."""
     return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 

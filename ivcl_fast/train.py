@@ -6,8 +6,8 @@ Examples:
   python -m ivcl_fast.train --data videos:DIR               on your own videos, a folder per class
   python -m ivcl_fast.train --data cater:DIR --preset base64    on CATER, with a large model
 
-The same command, or ``--resume RUN``, continues a run that was stopped. Dashes and underscores in
-flags are the same.
+The same command, or ``--resume RUN``, continues a run that was stopped. Flags may use dashes or
+underscores.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from ivcl_fast.training.settings import TrainConfig, load_settings
 
 FROM_SCRATCH = "from scratch"
 FEW_STEPS = 100
-"""Stages of fewer steps get a warning."""
+"""Stages with fewer steps log a warning."""
 
 
 def train(config: TrainConfig) -> None:
-    """Train and evaluate as ``config`` says; writes models, pictures and a report to its folder.
+    """Train and evaluate; write models, pictures and a report to the run's folder.
 
     Raises :class:`UserError` for data or weights that cannot be used, and
-    :class:`~ivcl_fast.distributed.group.Interrupted` after SIGINT or SIGTERM, when a checkpoint has
-    been written.
+    :class:`~ivcl_fast.distributed.group.Interrupted` after SIGINT or SIGTERM, once a checkpoint is
+    written.
     """
     if config.speed.deterministic:
         enable_determinism()
@@ -81,12 +81,12 @@ def train(config: TrainConfig) -> None:
             stack.enter_context(opened_folder(config))
         distributed.print_rank0(f"data: {config.data.task}, {describe_splits(data.dataset)}")
         if run.finetunes:
-            _ = run.classes  # if they have changed, an error now and not after pretraining
+            _ = run.classes  # raises before pretraining if the classes have changed
         elif not data.num_classes:
             distributed.print_rank0(f"{config.data.source} has no classes: pretraining only")
         init = config.stages.init
         if config.stages.stage == "finetune" and init == "random":
-            distributed.print_rank0("--stage finetune: from random weights, as --init is not given")
+            distributed.print_rank0("--stage finetune: starts from random weights without --init")
         if "pretrain" in config.stages.clips:
             run.pretrain()
             init = str(run.folder / "pretrain")
@@ -124,14 +124,14 @@ def origin(config: TrainConfig) -> str:
 
 
 def label_note(config: TrainConfig) -> str:
-    """Return the end of the title of a model that had more labels than the task's own."""
+    """Return a title suffix for a model trained with the labels of all frames."""
     return ", with labels of all frames" if config.stages.frame_labels else ""
 
 
 def warn_of_few_steps(run: Run) -> None:
-    """Warn of a stage with too few steps to learn, for example because the batches are large."""
+    """Warn about a stage with too few steps to learn, for example because batches are large."""
     stages, size = run.config.stages, run.config.optim.batch_size
-    # Videos without classes are not finetuned on.
+    # There is no finetuning without classes.
     lengths = {name: n for name, n in stages.clips.items() if name == "pretrain" or run.finetunes}
     if "finetune" in lengths:
         init = stages.init if stages.stage == "finetune" else "pretrained"
@@ -146,16 +146,13 @@ def warn_of_few_steps(run: Run) -> None:
 
 
 def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
-    """Measure what the score has to be compared with.
-
-    These are finetuning without pretraining, and baselines without memory or without reasoning.
-    """
+    """Evaluate baselines: random initial weights, and models without memory or reasoning."""
     results, dataset = [], run.data.dataset
     if run.config.stages.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
         same = run.last_frame_clips(init) == run.last_frame_clips("random")
         how = "same finetuning" if same else "the same whole clips"
-        if run.config.stages.freeze_encoder:  # random weights cannot do with slots
+        if run.config.stages.freeze_encoder:  # a random encoder is never frozen
             how = "as many whole clips"
         results.append(scratch.result(f"{FROM_SCRATCH}, {how}{label_note(run.config)}"))
     if run.data.localizes and run.config.stages.compare_memoryless:
@@ -171,7 +168,7 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
 
 def main() -> None:
     logging.getLogger("ivcl_fast").setLevel(logging.INFO)
-    torch.set_float32_matmul_precision("highest")  # no TF32, which would be less precise
+    torch.set_float32_matmul_precision("highest")  # no TF32
     train(check_folder(parse(sys.argv[1:], __doc__)))
 
 

@@ -1,7 +1,7 @@
-"""``python -m ivcl_fast.visualize RUN``: show where a run's slots attend, and what it answers.
+"""``python -m ivcl_fast.visualize RUN``: show where a run's slots attend, and its answers.
 
-Before and after finetuning: slot attention in every frame, reconstructions, for CATER where the
-model locates the snitch as the video goes on, and how similar the slots have become.
+Shows slot attention in each frame before and after finetuning, reconstructions, the similarity of
+slots and, for CATER, where the model locates the snitch over time.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from ivcl_fast.report.tables import Table
 from ivcl_fast.text import printable
 
 MEASURED_CLIPS = 32
-"""Clips that slot collapse is measured on."""
+"""Number of clips used to measure slot collapse."""
 ANSWERS = 3
-"""Likeliest answers that are shown."""
+"""Number of top answers to show."""
 
 
 @dataclass(frozen=True)
 class VisualizeConfig:
-    """Which clips to show, and how."""
+    """Run and clips to show."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run or of a model, a packaged model (ivcl_fast/tiny-localize), or OWNER/NAME on
     the Hugging Face hub."""
     clips: int = 4
-    """Number of clips of the evaluation split to show; when the task is to localise CATER's snitch,
-    half of them end with the snitch hidden."""
+    """Number of clips of the evaluation split to show; in CATER localization, half of them end with
+    the snitch hidden."""
     clip: tuple[str, ...] = ()
-    """Show these clips instead, by name, of the training or the evaluation split."""
+    """Names of clips of the training or the evaluation split to show instead."""
     video: Path | None = None
-    """Show this instead: a video file, or a folder with its frames as images in the order of their
-    names; for ACRE a folder with six panels of context, then the query."""
+    """Video to show instead: a video file or a folder of frames (images, ordered by name); for ACRE
+    a folder of six context panels followed by the query."""
     checkpoint: Path | None = None
-    """Weights to show instead of the run's own: a folder such as RUN/finetune/checkpoints/step-*,
-    or a .safetensors file; they replace the pretrained or the finetuned model."""
+    """Weights that replace the pretrained or the finetuned model: a folder such as
+    RUN/finetune/checkpoints/step-*, or a .safetensors file."""
     out: Path | None = None
     """Folder to write to; by default visualize in the run's folder."""
     device: str = "auto"
@@ -89,7 +89,7 @@ def visualize(config: VisualizeConfig) -> Path:
 
 
 def measure_collapse(page: Page, run: FinishedRun, models: Models) -> None:
-    """Measure how similar the slots of each model and of an untrained one are; print and add it."""
+    """Measure, print and show how similar the slots of each model are."""
     clips = list(ClipReader(run).mixed(MEASURED_CLIPS))
     rows = []
     for name, model in {"untrained": run.untrained(), **models}.items():
