@@ -1,4 +1,4 @@
-"""``info --model``: what :func:`ivcl_fast.accelerate` does to a model, and its gain here."""
+"""``info --model``: the effect of :func:`ivcl_fast.accelerate` on a model, and its speedup."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ ROUNDS = 5
 
 
 def describe(source: str, shape: str | None = None) -> Iterator[str]:
-    """Yield lines: the report of ``accelerate``, and the gain in training and inference.
+    """Yield lines: the report of ``accelerate``, and the speedup in training and inference.
 
     ``source``: ``timm:NAME`` or ``hf:DIR``, built with random weights, or ``module:attribute``, a
-    model or a function without arguments that returns one. ``shape``: one input, by default
-    ``3,224,224`` or what timm's model takes. Raises :class:`UserError` where there is no such
-    model.
+    model or a function without arguments that returns one. ``shape``: size of one input, by default
+    ``3,224,224`` or the timm model's own. Raises :class:`UserError` if there is no such model.
     """
     own = load(source)
     known = getattr(own, "pretrained_cfg", None)
@@ -50,7 +49,7 @@ def describe(source: str, shape: str | None = None) -> Iterator[str]:
 
 
 def load(source: str) -> nn.Module:
-    """Build the model that ``source`` names; raises :class:`UserError`."""
+    """Build the model ``source``; raise :class:`UserError` if it cannot be built."""
     kind, _, name = source.partition(":")
     if not kind or not name:
         raise UserError(f"--model: expected {EXPECTED}, got {source}")
@@ -74,14 +73,14 @@ def load(source: str) -> nn.Module:
 
 
 def parse_shape(text: str) -> list[int]:
-    """Read ``3,224,224``; raises :class:`UserError`."""
+    """Parse sizes such as ``3,224,224``; raise :class:`UserError` if they are invalid."""
     if not re.fullmatch("[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*", text):
         raise UserError(f"--model-input: expected sizes such as 3,224,224, got {text}")
     return [int(part) for part in text.split(",")]
 
 
 def output(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the model's first output, in bfloat16 where the hardware is fast at it."""
+    """Return the model's first output, in bfloat16 if the hardware supports it."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=has_fast_bf16(x.device)):
         out: Any = model(x)
     return out if isinstance(out, Tensor) else out[0]
@@ -102,7 +101,7 @@ def inference(model: nn.Module, x: Tensor) -> None:
 def gain(
     name: str, run: Callable[[nn.Module, Tensor], None], own: nn.Module, ours: nn.Module, x: Tensor
 ) -> str:
-    """Describe how many times as fast ``run`` becomes: the median of interleaved rounds."""
+    """Describe the speedup of ``run``: the median over interleaved rounds."""
     times = [[seconds(run, model, x) for model in (own, ours)] for _ in range(ROUNDS + 1)][1:]
     ratio = statistics.median(a / b for a, b in times)
     before, after = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
@@ -114,7 +113,7 @@ def gain(
 
 
 def seconds(run: Callable[[nn.Module, Tensor], None], model: nn.Module, x: Tensor) -> float:
-    """Return how long ``run`` takes."""
+    """Return the seconds that ``run`` takes."""
     begin = time.perf_counter()
     run(model, x)
     return time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""Where the slot tokens of any IV-CL model attend, and how similar slots are.
+"""Attention maps of the slot tokens of any IV-CL model, and the similarity of slots.
 
 Letters in shapes as in ``reference.py``.
 """
@@ -25,18 +25,18 @@ Model = reference.IVCL | reference.IVCLClassifier | SlotAutoencoder | Supervised
 def slot_attention(model: Model, video: Tensor) -> Tensor:
     """Return each slot's attention to its frame's patches in the image encoder.
 
-    ``model``: any of the package's, reference or fast; ``video`` as it takes it, nothing is masked.
-    Returns float32 ``[B, T, S, N]``: the last block's attention, averaged over its heads. A row
-    sums to at most 1: the rest goes to slots and, with ``objective="joint"``, to other frames. With
-    ``objective="slot_attention"`` it is the part that each patch has in what a slot reads in the
-    last round, and a row sums to 1.
+    ``model``: any model of the package, reference or fast, with its ``video``; nothing is masked.
+    Returns float32 ``[B, T, S, N]``: the last block's attention, averaged over the heads. A row
+    sums to at most 1; the rest is on slots and, with ``objective="joint"``, on other frames. With
+    ``objective="slot_attention"`` it is the weight of each patch in a slot's last update, and a row
+    sums to 1.
 
     >>> maps = slot_attention(model, video)[0]  # [T, S, N], of the first clip
     >>> maps.unflatten(-1, (model.cfg.grid, model.cfg.grid))  # as images
     """
     cfg = model.cfg
-    # The reference's encoder takes the weights of any model, whatever kernels that runs on. Built
-    # on "meta", it leaves the random state of a training run as it is.
+    # The reference's encoder accepts the weights of any model, whichever kernels that runs on.
+    # Building it on "meta" does not change the random state of a training run.
     with torch.device("meta"):
         encoder = reference.Encoder(cfg)
     weights = {key: value.float() for key, value in model.encoder.state_dict().items()}
@@ -55,7 +55,7 @@ def slot_attention(model: Model, video: Tensor) -> Tensor:
     q, k, _ = rearrange(attention.qkv(seen[0]), "n l (s h d) -> s n h l d", s=3, h=cfg.num_heads)
     maps = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1).mean(dim=1)  # [n, l, l]
 
-    # A sequence holds (a cls token and) frames, one or with the joint encoder all of the clip's.
+    # A sequence is (a cls token and) one frame, or with the joint encoder all frames of the clip.
     width = cfg.num_slots + cfg.num_patches
     first = maps.shape[1] % width
     maps = rearrange(maps[:, first:, first:], "n (f v) (g w) -> n f v g w", v=width, w=width)
@@ -67,11 +67,11 @@ def slot_attention(model: Model, video: Tensor) -> Tensor:
 
 
 def slot_collapse(maps: Tensor) -> dict[str, Score]:
-    """Return ``overlap`` (:func:`slot_overlap`, from two slots on) and ``entropy``
+    """Return ``overlap`` (:func:`slot_overlap`, for at least two slots) and ``entropy``
     (:func:`map_entropy`).
 
-    ``maps`` ``[B, T, S, N]``; means over clips with 95 % intervals. Chance is 1 for both: that of
-    maps that are uniform over all patches.
+    ``maps`` ``[B, T, S, N]``; means over clips with 95 % intervals. Chance is 1 for both, the value
+    of uniform maps.
     """
     scores = {"entropy": Score.mean(map_entropy(maps), chance=1.0, most=1.0)}
     if maps.shape[-2] == 1:
@@ -80,9 +80,9 @@ def slot_collapse(maps: Tensor) -> dict[str, Score]:
 
 
 def slot_overlap(maps: Tensor) -> Tensor:
-    """Return how similar the slots of a frame are: 0: nothing in common, 1: the same (collapse).
+    """Return the similarity of a frame's slots, from 0 (disjoint) to 1 (identical: collapse).
 
-    ``maps`` ``[..., T, S, N]`` as of :func:`slot_attention`, to ``[...]``: 1 minus the
+    ``maps`` ``[..., T, S, N]`` (see :func:`slot_attention`) to ``[...]``: 1 minus the
     Jensen-Shannon divergence in bits (Lin, 1991) between two slots' maps, each a distribution over
     patches, averaged over pairs and frames. Uniform maps overlap too, see :func:`map_entropy`.
     """
@@ -93,7 +93,7 @@ def slot_overlap(maps: Tensor) -> Tensor:
 
 
 def map_entropy(maps: Tensor) -> Tensor:
-    """Return how widely slots attend: 0: to one patch, 1: to all patches equally.
+    """Return the spread of the slots' attention, from 0 (one patch) to 1 (all patches equally).
 
     ``maps`` ``[..., T, S, N]`` to ``[...]``: the entropy of a slot's map over patches, relative to
     its maximum (``log2 N`` bits), averaged over slots and frames.

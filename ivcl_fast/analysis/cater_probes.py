@@ -1,7 +1,8 @@
-"""Probes of CATER's frames: where the snitch is, whether it is inside a cone, what the scene holds.
+"""Probes of CATER's frames: the snitch's place, whether it is inside a cone, and the scene's
+objects.
 
-They test object permanence, which a single frame cannot show: the place of a snitch inside a cone,
-and the presence of shapes and colors of which no object is in sight.
+They test object permanence, for which a single frame is not enough: the place of a snitch inside a
+cone, and the presence of shapes and colors without a visible object.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ivcl_fast.evaluation.baselines import guess_probability
 from ivcl_fast.evaluation.metrics import Score
 
 Scores = dict[str, dict[str, dict[str, Score]]]
-"""By probe, group of frames and name of features."""
+"""Scores by probe, group of frames and feature name."""
 
 CELLS = 36
 PROBES = {
@@ -40,12 +41,12 @@ PROBES = {
 """The cell is one of 6 x 6; the position is in world units, of which a cell is one wide."""
 
 GUESS = "under a visible cone"
-"""A guess, one of them chosen at random, which needs no memory and no model."""
+"""Baseline: guess a random visible cone, without memory or a model."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """M frames of some clips and the probes' targets."""
+    """M frames and the targets of the probes."""
 
     clips: Tensor
     """int64 ``[M]``: the clip of each frame."""
@@ -56,7 +57,8 @@ class Frames:
 
 
 def frames_of(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Frames:
-    """Return the targets of these frames of these scenes; a scene's last id ends its video."""
+    """Return the targets for these frames of the scenes; a scene's last id is its video's last
+    frame."""
     frames = [(scene, i) for scene, ids in zip(scenes, frame_ids, strict=True) for i in ids]
     clip = torch.tensor([number for number, ids in enumerate(frame_ids) for _ in ids])
     last = torch.tensor([i == ids[-1] for ids in frame_ids for i in ids])
@@ -89,8 +91,8 @@ def run_probes(
 ) -> Scores:
     """Fit and score all of :data:`PROBES`, and score :data:`GUESS` for the cell.
 
-    ``features``: by name, float32 ``[M, D]`` of the training and of the test frames. ``progress``
-    is called with the number of probes that are fitted, and that of all.
+    ``features``: by name, float32 ``[M, D]`` of the training and test frames. ``progress`` is
+    called with the number of fitted probes and the total.
     """
     scores: Scores = {}
     for done, (name, probe) in enumerate(PROBES.items(), 1):

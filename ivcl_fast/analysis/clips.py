@@ -1,4 +1,4 @@
-"""Clips of a run's data set, or a user's own, decoded from their media."""
+"""Clips of a run's data set or of a user's video, decoded from their media."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from ivcl_fast.text import printable
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """A clip's frames, with what is known about it."""
+    """The frames of a clip and their metadata."""
 
     name: str
     frame_index: list[int]
-    """The frames of the video that models are given, numbered from 0."""
+    """Numbers, from 0, of the video frames that models see."""
     decoded: dict[int, Tensor]
-    """uint8 ``[3, H, W]`` by number: those frames, and what else the reader was asked for."""
+    """uint8 ``[3, H, W]`` by number: those frames, and others requested from the reader."""
     fps: float
-    """Frames per second; 0 where unknown."""
+    """Frames per second; 0 if unknown."""
     truth: str = ""
     """The correct answer in words, if known."""
     scene: Scene | None = None
     panels: bool = False
-    """Whether the frames are separate images, the last of them a question (ACRE)."""
+    """Whether the frames are separate images, the last of which is a question (ACRE)."""
 
     def take(self, ids: Sequence[int]) -> Tensor:
         """Return frames by number: uint8 ``[len(ids), 3, H, W]``."""
@@ -50,12 +50,12 @@ class DecodedClip:
 
     @property
     def frames(self) -> Tensor:
-        """uint8 ``[T, 3, H, W]``: what models are given."""
+        """Model input, uint8 ``[T, 3, H, W]``."""
         return self.take(self.frame_index)
 
     @property
     def aligned_scene(self) -> Scene | None:
-        """The scene, if it has the same number of frames as the video."""
+        """The scene, if it has as many frames as the video."""
         aligned = self.scene and frame_count(self.scene) == self.frame_index[-1] + 1
         return self.scene if aligned else None
 
@@ -71,11 +71,11 @@ class DecodedClip:
 
 
 class ClipReader:
-    """Reads clips for the models of a run from the media themselves, not from the run's store.
+    """Reads clips for a run's models from the media instead of the run's store.
 
-    ``trajectories``: also decode the frames that
-    :func:`~ivcl_fast.analysis.trajectory.follow_snitch` asks for. ``num_frames``: the frames of a
-    clip, by default those of the run's settings; a model of last frames alone takes one.
+    ``trajectories``: also decode the frames for
+    :func:`~ivcl_fast.analysis.trajectory.follow_snitch`. ``num_frames``: frames per clip, by
+    default as in the run's settings; a last-frame model takes one.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class ClipReader:
         self.run, self.trajectories = run, trajectories
         self.num_frames = num_frames or run.config.model.num_frames
         self.panels = clip_frames(run.config.data.source)
-        """Frames of every clip where the data set fixes them."""
+        """Frames per clip, if the data set fixes the number."""
 
     @cached_property
     def media(self) -> dict[str, Media]:
@@ -93,13 +93,13 @@ class ClipReader:
 
     @cached_property
     def drawn(self) -> Drawn | None:
-        """The data set's media, if they are drawn instead of decoded."""
+        """The data set's media, if they are rendered instead of decoded."""
         return drawn_media(self.run.dataset)
 
     def file(self, path: Path, flag: str) -> DecodedClip:
-        """Read a video file, or a folder of images, which needs no data set.
+        """Read a video file or a folder of images, without a data set.
 
-        Raises :class:`UserError`, naming ``flag``, if it cannot be used.
+        Raises :class:`UserError`, naming ``flag``, if it is unusable.
         """
         try:
             return self._decode(find_media(path, self.panels))
@@ -119,14 +119,14 @@ class ClipReader:
         return replace(decoded, name=clip.name, truth=truth, scene=scene)
 
     def scenes(self, clips: Sequence[Clip]) -> Cater | None:
-        """Return the data set, if it has a scene for each clip that says where the snitch is."""
+        """Return the data set if each clip has a scene with the snitch's place."""
         dataset = self.run.dataset
         if not self.run.localizes or not isinstance(dataset, Cater):
             return None
         return dataset if dataset.has_scenes([clip.name for clip in clips]) else None
 
     def named(self, names: Sequence[str]) -> Iterator[DecodedClip]:
-        """Read clips by name. Raises :class:`UserError` for one that is missing or unusable."""
+        """Read clips by name. Raises :class:`UserError` if one is missing or unusable."""
         dataset = self.run.dataset
         known = {clip.name: clip for split in dataset.splits[:2] for clip in dataset.clips(split)}
         if missing := [name for name in names if name not in known]:
@@ -141,11 +141,11 @@ class ClipReader:
                 raise UserError(f"--clip {name}: {error}") from None
 
     def mixed(self, count: int, clips: Sequence[Clip] | None = None) -> Iterator[DecodedClip]:
-        """Read the first ``count`` usable clips of ``clips``, by default those of the evaluation.
+        """Read the first ``count`` usable clips of ``clips``, by default the evaluation split.
 
         For a localisation task with scenes, clips that end with the snitch visible and hidden
-        alternate. Clips that cannot be decoded are named and left out; raises :class:`UserError` if
-        none can.
+        alternate. Clips that cannot be decoded are logged and skipped; raises :class:`UserError` if
+        none can be decoded.
         """
         dataset = self.run.dataset
         chosen: Iterable[Clip] = dataset.clips(dataset.splits[1]) if clips is None else clips
@@ -169,7 +169,7 @@ class ClipReader:
             raise UserError(f"{dataset.root}: no clip of the evaluation split can be decoded")
 
     def _draw(self, drawn: Drawn, clip: Clip) -> DecodedClip:
-        """Draw the frames of a synthetic clip without a file."""
+        """Render the frames of a synthetic clip that has no video file."""
         frames = torch.cat([*drawn.frames(clip.media, self.run.config.model.image_size)])
         index, needed = self._frames_of(len(frames), clip.frames)
         return self._clip(clip.media, index, needed, frames[needed], drawn.spec.fps)
@@ -185,7 +185,7 @@ class ClipReader:
         return self._clip(media.name, index, needed, frames, info.fps)
 
     def _frames_of(self, count: int, ids: Sequence[int] | None) -> tuple[list[int], list[int]]:
-        """Return the frames for models, by default evenly spaced ones, and all that are needed."""
+        """Return the frames for models, by default evenly spaced, and all frames to decode."""
         chosen = frame_ids(count, self.num_frames, stride=self.run.config.data.frame_stride)
         index = list(ids or chosen.tolist())[-self.num_frames :]  # one frame: the last
         needed = set(index)

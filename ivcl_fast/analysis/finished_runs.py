@@ -1,4 +1,4 @@
-"""Finished runs, opened to be read: their settings, answers, models and data."""
+"""Finished runs: their settings, answers, models and data, for reading."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 
 Model = PretrainingModel | IVCLClassifier
 Models = dict[str, Model]
-"""By how far they were trained: ``untrained``, ``pretrained``, ``finetuned``."""
+"""Models by training state: ``untrained``, ``pretrained``, ``finetuned``."""
 STAGES = ["pretrain", "finetune"]
 """Folders of a run whose models :meth:`FinishedRun.models` returns."""
 NAMES = {
@@ -37,26 +37,26 @@ NAMES = {
     "scratch": "from scratch",
     "last-frame": LAST_FRAME,
 }
-"""What commands call the models of a run, by their folders."""
+"""Names of a run's models by folder."""
 
 
 @dataclass(frozen=True)
 class DataFlags:
-    """Where the data of a finished run is now, if it was moved."""
+    """Location of a finished run's data, if it has moved."""
 
     data: str | None = None
-    """Where the run's data are now, or other data of the same kind (cater:DIR, synthetic, ...); by
-    default those of the run."""
+    """Location of the run's data if it has moved, or other data of the same kind (cater:DIR,
+    synthetic, ...); by default the run's data."""
     data_dir: Path | None = None
-    """Folder of synthetic data sets, of copies of remote data, and of what was unpacked from data
-    sets of the Hugging Face hub; by default that of the run."""
+    """Folder of synthetic data sets, copies of remote data and unpacked Hugging Face data sets; by
+    default the run's."""
 
 
 class FinishedRun(Run):
-    """A run whose models are read; nothing is trained and no data set is generated.
+    """A read-only run: nothing is trained and no data set is generated.
 
-    ``config``: its settings; :meth:`open` reads them from its folder. ``data``: its clips, if they
-    are open already. ``chosen``: the only model to look at, such as ``finetune``.
+    ``config``: its settings; :meth:`open` reads them from its folder. ``data``: its clips, if
+    already open. ``chosen``: the only model to use, such as ``finetune``.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FinishedRun(Run):
         super().__init__(config.replace(compile=False, cuda_graph=False, viewer="none"))
         self.chosen = chosen
         self.localizes = config.data.task.startswith("localize")
-        """Whether the classes are cells of CATER's floor."""
+        """Whether the classes are cells of CATER's floor grid."""
         self.model_folder: Path | None = None
         """Folder of a model without its run."""
         if data is not None:
@@ -75,9 +75,9 @@ class FinishedRun(Run):
     def open(cls, place: Path, device: str, flags: DataFlags | None = None) -> FinishedRun:
         """Open a run by its folder or that of one of its models, or a model without its run.
 
-        Such a model is a folder, a packaged one (``ivcl_fast/tiny-localize``) or OWNER/NAME on the
-        Hugging Face hub. ``device``: as of ``--device``. Raises :class:`UserError` if there is
-        neither, and if ``flags`` name data of another kind or with other classes.
+        A model without its run is a folder, a packaged model (``ivcl_fast/tiny-localize``) or
+        OWNER/NAME on the Hugging Face hub. ``device``: see ``--device``. Raises :class:`UserError`
+        if neither is found, or if ``flags`` name data of another kind or with other classes.
         """
         if folder := model_without_run(place):
             return cls._of_model(folder, place, device, flags or DataFlags())
@@ -95,7 +95,7 @@ class FinishedRun(Run):
 
     @classmethod
     def _of_model(cls, folder: Path, place: Path, device: str, flags: DataFlags) -> FinishedRun:
-        """Open a model without its run, with the settings that its config and record have."""
+        """Open a model without its run, with the settings in its config and training metadata."""
         config = read_config(folder / CONFIG)
         record, names = config.get("training") or {}, config.get("class_names")
         kind = record.get("data", "synthetic")
@@ -120,7 +120,7 @@ class FinishedRun(Run):
 
     @cached_property
     def classes(self) -> Classes:
-        """The classes in words; raises :class:`UserError` if there are none."""
+        """Class names; raises :class:`UserError` if there are none."""
         if kept := Classes.read(self.folder):
             return kept
         if not self.dataset.num_classes:
@@ -129,16 +129,16 @@ class FinishedRun(Run):
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data set; raises :class:`UserError` if it is not there."""
+        """The data set; raises :class:`UserError` if it is missing."""
         return open_dataset(self.config.data, read_only=True)
 
     @cached_property
     def data(self) -> DataModule:
-        """The clips; their frames are decoded first if their store is not there."""
+        """The clips; frames are decoded first if there is no store."""
         return open_data(self.config.data, self.config.model, self.device, read_only=True)
 
     def finished(self, name: str) -> bool:
-        """Return whether the run has finished its model in folder ``name``."""
+        """Return whether the run's model in folder ``name`` is finished."""
         if self.model_folder is not None:
             return name == self.chosen
         return (self.folder / name / MODEL).is_file()
@@ -149,20 +149,20 @@ class FinishedRun(Run):
         return kind.from_pretrained(self.model_folder or self.folder / name).to(self.device).eval()
 
     def untrained(self) -> PretrainingModel:
-        """Return a model with random weights of the run's seed, in evaluation mode.
+        """Return a model with random weights from the run's seed, in evaluation mode.
 
-        Its blocks are random also where training starts with blocks that are the identity, in which
-        slots do not see their frames.
+        Its blocks are random even if training starts from identity blocks, in which slots do not
+        see their frames.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             return pretraining_model(self.config.model).to(self.device).eval()
 
     def models(self, weights: Path | None = None) -> Models:
-        """Return ``pretrained`` and ``finetuned``, those that exist, in evaluation mode.
+        """Return the models ``pretrained`` and ``finetuned`` that exist, in evaluation mode.
 
         ``weights``, such as those of a checkpoint, replace the model of their kind. Raises
-        :class:`UserError` if they do not fit the run's sizes, and without any model.
+        :class:`UserError` if they do not fit the run's sizes, or if there is no model.
         """
         if self.chosen not in (None, *STAGES):
             raise UserError(
@@ -184,9 +184,10 @@ class FinishedRun(Run):
 
     @torch.inference_mode()
     def answer(self, model: IVCLClassifier, frames: Tensor, count: int) -> dict[str, float]:
-        """Return the ``count`` likeliest classes in words with their predicted probabilities.
+        """Return the names of the ``count`` most likely classes and their probabilities.
 
-        ``frames``: uint8 ``[T, 3, H, W]`` of one clip; a model that takes fewer sees the last ones.
+        ``frames``: uint8 ``[T, 3, H, W]`` of one clip; a model that takes fewer frames uses the
+        last ones.
         """
         video = frames[-model.cfg.num_frames :].unsqueeze(0).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
@@ -201,12 +202,13 @@ class FinishedRun(Run):
     def evaluate(
         self, model: IVCLClassifier, split: str | None = None, **options: Any
     ) -> Evaluation:
-        """As :meth:`Run.evaluate`; raises :class:`UserError` if the data's classes have changed."""
+        """Like :meth:`Run.evaluate`; raise :class:`UserError` if the data's classes have
+        changed."""
         self.classes.check_same(self.config.data.source, self.dataset)
         return super().evaluate(model, split, **options)
 
     def describe(self, models: Models, weights: Path | None = None) -> str:
-        """Describe the models and their training; arguments as of :meth:`models`."""
+        """Describe the models and their training; the arguments are those of :meth:`models`."""
         config = self.config
         kept = config if self.model_folder else load_settings(self.folder)
         shown = " and ".join(models) + (f" (one of them from {weights})" if weights else "")
@@ -219,7 +221,7 @@ class FinishedRun(Run):
         )
 
     def describe_length(self) -> str:
-        """Say how many clips the finished stages have seen."""
+        """Describe how many clips the finished stages have seen."""
         lengths = []
         for name, stage in (("pretrain", "pretraining"), ("finetune", "finetuning")):
             if not self.finished(name):
@@ -239,7 +241,7 @@ class FinishedRun(Run):
         return ", ".join(lengths)
 
     def _with_weights(self, source: Path) -> Model:
-        """Return a model of the run's sizes with these weights, by their keys."""
+        """Return a model of the run's sizes with these weights; their keys give its class."""
         weights = read_weights(source)
         is_classifier = "head.weight" in weights
         model = self.classifier() if is_classifier else pretraining_model(self.config.model)
@@ -250,7 +252,7 @@ class FinishedRun(Run):
 
 
 def model_without_run(place: Path) -> Path | None:
-    """Return the folder of a model that is not in a run, None for a run or a model in one."""
+    """Return the folder of a model outside a run, or None for a run or a model in one."""
     if (place / MODEL).is_file():
         return None if (place.resolve().parent / CONFIG).is_file() else place
     is_name = not place.exists() and not place.is_absolute() and len(place.parts) == 2
@@ -258,7 +260,7 @@ def model_without_run(place: Path) -> Path | None:
 
 
 def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
-    """Return the settings with the data that the flags name."""
+    """Return the settings with the data given by the flags."""
     source = config.data.source
     if flags.data is not None:
         # Each format has its own reader.

@@ -1,8 +1,8 @@
-"""Linear probes: what a linear map can predict from frozen features of frames.
+"""Linear probes on frozen features of frames.
 
-A probe is fitted on frames of some clips and scored on those of others (Alain and Bengio,
-"Understanding intermediate layers using linear classifier probes", 2016). Letters in shapes: M
-frames, D features, K outputs.
+A probe is fitted on frames of some clips and scored on frames of others (Alain and Bengio,
+"Understanding intermediate layers using linear classifier probes", 2016). Shapes: M frames, D
+features, K outputs.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from torch import Tensor
 from ivcl_fast.evaluation.metrics import Score, topk_correct
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
-"""Weights of the penalty on a probe's squared length; the best on held-out clips is chosen."""
+"""Candidate weights of the L2 penalty; the best on held-out clips is chosen."""
 HELD_OUT = 5
-"""One in so many training clips is held out to choose the penalty."""
+"""One in this many training clips is held out to choose the penalty."""
 STEPS, TOLERANCE = 100, 1e-6
-"""L-BFGS stops after so many steps, or when one changes the loss by less."""
+"""L-BFGS stops after this many steps, or at a smaller change of the loss."""
 
 
 @dataclass(frozen=True)
 class TargetType:
-    """A type of target that a probe predicts."""
+    """A type of probe target."""
 
     loss: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor, Tensor, Tensor], Score | None]
-    """Takes predictions ``[M, K]``, the true values, which of them count (bool ``[M]`` or
-    ``[M, K]``, not all False), and clips int64 ``[M]``; None where nothing can be scored."""
+    """Takes predictions ``[M, K]``, true values, a mask (bool ``[M]`` or ``[M, K]``, not all False)
+    and clips int64 ``[M]``; returns None if nothing can be scored."""
     metric: str
-    """Name of the score in tables."""
+    """Name of the metric in tables."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The true values of some frames."""
+    """True values of M frames."""
 
     values: Tensor
     """int64 ``[M]`` classes, or float32 ``[M, K]``."""
     groups: dict[str, Tensor]
-    """Which of them are scored together: bool ``[M]``, or ``[M, K]``."""
+    """Masks of the groups that are scored: bool ``[M]``, or ``[M, K]``."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe predicts."""
+    """Target of a probe."""
 
     target: TargetType
     outputs: int
@@ -59,20 +59,21 @@ class Probe:
 
 
 def score_classes(logits: Tensor, classes: Tensor, chosen: Tensor, clips: Tensor) -> Score:
-    """Return the share of frames with the correct class; chance is a uniform guess."""
+    """Return the accuracy; chance is a uniform guess."""
     correct = topk_correct(logits[chosen], classes[chosen], 1)
     return Score.clustered(correct, clips[chosen], 1 / logits.shape[1])
 
 
 def score_places(places: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) -> Score:
-    """Return the mean distance to the true place; chance always answers the mean of these."""
+    """Return the mean distance to the true place; chance always answers the mean place."""
     places, true = places[chosen].double(), true[chosen].double()
     chance = float((true - true.mean(dim=0)).norm(dim=1).mean())
     return Score.mean((places - true).norm(dim=1), chance, groups=clips[chosen])
 
 
 def score_presence(scores: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) -> Score | None:
-    """Return the mean average precision over what is present in some frames and not in others."""
+    """Return the mean average precision over outputs that are present in some frames and absent in
+    others."""
     counted = chosen[:, None].expand_as(true) if chosen.ndim == 1 else chosen
     present = (true * counted).sum(dim=0)
     varies = (present > 0) & (present < counted.sum(dim=0))
@@ -96,10 +97,10 @@ Linear = Callable[[Tensor], Tensor]
 
 
 def fit(x: Tensor, y: Tensor, probe: Probe, penalty: float) -> Linear:
-    """Return the linear map with the least mean loss plus ``penalty`` times its squared length.
+    """Return the linear map with the lowest mean loss plus ``penalty`` times its squared norm.
 
     ``x`` float32 ``[M, D]`` is scaled to unit variance first. All losses are convex, so L-BFGS from
-    zero finds the one best map, whatever the seed.
+    zero finds the unique optimum.
     """
     shift, scale = x.mean(dim=0), x.std(dim=0)
     scale = torch.where(scale > 1e-6, scale, 1.0)  # a constant feature is ignored
@@ -123,7 +124,7 @@ def fit(x: Tensor, y: Tensor, probe: Probe, penalty: float) -> Linear:
 
 
 def fit_best(x: Tensor, y: Tensor, clips: Tensor, probe: Probe) -> Linear:
-    """Return :func:`fit` of all frames, with the penalty that does best on held-out clips."""
+    """Fit a probe to all frames, with the penalty that scores best on held-out clips."""
     held = clips % HELD_OUT == 0
 
     def held_out_loss(penalty: float) -> float:
@@ -141,11 +142,10 @@ def run_probe(
     test_clips: Tensor,
     features: Mapping[str, tuple[Tensor, Tensor]],
 ) -> dict[str, dict[str, Score]]:
-    """Return scores by group of test frames and name of features.
+    """Return scores by group of test frames and feature name.
 
     ``train_clips``, ``test_clips`` int64 ``[M]``: the clip of each frame. ``features``: by name,
-    float32 ``[M, D]`` of the training and of the test frames. Groups where nothing can be scored
-    are left out.
+    float32 ``[M, D]`` of the training and test frames. Groups without a score are left out.
     """
     y = train.values
     scores: dict[str, dict[str, Score]] = {group: {} for group in test.groups}

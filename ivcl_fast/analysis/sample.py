@@ -16,7 +16,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
 BATCH = 50
-"""Clips that are read at a time."""
+"""Clips per batch."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sample:
         return cls(clips, scenes, ids)
 
     def batches(self, run: FinishedRun, what: str) -> Iterator[Tensor]:
-        """Yield the patch rows of some clips at a time; ``what`` is being done is shown.
+        """Yield patch rows in batches of clips; ``what`` labels the progress bar.
 
         Raises :class:`UserError` for a video that can no longer be decoded.
         """

@@ -1,9 +1,8 @@
-"""The cell in which a model locates the snitch as a video goes on, and the true one.
+"""The cell in which a model locates the snitch over time, and the true one.
 
-The classifier answers for the end of a video, so it is given the video cut off after each frame:
-evenly spaced frames of the part up to there, its last one included. A prediction thus depends on
-that frame and those before it, never on later ones. The part before an early frame is shorter and
-slower than any video the model was trained on.
+The classifier answers for the end of a video, so its input is the video cut off after each frame:
+evenly spaced frames up to and including that frame. A prediction never depends on later frames.
+Videos cut off early are shorter and slower than any training video.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ivcl_fast.evaluation.metrics import grid_distance
 from ivcl_fast.models import reference
 
 BATCH = 16
-"""Cut-off videos that are evaluated at a time."""
+"""Cut-off videos per batch."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class SnitchTrajectory:
     """Predictions for a video cut off after each of E frames; cells of an n x n floor."""
 
     ends: list[int]
-    """The E frames, numbered from 0."""
+    """The E frame numbers, from 0."""
     probabilities: np.ndarray
     """float32 ``[E, n * n]``: predicted probability of each cell."""
     cells: np.ndarray | None = None
@@ -45,7 +44,7 @@ class SnitchTrajectory:
 
     @property
     def predicted(self) -> np.ndarray:
-        """int ``[E]``: the likeliest cell."""
+        """int ``[E]``: the most likely cell."""
         return self.probabilities.argmax(axis=1)
 
     @property
@@ -57,7 +56,7 @@ class SnitchTrajectory:
 
 
 def frames_up_to(end: int, num_frames: int) -> list[int]:
-    """Return the frames that stand for a video cut off after frame ``end``."""
+    """Return the sampled frames of a video cut off after frame ``end``."""
     return frame_ids(end + 1, num_frames).tolist()
 
 
@@ -68,10 +67,10 @@ def follow_snitch(
     ends: list[int],
     scene: Scene | None = None,
 ) -> SnitchTrajectory:
-    """Let a localising ``model`` answer for a video cut off after each frame of ``ends``.
+    """Predict the snitch's cell after each frame of ``ends``.
 
     ``take(ids)`` returns frames of the video, uint8 ``[len(ids), 3, H, W]`` on the model's device;
-    it is asked for those of :func:`frames_up_to`. ``scene`` gives the true cells.
+    the ids are those of :func:`frames_up_to`. ``scene`` gives the true cells.
     """
     parts = [frames_up_to(end, model.cfg.num_frames) for end in ends]
     logits = [

@@ -8,24 +8,24 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is a DTensor, of which this rank holds only a shard."""
+    """Return whether ``tensor`` is a DTensor, so that this rank holds only a shard."""
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor, on all ranks together; a plain tensor is returned as it is."""
+    """Gather a sharded tensor (a collective call); return a plain tensor unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """Return this rank's shard of a sharded tensor; a plain tensor is returned as it is."""
+    """Return this rank's shard of a sharded tensor, or a plain tensor unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def shard_if_needed(tensor: Tensor, like: Any) -> Tensor:
-    """Shard a tensor in the same way as ``like``, if that is sharded and has the same shape.
+    """Shard a tensor like ``like``, if that is sharded and has the same shape.
 
-    Every rank has to hold the whole ``tensor``.
+    Every rank must hold the full ``tensor``.
     """
     if not is_sharded(like) or tensor.shape != like.shape:
         return tensor

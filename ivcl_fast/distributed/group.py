@@ -1,8 +1,8 @@
 """The ranks of a run: one process per device, started by torchrun; a single process without it.
 
-Every rank runs the same program on its part of every batch. Only rank 0 writes records,
-checkpoints and reports, and prints. In a process that runs alone all of these functions are no-ops,
-so that callers need not distinguish the two cases.
+Every rank runs the same program on its part of every batch. Only rank 0 writes records, checkpoints
+and reports, and prints. In a single process all of these functions are no-ops, so callers need not
+distinguish the two cases.
 
 Collectives of CPU tensors use gloo, those of CUDA tensors NCCL.
 """
@@ -33,11 +33,11 @@ TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for every rank, besides ``WORLD_SIZE``."""
 
 LONG_TIMEOUT = timedelta(days=7)
-"""Timeout of waits between pieces of work, such as making data, encoding and evaluating clips."""
+"""Timeout of waits between long tasks, such as preparing data or evaluating clips."""
 
 
 def rank() -> int:
-    """Rank of this process, from torchrun's environment; 0 for a process that runs alone."""
+    """Rank of this process, from torchrun's environment; 0 for a single process."""
     return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
@@ -47,7 +47,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Rank of this process among those of its machine."""
+    """Rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", 0)) if world_size() > 1 else 0
 
 
@@ -68,7 +68,7 @@ def is_restart() -> bool:
 
 
 def device_of_rank(name: str) -> str:
-    """Name of the device that ``--device`` means for this rank: each rank has its own GPU.
+    """Name of this rank's device for ``--device``; each rank has its own GPU.
 
     Raises :class:`UserError` if several ranks would share one GPU.
     """
@@ -79,16 +79,16 @@ def device_of_rank(name: str) -> str:
             f"--device: expected auto, cuda or cpu with {world_size()} ranks, got {name!r}"
         )
     if torch.cuda.device_count() == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return "cuda:0"  # Slurm and others let each rank see its own GPU alone
+        return "cuda:0"  # Slurm and others make only one GPU visible to each rank
     return f"cuda:{local_rank()}"
 
 
 def local_batch_size(batch_size: int, grad_accum_steps: int = 1, ranks: int | None = None) -> int:
-    """Number of clips on each rank, of a batch of ``batch_size`` clips over all ranks.
+    """Number of clips per rank of a batch of ``batch_size`` clips.
 
     ``ranks``: by default those of this run. Raises :class:`UserError` if a rank's clips do not
-    split evenly into ``grad_accum_steps`` parts: the mean over unequal parts would not be the mean
-    over the batch.
+    split evenly into ``grad_accum_steps`` parts, because the mean over unequal parts is not the
+    mean over the batch.
     """
     ranks = ranks or world_size()
     parts = ranks * grad_accum_steps
@@ -114,14 +114,14 @@ class Interrupted(Exception):
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Connect the ranks, each on its ``device``, for the duration of the block.
+    """Connect the ranks, each on its ``device``, within the ``with`` block.
 
     If a rank dies, the others report it in one line and exit with status 1; torchrun then ends
     the run, or restarts all ranks (``--max-restarts``). After a :class:`UserError` the exit status
     is 2.
     """
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # libraries and Triton use the current GPU
+        torch.cuda.set_device(device)  # libraries and Triton use the current device
     if world_size() == 1:
         yield
         return
@@ -139,7 +139,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
         waiting_group()
         yield
-        barrier()  # to ranks that still communicate, one that has left would look dead
+        barrier()  # a rank that leaves early looks dead to the others
         can_leave = True
     except Interrupted:
         can_leave = True
@@ -157,28 +157,29 @@ def process_group(device: torch.device) -> Iterator[None]:
         )
         raise SystemExit(1) from None
     finally:
-        # Ranks end NCCL together: alone, one would wait for others that compute or are gone.
+        # Ranks shut down NCCL together; otherwise one would wait for ranks that still compute or
+        # are dead.
         if can_leave and dist.is_initialized():
             dist.destroy_process_group()
         waiting_group.cache_clear()
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether ranks cannot be connected, or a collective failed because one of them is gone."""
+    """Return whether connecting the ranks, or a collective, failed because a rank is dead."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def reason(error: RuntimeError) -> str:
-    """Return the first line of an error, followed by the cause that NCCL gives."""
+    """Return the first line of an error, followed by NCCL's stated cause."""
     cause = str(error).partition("Last error:\n")[2].partition("\n")[0]
     return f"{first_line(error)}: {cause}" if cause else first_line(error)
 
 
 @functools.cache
-def waiting_group() -> Any:  # of a type per version
-    """Connect the ranks once more, by gloo, to wait for each other for days.
+def waiting_group() -> Any:  # its type depends on the version
+    """Create a second, gloo process group with a timeout of days, for long waits.
 
-    All ranks connect at the start: one that connects later would not notice that another died.
+    All ranks connect at the start: a rank that connects later would not notice a dead one.
     """
     return dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
 
@@ -205,7 +206,7 @@ def main_process_first() -> Iterator[None]:
 
 
 def let_rank0_report_first() -> None:
-    """Wait, except on rank 0, before an error that rank 0 most likely has as well.
+    """Wait, except on rank 0, before raising an error that rank 0 most likely raises too.
 
     When rank 0 has printed the error and exited, torchrun ends this rank.
     """
@@ -214,17 +215,17 @@ def let_rank0_report_first() -> None:
 
 
 class Decision:
-    """Lets all ranks stop, or save, at the same step when any rank asks for it.
+    """Makes all ranks stop or save at the same step when any rank requests it.
 
     The all-reduce of a step overlaps with the computation of the next one: with several ranks,
-    decisions take effect one step later. By then, ranks have asked for the checkpoint a second
-    time, which is ignored.
+    decisions take effect one step later. By then, ranks have requested the checkpoint again, which
+    is ignored.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[Tensor, dist.Work] | None = None
         self._saves = False
-        """Whether the last decision was to save."""
+        """Whether the previous decision was to save."""
 
     def __call__(self, stop: bool, save: bool) -> tuple[bool, bool]:
         """Vote to stop and to save; return the decisions ``(stop, save)`` of the step before.
@@ -254,7 +255,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def min_over_ranks(number: int) -> int:
-    """Return the smallest of all ranks' numbers."""
+    """Return the minimum over all ranks."""
     if not dist.is_initialized():
         return number
     smallest = torch.tensor(number)
@@ -263,7 +264,7 @@ def min_over_ranks(number: int) -> int:
 
 
 def true_on_all_ranks(values: Sequence[bool]) -> list[bool]:
-    """Return which of the values are true on all ranks; these have equal numbers of them."""
+    """Return which values are true on all ranks; every rank passes the same number of values."""
     if not dist.is_initialized():
         return list(values)
     shared = torch.tensor(values, dtype=torch.uint8)

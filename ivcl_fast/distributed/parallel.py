@@ -11,12 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def parallelize(model: nn.Module, shard_by: type[nn.Module] | None = None) -> nn.Module:
-    """Return the module to call in place of ``model``, whose gradients are means over all ranks.
+    """Wrap ``model`` so that its gradients are averaged over all ranks.
 
     Without ``shard_by`` every rank holds a replica (DDP), initialised from rank 0's weights. With
-    ``shard_by``, the class of the model's blocks, ``model`` itself is sharded in place (FSDP2);
-    the ranks' weights have to be equal before, and optimisers have to be made after the call.
-    A process that runs alone gets ``model`` back.
+    ``shard_by``, the class of the model's blocks, ``model`` itself is sharded in place (FSDP2); the
+    ranks' weights must already be equal, and optimisers must be created after the call. A single
+    process gets ``model`` back.
     """
     if not dist.is_initialized():
         return model
@@ -27,7 +27,7 @@ def parallelize(model: nn.Module, shard_by: type[nn.Module] | None = None) -> nn
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # FSDP2 warns at every start about in-place operations on a block's output; there are none.
+    # FSDP2 warns about in-place operations on a block's output, of which there are none.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for part in model.modules():  # each block by itself, and then the rest together
@@ -38,10 +38,10 @@ def parallelize(model: nn.Module, shard_by: type[nn.Module] | None = None) -> nn
 
 
 def no_sync_if(model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
-    """Skip the gradient exchange of replicas in this backward pass if another one follows.
+    """Skip the gradient all-reduce of replicas in this backward pass if another one follows.
 
-    Shards exchange their gradients in every pass: keeping whole gradients would take the memory
-    that sharding is meant to save.
+    Shards reduce their gradients in every pass: keeping full gradients would use the memory that
+    sharding saves.
     """
     if more_to_come and isinstance(model, DistributedDataParallel):
         return model.no_sync()

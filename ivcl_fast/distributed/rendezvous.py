@@ -1,9 +1,9 @@
 """An unused key-value store for ranks that torchrun restarts.
 
-Ranks find each other through a key-value store, which torchrun keeps from one attempt to the next
-(seen in torch 2.13). The addresses that dead ranks wrote there remain, and the new ranks would try
-to connect to them. So every attempt uses its own key prefix. The number of restarts cannot be that
-prefix, because each machine counts its own.
+Ranks find each other through a key-value store, which torchrun keeps across restarts (as of torch
+2.13). It still holds the addresses of dead ranks, to which new ranks would try to connect, so each
+attempt uses a new key prefix. The restart count is not a suitable prefix, because each machine has
+its own.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from datetime import timedelta
 import torch.distributed as dist
 
 ANSWER_TIMEOUT = timedelta(seconds=0.5)
-"""How long rank 0 waits for a rank to confirm before it takes the request for an old one."""
+"""Time after which rank 0 treats an unconfirmed request as stale."""
 
 
 def unused_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """Return a view of ``store`` that no earlier attempt has used; all ranks have to call this.
+    """Return a view of ``store`` that no earlier attempt has used; all ranks must call this.
 
-    Rank 0 draws the key prefix. Every other rank asks for it under a random key of its own, so that
-    it reads only an answer to itself. If nobody confirms an answer, the request was left by a dead
-    rank, and rank 0 looks again. Raises ``torch.distributed.DistStoreError`` if a rank does not ask
-    within the store's timeout.
+    Rank 0 chooses the key prefix. Every other rank requests it under a random key, so that it only
+    reads the reply to its own request. If no rank confirms a reply, the request came from a dead
+    rank, and rank 0 waits for another. Raises ``torch.distributed.DistStoreError`` if a rank sends
+    no request within the store's timeout.
     """
     if rank:
         answer = uuid.uuid4().hex
@@ -37,7 +37,7 @@ def unused_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
         for other in range(1, world_size):
             while not _has_answered(store, other, prefix):
                 if time.monotonic() > end:
-                    raise dist.DistStoreError(f"rank {other} of {world_size} did not come")
+                    raise dist.DistStoreError(f"rank {other} of {world_size} did not connect")
     return dist.PrefixStore(prefix, store)
 
 

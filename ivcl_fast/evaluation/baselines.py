@@ -1,8 +1,7 @@
-"""Baselines that a run is compared with: what can be scored without memory or without reasoning.
+"""Baselines without memory or reasoning, to which a run is compared.
 
-A model of the last frame alone is trained like any other (``ivcl_fast.train``); here are the
-guesses that need no training, the rules that show what is attainable, and the titles of all of them
-in tables and figures.
+Contains guesses that need no training, oracle rules, and the titles of all baselines in tables and
+figures. The last-frame model is trained by ``ivcl_fast.train``.
 """
 
 from __future__ import annotations
@@ -29,22 +28,23 @@ VISIBLE_CONE = "no memory: guesses under a visible cone"
 TRACKER = "no learning: tracker with perfect sight"
 COUNTING = "no reasoning: counting"
 BASELINES = (LAST_FRAME, VISIBLE_CONE, TRACKER, COUNTING)
-"""Titles, or how these begin, in ``scores.json``, ``clips.json`` and a study's ``results.json``."""
+"""Titles, or prefixes of them, in ``scores.json``, ``clips.json`` and a study's
+``results.json``."""
 
 
 def guess_probability(cones: Sequence[int], cell: int) -> float:
     """Return the probability that a visible cone, chosen at random, stands in ``cell``.
 
-    ``cones``: the cell of each. Without a cone it is 0.
+    ``cones``: the cell of each; the result is 0 if there are none.
     """
     return cones.count(cell) / len(cones) if cones else 0.0
 
 
 def cone_guess(data: DataModule, evaluation: Evaluation) -> Result:
-    """Score the guess that the snitch is under a visible cone, one of them chosen at random.
+    """Score the guess that the snitch is under a randomly chosen visible cone.
 
-    ``evaluation`` gives the clips, of a localisation task. Raises :class:`UserError` where a scene
-    is missing (``data.has_scenes``).
+    ``evaluation``: of a localisation task. Raises :class:`UserError` if a scene is missing
+    (``data.has_scenes``).
     """
 
     def hit(scene: Scene, cell: int) -> float:
@@ -56,9 +56,9 @@ def cone_guess(data: DataModule, evaluation: Evaluation) -> Result:
 def tracker(data: DataModule, evaluation: Evaluation, num_frames: int) -> Result:
     """Score oracle rules on the ground-truth objects of ``num_frames`` frames of each clip.
 
-    The rules are those of :func:`~ivcl_fast.evaluation.tracker.track_snitch`: what they reach is
-    attainable by sight and memory. ``evaluation`` gives the clips, of a localisation task. Raises
-    :class:`UserError` where a scene is missing (``data.has_scenes``).
+    The rules of :func:`~ivcl_fast.evaluation.tracker.track_snitch` use only visible objects and
+    memory. ``evaluation``: of a localisation task. Raises :class:`UserError` if a scene is missing
+    (``data.has_scenes``).
     """
 
     def hit(scene: Scene, cell: int) -> float:
@@ -71,7 +71,7 @@ def tracker(data: DataModule, evaluation: Evaluation, num_frames: int) -> Result
 def _guesses(
     title: str, hit: Callable[[Scene, int], float], data: DataModule, evaluation: Evaluation
 ) -> Result:
-    """Make the row of guesses; ``hit``: the probability that one is the snitch's true cell."""
+    """Return the result of a guess; ``hit``: the probability that it is the true cell."""
     scenes = map(data.scene, evaluation.names)
     correct = torch.tensor([hit(scene, localize_label(scene, data.grid)) for scene in scenes])
     scores = {
@@ -82,10 +82,10 @@ def _guesses(
 
 
 def counting_guess(dataset: Acre, split: str, evaluation: Evaluation) -> Result:
-    """Score answers to ACRE's queries that only count how often the machine was on.
+    """Score answers to ACRE's queries that only count how often the machine lit up.
 
-    The counts are those of :func:`~ivcl_fast.data.formats.acre.covariation`. ``evaluation`` gives
-    the clips, which are of ``split``.
+    The counts are those of :func:`~ivcl_fast.data.formats.acre.covariation`. ``evaluation``: of
+    ``split``.
     """
     names, labels = evaluation.names, evaluation.labels
     queries, answers = dataset.queries(split), [covariation(p) for p in dataset.problems(split)]

@@ -1,4 +1,4 @@
-"""Measure a classifier: one pass over the clips, every score with chance and an interval."""
+"""Evaluate a classifier in one pass over the clips; every score has chance and an interval."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GroupScores = dict[str, dict[str, Score]]
 
 
 def scores_as_json(scores: GroupScores) -> dict[str, dict[str, dict[str, Any]]]:
-    """Convert scores to what JSON files hold, by group of clips and metric."""
+    """Convert scores to JSON values, by group of clips and metric."""
     return {
         group: {name: asdict(score) for name, score in by_metric.items()}
         for group, by_metric in scores.items()
@@ -36,13 +36,13 @@ def scores_as_json(scores: GroupScores) -> dict[str, dict[str, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Result:
-    """One model, or one baseline, in a run's table of results."""
+    """A model or baseline in a run's table of results."""
 
     title: str
     scores: GroupScores
     correct: Mapping[str, float] | None = None
-    """By clip: 1 where it is answered correctly, else 0; for a random guess, the probability of a
-    correct answer. None for a multi-label task."""
+    """By clip: 1 if the answer is correct, else 0; for a random guess, the probability of a correct
+    answer. None for a multi-label task."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class Evaluation:
     labels: Tensor
     """int64 ``[V]``, or multi-hot ``[V, C]``."""
     clips: list[Clip]
-    """In the order of ``logits``."""
+    """Class names, in the order of ``logits``."""
     hidden: Tensor | None = None
-    """bool ``[V]``: which clips end with the snitch inside a cone; None where this is unknown."""
+    """bool ``[V]``: which clips end with the snitch inside a cone; None if unknown."""
 
     @property
     def names(self) -> list[str]:
-        """The clips' names."""
+        """Names of the clips."""
         return [clip.name for clip in self.clips]
 
     def of_each_clip(self, values: Tensor) -> dict[str, float]:
@@ -69,17 +69,17 @@ class Evaluation:
         return dict(zip(self.names, values.tolist(), strict=True))
 
     def result(self, title: str) -> Result:
-        """Return the row of the table of results."""
+        """Return the result for a run's table."""
         if self.labels.ndim > 1:  # multi-label
             return Result(title, self.scores)
         correct = (self.logits.argmax(1) == self.labels).float()
         return Result(title, self.scores, self.of_each_clip(correct))
 
     def by_clip(self) -> list[dict[str, Any]]:
-        """Return each clip's ``name``, ``video`` and ``label``, as ``clips.json`` holds them.
+        """Return each clip's ``name``, ``video`` and ``label`` for ``clips.json``.
 
-        For a multi-label task ``label`` is the list of labels. Otherwise there is also ``answer``,
-        the likeliest class. ``group`` (``hidden`` or ``visible``) is there where it is known.
+        For a multi-label task ``label`` is a list. Otherwise ``answer`` is the most likely class.
+        ``group`` (``hidden`` or ``visible``) is included if known.
         """
         found: list[dict[str, Any]] = []
         for i, (clip, label) in enumerate(zip(self.clips, self.labels, strict=True)):
@@ -94,7 +94,8 @@ class Evaluation:
         return found
 
     def curve(self) -> dict[str, float]:
-        """Return values for ``metrics.jsonl``: ``val_top1``, for a group ``val_top1_hidden``."""
+        """Return values for ``metrics.jsonl``, such as ``val_top1``, or ``val_top1_hidden`` for a
+        group."""
         return {
             f"val_{name}" + ("" if group == "all" else f"_{group}"): score.value
             for group, scores in self.scores.items()
@@ -105,7 +106,7 @@ class Evaluation:
 def predict(
     model: nn.Module, loader: ClipLoader, device: torch.device, amp: bool
 ) -> tuple[Tensor, ...]:
-    """Return logits, labels and clip ids of one pass over ``loader``, on the CPU, in its order.
+    """Return logits, labels and clip ids of one pass over ``loader``, in order, on the CPU.
 
     ``amp``: compute in bfloat16 under autocast. Logits are float32.
     """
@@ -124,11 +125,10 @@ def outputs(
     device: torch.device,
     amp: bool,
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield each batch of one pass over ``loader`` with what ``compute`` returns for its inputs.
+    """Yield each batch of one pass over ``loader`` with the output of ``compute``.
 
-    ``compute``: ``model`` or a method of it, whose compiled parts run as they are written: a graph
-    for each of the few shapes of an evaluation takes longer to compile than it saves. ``amp``: in
-    bfloat16 under autocast.
+    ``compute``: ``model`` or one of its methods. Compiled parts run eagerly, because compiling for
+    the few shapes of an evaluation takes longer than it saves. ``amp``: use bfloat16 autocast.
     """
     model.eval()
     compiled = any(part._compiled_call_impl is not None for part in model.modules())
@@ -147,10 +147,10 @@ def predict_views(
     amp: bool,
     multi_label: bool,
 ) -> tuple[Tensor, ...]:
-    """As :func:`predict`, averaging the probabilities of several clips of each video.
+    """Like :func:`predict`, but average the probabilities of several clips of each video.
 
-    ``loaders`` read the same split. The results are logits of the averages. Videos that not all
-    loaders could read are left out.
+    ``loaders`` read the same split. The results are logits of the averages. Videos that some loader
+    could not read are left out.
     """
     passes = [predict(model, loader, device, amp) for loader in loaders]
     if len(passes) == 1:
@@ -176,9 +176,9 @@ def evaluate(
     clips_per_video: int = 1,
     **options: Any,
 ) -> Evaluation:
-    """Measure a classifier on every clip of ``split`` of ``data``.
+    """Evaluate a classifier on every clip of ``split`` of ``data``.
 
-    With several clips of a video, the answers to them are averaged. ``options``: those of
+    The answers to several clips of a video are averaged. ``options``: see
     :meth:`DataModule.loader`.
     """
     loaders = data.eval_loaders(
@@ -209,11 +209,11 @@ def evaluate(
 def frame_scores(
     model: nn.Module, loader: ClipLoader, device: torch.device, amp: bool
 ) -> dict[str, float]:
-    """Measure supervised pretraining on the labels of frames, for ``metrics.jsonl``.
+    """Evaluate supervised pretraining on the labels of frames, for ``metrics.jsonl``.
 
-    ``val_frame_map``: mean average precision over all frames, for detection over all their
-    patches, for objects over all their slots. ``val_frame_map_chance``: that of a constant score,
-    the classes' prevalence.
+    ``val_frame_map``: mean average precision over all frames, or over all patches (detection) or
+    slots (objects). ``val_frame_map_chance``: that of a constant score, the prevalence of the
+    classes.
     """
     logits, labels, _ = predict(model, loader, device, amp)
     flat = [x.flatten(0, -2).numpy() for x in (logits, labels)]
@@ -227,8 +227,8 @@ def frame_scores(
 def group_masks(count: int, hidden: Tensor | None) -> dict[str, Tensor]:
     """Return the groups of ``count`` clips, bool ``[V]`` each: ``all``, ``visible``, ``hidden``.
 
-    ``hidden``: bool ``[V]``, as of :class:`Evaluation`; without it there is ``all`` alone. A group
-    without a clip is left out.
+    ``hidden``: bool ``[V]``, see :class:`Evaluation`; without it there is only ``all``. Empty
+    groups are left out.
     """
     groups = {"all": torch.ones(count, dtype=torch.bool)}
     if hidden is not None:

@@ -1,4 +1,4 @@
-"""Kinds of clips that end with a hidden snitch: how long it has been hidden, and by what."""
+"""Groups of clips that end with a hidden snitch, by how and for how long it has been hidden."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class HiddenEnd(NamedTuple):
-    """How the snitch is hidden when a video ends."""
+    """State of a snitch that is hidden when a video ends."""
 
     share: float
-    """Part of the video, 0 to 1, since it disappeared for the last time."""
+    """Fraction of the video since the snitch last disappeared."""
     cones: int
-    """Cones around it."""
+    """Number of nested cones over the snitch."""
     carried: bool
-    """Whether it ends at another place than where it disappeared."""
+    """Whether the snitch was moved after it disappeared."""
 
 
 KINDS = {
@@ -34,11 +34,11 @@ KINDS = {
     "not carried": lambda end: not end.carried,
     "carried": lambda end: end.carried,
 }
-"""Kinds of hidden ends by name; times are parts of the video."""
+"""Groups of clips by name; times are fractions of the video."""
 
 
 def hidden_end(scene: Scene) -> HiddenEnd | None:
-    """Return how the snitch is hidden at the end of a scene; None if it is in view.
+    """Return how the snitch is hidden at the end of a scene, or None if it is visible.
 
     Example::
 
@@ -63,9 +63,9 @@ def hidden_end(scene: Scene) -> HiddenEnd | None:
 
 
 def kinds_of_hidden_ends(data: DataModule, evaluation: Evaluation) -> dict[str, list[str]]:
-    """Return the names of the clips of each of :data:`KINDS`, without empty ones.
+    """Return the names of the clips in each group of :data:`KINDS`, without empty groups.
 
-    Empty where ``evaluation`` does not know which clips end with a hidden snitch.
+    Returns ``{}`` if ``evaluation`` does not record which clips end with a hidden snitch.
     """
     if evaluation.hidden is None:
         return {}

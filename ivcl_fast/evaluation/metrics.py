@@ -1,8 +1,8 @@
-"""Scores of classifiers, computed as the data sets' own code does, with chance and intervals.
+"""Classification metrics as defined by the data sets' code, with chance levels and intervals.
 
 Sources: CATER's ``localization_eval.py`` and ``eval.py`` for top-k, L1 and mAP; ACRE's ``main.py``
-for accuracy by query, problem and type. Intervals are SciPy's: Wilson's of a proportion, and the
-percentile bootstrap. Letters in shapes: V clips, C classes.
+for accuracy by query, problem and type. Intervals are from SciPy: Wilson's for proportions,
+otherwise the percentile bootstrap. Shapes: V clips, C classes.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from torch import Tensor
 Array = np.ndarray | Tensor
 
 RESAMPLES, AP_RESAMPLES = 1000, 200
-"""Bootstrap resamples, and those of average precision, which takes long. They are drawn from a
-fixed seed, so a report repeats exactly."""
+"""Number of bootstrap resamples, and for average precision, which is slow. They use a fixed seed,
+so reports are reproducible."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A value with its 95 % interval and the value that chance would reach."""
+    """A value with its 95 % interval and the chance level."""
 
     value: float
     low: float
     high: float
     chance: float
     percent: bool = True
-    """Whether the values are shares from 0 to 1, printed in percent; else they are numbers, such as
-    a distance in cells."""
+    """Whether the values are fractions, printed in percent, instead of numbers such as a distance
+    in cells."""
     n: int = 0
-    """Number of clips, frames or problems that were measured."""
+    """Number of clips, frames or problems evaluated."""
 
     @classmethod
     def proportion(cls, correct: Array, chance: float) -> Score:
-        """Return the share of true values in bool ``[V]``, with Wilson's interval."""
+        """Return the fraction of true values in bool ``[V]``, with Wilson's interval."""
         correct = as_array(correct)
         low, high = wilson_interval(int(correct.sum()), len(correct))
         return cls(float(correct.mean()), low, high, chance, n=len(correct))
@@ -53,9 +53,9 @@ class Score:
     ) -> Score:
         """Return the mean of ``[V]`` numbers with a bootstrap interval.
 
-        ``percent``: they are shares from 0 to 1. ``groups``: as of :meth:`clustered`; by default
-        each number is a group of its own. ``most``: the greatest number that is possible, if the
-        least is 0; 1 for shares.
+        ``percent``: whether they are fractions. ``groups``: see :meth:`clustered`; by default every
+        number is a separate group. ``most``: the largest possible number, if the smallest is 0; 1
+        for fractions.
         """
         values = as_array(values).astype(np.float64)
         groups = np.arange(len(values)) if groups is None else groups
@@ -65,12 +65,11 @@ class Score:
 
     @classmethod
     def clustered(cls, correct: Array, groups: Array, chance: float) -> Score:
-        """Return the share of true values in bool ``[V]``, of clips that come in groups.
+        """Return the fraction of true values in bool ``[V]``, for clips in groups.
 
-        ``groups``: each clip's group, int ``[V]``. Clips of one group may be correct or wrong
-        together, so the bootstrap draws whole groups.
-        The interval is never narrower than Wilson's, which is still valid where all clips are
-        correct, or all wrong, and resampling shows no variation.
+        ``groups``: each clip's group, int ``[V]``. Clips of a group may be correlated, so the
+        bootstrap draws whole groups. The interval is at least as wide as Wilson's, which is also
+        valid if all clips are correct, or all wrong, and resampling shows no variation.
         """
         drawn = clustered_interval(correct, groups)
         alone = cls.proportion(correct, chance)
@@ -88,8 +87,8 @@ class Score:
         """Return :func:`mean_average_precision` with a bootstrap interval over clips.
 
         Chance is the AP of a constant score: the prevalence, averaged over the same classes.
-        ``groups``: as of :meth:`clustered`; by default each clip is a group of its own.
-        ``counted``: bool ``[V, C]``, as of :class:`Ranking`.
+        ``groups``: see :meth:`clustered`; by default every clip is a separate group. ``counted``:
+        see :class:`Ranking`.
         """
         value = mean_average_precision(scores, targets, counted)
         ranking, targets = Ranking(scores, targets, counted), as_array(targets).astype(bool)
@@ -108,10 +107,10 @@ class Score:
 
     @classmethod
     def class_mean(cls, logits: Array, labels: Array) -> Score:
-        """Return the share of correct clips of each class, averaged over the classes.
+        """Return the accuracy per class, averaged over the classes.
 
-        Classes without a clip are left out. The interval is that of the bootstrap; chance is a
-        uniform guess.
+        Classes without a clip are left out. The interval is a bootstrap one; chance is a uniform
+        guess.
         """
         correct, labels = topk_correct(logits, labels, 1), as_array(labels)
         classes = as_array(logits).shape[1]
@@ -138,7 +137,7 @@ class Score:
 
 
 def as_array(values: Array) -> np.ndarray:
-    """Convert a tensor on any device to a NumPy array; an array is returned as it is."""
+    """Convert a tensor on any device to a NumPy array; return an array unchanged."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
@@ -148,8 +147,8 @@ def as_array(values: Array) -> np.ndarray:
 def topk_correct(logits: Array, labels: Array, k: int) -> np.ndarray:
     """Return whether each clip's class is among its ``k`` highest logits: bool ``[V]``.
 
-    ``logits`` ``[V, C]``, ``labels`` int ``[V]``. Equal logits rank by class number, the lower
-    first, so that top-1 is the argmax. Raises ``ValueError`` for NaN.
+    ``logits`` ``[V, C]``, ``labels`` int ``[V]``. Ties rank the lower class first, so that top-1 is
+    the argmax. Raises ``ValueError`` for NaN.
     """
     logits, labels = as_answers(logits, labels)
     order = np.argsort(-logits, axis=1, kind="stable")
@@ -157,9 +156,9 @@ def topk_correct(logits: Array, labels: Array, k: int) -> np.ndarray:
 
 
 def confusion(logits: Array, labels: Array) -> np.ndarray:
-    """Return how often each class was answered for each label: int64 ``[C labels, C answers]``.
+    """Return the confusion matrix, int64 ``[C labels, C answers]``.
 
-    Arguments as of :func:`topk_correct`; the answer is the argmax.
+    The arguments are those of :func:`topk_correct`; the answer is the argmax.
     """
     logits, labels = as_answers(logits, labels)
     counts = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
@@ -170,18 +169,18 @@ def confusion(logits: Array, labels: Array) -> np.ndarray:
 def grid_distance(logits: Array, labels: Array, n: int = 6) -> np.ndarray:
     """Return the city-block distance in cells from the argmax cell to the true one: int ``[V]``.
 
-    Its mean is CATER's L1. Class ``c`` is the cell ``x = c % n``, ``y = c // n``; arguments as of
-    :func:`topk_correct`. Raises ``ValueError`` if there are not ``n * n`` classes.
+    Its mean is CATER's L1. Class ``c`` is the cell ``x = c % n``, ``y = c // n``. The arguments are
+    those of :func:`topk_correct`. Raises ``ValueError`` unless there are ``n * n`` classes.
     """
     logits, labels = as_answers(logits, labels)
     if logits.shape[1] != n * n:
-        raise ValueError(f"logits: {logits.shape[1]} classes are not the {n * n} cells of n={n}")
+        raise ValueError(f"logits: expected {n * n} classes for n={n}, got {logits.shape[1]}")
     guess = logits.argmax(axis=1)
     return np.abs(guess % n - labels % n) + np.abs(guess // n - labels // n)
 
 
 def chance_distance(n: int = 6) -> float:
-    """Return the mean distance in cells of a uniform guess where true cells are uniform too.
+    """Return the mean distance in cells of a uniform guess if true cells are uniform.
 
     ``E|i - j| = (n^2 - 1) / 3n`` for two uniform coordinates. Always answering a middle cell
     comes closer (n / 2 for an even n), so a short distance alone proves little.
@@ -190,7 +189,7 @@ def chance_distance(n: int = 6) -> float:
 
 
 def as_answers(logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as arrays; raises ``ValueError`` for NaN, which has no rank."""
+    """Return both as arrays; raise ``ValueError`` for NaN, which has no rank."""
     logits, labels = as_array(logits), as_array(labels)
     if np.isnan(logits).any():
         raise ValueError(f"logits: clip {np.isnan(logits).any(axis=1).argmax()} holds NaN")
@@ -206,10 +205,9 @@ def query_scores(
     """Return ACRE's accuracies: ``query``, ``problem``, then one per question type.
 
     ``logits`` ``[V, C]`` and ``labels`` int ``[V]`` of one query each; ``problems`` int ``[V]``,
-    the problem that a query belongs to; ``types`` ``[V]``, its question type. ``query`` is the
-    share of correct answers, ``problem`` the share of problems whose answers are all correct. Each
-    type in ``order`` that occurs has the share of correct answers to its queries. Chance is a
-    uniform guess.
+    the query's problem; ``types`` ``[V]``, its question type. ``query`` is the accuracy over
+    queries, ``problem`` the fraction of problems with all queries correct. Each type in ``order``
+    that occurs has its own accuracy. Chance is a uniform guess.
     """
     correct = topk_correct(logits, labels, 1)
     groups, type_of = as_array(problems), np.asarray(types)
@@ -231,10 +229,10 @@ def query_scores(
 
 
 class Ranking:
-    """Clips sorted by score, once per class, so that AP is fast for many weightings of the clips.
+    """Clips sorted once per class by score, so that AP is fast for many weightings of the clips.
 
     ``scores`` float ``[V, C]``, higher is likelier; ``targets`` ``[V, C]``, 0 or 1. ``counted``:
-    bool ``[V, C]``, which of them count, by default all. Raises ``ValueError`` for NaN.
+    bool ``[V, C]``, the entries to include, by default all. Raises ``ValueError`` for NaN.
     """
 
     def __init__(self, scores: Array, targets: Array, counted: Array | None = None) -> None:
@@ -248,7 +246,7 @@ class Ranking:
         self.ends_tie[:-1] = ranked[:-1] != ranked[1:]
 
     def average_precision(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Return interpolated (VOC 2010) AP per class, ``[C]``; -1 where nothing is positive.
+        """Return interpolated (VOC 2010) AP per class, ``[C]``; -1 for a class without positives.
 
         Clip ``i`` counts ``weights[i]`` times. AP is the area under the envelope of precision (the
         best precision at this recall or a higher one) over recall. This is CATER's measure;
@@ -258,7 +256,7 @@ class Ranking:
         taken = weight[self.order] * self.counted  # [V, C]
         hits = taken * self.positive
         precision = hits.cumsum(axis=0) / np.maximum(taken.cumsum(axis=0), 1e-12)
-        # Equal scores are retrieved together: precision is defined after the last of them only.
+        # Equal scores are retrieved together: precision is only defined after the last of them.
         precision = np.where(self.ends_tie, precision, 0)
         envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
         positives = hits.sum(axis=0)
@@ -267,9 +265,9 @@ class Ranking:
 
 
 def mean_average_precision(scores: Array, targets: Array, counted: Array | None = None) -> float:
-    """Return the mean AP (see :class:`Ranking`) over the classes that have a positive.
+    """Return the mean AP (see :class:`Ranking`) over the classes with a positive clip.
 
-    Raises ``ValueError`` where no class has one.
+    Raises ``ValueError`` if there is none.
     """
     mean = mean_of_present(Ranking(scores, targets, counted).average_precision())
     if np.isnan(mean):
@@ -287,7 +285,7 @@ def mean_of_present(precisions: np.ndarray) -> float:
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a proportion, which is valid near 0 and 1 too."""
+    """Return Wilson's 95 % interval of a proportion, which is also valid near 0 and 1."""
     from scipy.stats import binomtest  # takes a second to import
 
     low, high = binomtest(successes, n).proportion_ci(method="wilson")
@@ -297,12 +295,12 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 def clustered_interval(
     values: Array, groups: Array, bounds: tuple[float, float] | None = None
 ) -> tuple[float, float]:
-    """Return the bootstrap interval of the mean of ``[V]`` numbers; whole groups are drawn.
+    """Return the bootstrap interval of the mean of ``[V]`` numbers, resampling whole groups.
 
-    ``groups``: each number's group, int ``[V]``. ``bounds``: the least and the greatest number that
-    is possible, if there is one. Then the interval has a width also where all groups have the same
-    mean (no success in any of them, for example) and resampling shows no variation: a group may
-    differ with a probability of up to Wilson's upper bound for 0 of as many as there are.
+    ``groups``: each number's group, int ``[V]``. ``bounds``: the smallest and the largest possible
+    number, if known. With them, the interval has a width even if all groups have the same mean
+    (such as no success) and resampling shows no variation: a group may differ with a probability of
+    up to Wilson's upper bound for 0 out of the number of groups.
     """
     _, group = np.unique(as_array(groups), return_inverse=True)
     sums, clips = np.bincount(group, as_array(values)), np.bincount(group)
@@ -322,9 +320,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the 95 % percentile interval of a statistic of ``n`` clips, drawn with replacement.
 
-    ``statistic(weights)`` is given how often each clip was drawn: float ``[n]``, summing to ``n``.
-    A draw for which it is undefined (NaN) is left out. ``centre`` shifts the draws to this mean. AP
-    needs that: repeated clips raise it, so the unshifted interval can miss the value itself.
+    ``statistic(weights)`` takes the number of times each clip was drawn: float ``[n]``, summing to
+    ``n``. Draws for which it is NaN are left out. ``centre`` shifts the draws to this mean. AP
+    needs the shift: repeated clips raise it, so the unshifted interval may not contain the value.
     """
     if n == 1:  # a single clip shows no variation
         value = statistic(np.ones(1))

@@ -1,7 +1,7 @@
-"""Published scores, printed beside a run's own in its report if the data set is the published one.
+"""Published scores, which a report shows next to a run's if the data set is the published one.
 
-``published.csv`` holds only scores that were read in the source it names. IV-CL's own are not among
-them: no source with them could be read.
+``published.csv`` contains only scores read in the cited source. IV-CL's scores are not included,
+because no source for them was available.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Published:
     """One model's scores on one task."""
 
     folder: str
-    """Name of the data set's folder as published, in lower case; empty: any name."""
+    """Folder name of the published data set, in lower case; empty: any name."""
     task: str
     model: str
     scores: dict[str, float]
-    """By metric, named as in ``scores.json``: shares from 0 to 1, ``l1`` in cells."""
+    """Values by metric, named as in ``scores.json``: fractions, ``l1`` in cells."""
     source: str
-    """Where they were read."""
+    """The paper or page that they are from."""
 
 
 def read() -> list[Published]:
@@ -50,7 +50,7 @@ def read() -> list[Published]:
 
 
 def published(dataset: Dataset) -> list[Published]:
-    """Return what others report on a data set and task; nothing for a synthetic one."""
+    """Return published scores on a data set and task; empty for a synthetic one."""
     if read_spec(dataset.root) is not None:
         return []
     folder = dataset.root.resolve().name.lower()

@@ -1,7 +1,7 @@
-"""A tracker with perfect sight: how well the snitch can be localised by rules from a clip's frames.
+"""Oracle tracker: localise the snitch by rules on the ground-truth objects of a clip's frames.
 
-It reads from the scene what every sampled frame shows: the objects in view, and their places. What
-it scores is attainable without knowing what happens between the frames.
+It reads the visible objects and their places in each sampled frame from the scene. Its score is
+attainable without knowing what happens between the frames.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater_labels import Scene, snitch_of
 
 AT_THE_SAME_PLACE = 0.5
-"""Distance, in world units, within which two objects, or one at two times, are at one place."""
+"""Distance in world units within which two positions count as the same place."""
 
 Place = tuple[float, float]
 
 
 def track_snitch(scene: Scene, frames: Iterable[int], n: int = 6) -> int:
-    """Return the cell of the ``n`` x ``n`` grid where the rules expect the snitch in the end.
+    """Return the cell of the ``n`` x ``n`` grid in which the rules expect the snitch at the end.
 
-    A snitch that has disappeared is under the cone that now stands where it was last seen; if none
-    does, because the cone has moved on, under the nearest of those that have moved. From then on it
-    is where that cone is, and a cone that disappears is followed in the same way.
+    A snitch that disappears is assumed to be under the cone at its last visible place or, if there
+    is none because the cone has moved, under the nearest cone that has moved. From then on the
+    rules follow that cone, and in the same way the cone that covers it.
 
     Args:
-        scene: a scene of CATER, which has no snitch that leaves the grid.
-        frames: the frames that are seen, ascending; the last one is asked about.
+        scene: a scene of CATER.
+        frames: the visible frames, ascending; the result is for the last one.
 
     Example::
 
@@ -37,7 +37,7 @@ def track_snitch(scene: Scene, frames: Iterable[int], n: int = 6) -> int:
     snitch = snitch_of(scene)
     cones = {o["instance"]: o for o in scene["objects"] if o["shape"] == "cone"}
     followed = [snitch["instance"]]  # the snitch, the cone around it, the cone around that, ...
-    before: dict[str, Place] = {}  # places of what was in view in the frame before
+    before: dict[str, Place] = {}  # places of the objects visible in the previous frame
     for frame in frames:
         hidden = cater_frames.contained(scene, frame)
         places = {
@@ -59,7 +59,7 @@ def track_snitch(scene: Scene, frames: Iterable[int], n: int = 6) -> int:
 
 
 def _container(lost: Place, cones: dict[str, Place], before: dict[str, Place]) -> str | None:
-    """Return which of the ``cones`` in view covers what was last seen at ``lost``."""
+    """Return which visible cone covers the object last seen at ``lost``."""
     if not cones:
         return None
     nearest = min(cones, key=lambda cone: math.dist(cones[cone], lost))

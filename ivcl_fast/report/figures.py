@@ -23,7 +23,7 @@ PER_SECOND = 2
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size in inches."""
+    """Return an empty figure of the given size in inches."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -53,7 +53,7 @@ def image_grid(titles: Sequence[str], rows: Mapping[str, Tensor]) -> Figure:
 
 
 def colored(values: Tensor, colors: str) -> Tensor:
-    """Convert ``[..., H, W]`` in [0, 1] to colours ``[..., 3, H, W]`` of a colormap."""
+    """Apply a colormap: ``[..., H, W]`` in [0, 1] to ``[..., 3, H, W]``."""
     rgba: Any = matplotlib.colormaps[colors](values.cpu().numpy())
     return torch.from_numpy(rgba[..., :3]).movedim(-1, -3).float()
 
@@ -62,13 +62,13 @@ def save(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG file, atomically; its folder is created if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file, warnings.catch_warnings():
-        # A box stands for a letter that the font lacks, as names of classes may have.
+        # Class names may have letters that the font lacks; a box is drawn for them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(file, format="png")
 
 
 def write_gif(figures: Iterable[Figure], path: Path) -> None:
-    """Write figures of one size as an endless GIF, each with 256 colours of its own."""
+    """Write figures of equal size as a looping GIF with a palette of 256 colours per frame."""
     images = []
     for figure in figures:
         figure.canvas.draw()

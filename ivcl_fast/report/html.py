@@ -1,4 +1,4 @@
-"""A page to open in a browser, in one file: pictures are embedded, nothing else is loaded."""
+"""A self-contained HTML page with embedded pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ th { background: #f6f6f6 }
 
 
 class Page:
-    """A page that is put together from top to bottom; texts are escaped, never read as markup."""
+    """Builds a page from top to bottom; text is escaped."""
 
     def __init__(self, title: str) -> None:
         self.title = title

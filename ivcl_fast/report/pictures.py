@@ -38,16 +38,16 @@ from ivcl_fast.report.figures import (
 from ivcl_fast.training.metrics_log import MetricsLog
 
 CLIPS = 4
-"""Clips in a picture of a run."""
+"""Number of clips in a picture of a run."""
 COLUMNS = 8
-"""Frames side by side in a picture of frames."""
+"""Maximum number of frames side by side."""
 MASKED_GRAY = 0.12
 """Colour of a masked patch: darker than any floor."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or GIF file that was written."""
+    """A written PNG or GIF file."""
 
     path: Path
     title: str
@@ -82,15 +82,15 @@ def draw_run(run: FinishedRun, evaluation: Evaluation | None) -> list[Picture]:
 def draw_clip(
     run: FinishedRun, clip: DecodedClip, models: Mapping[str, Model], folder: Path
 ) -> list[Picture]:
-    """Draw all that the models show about one clip into ``folder``.
+    """Draw all pictures of one clip into ``folder``.
 
-    For a localisation task the clip's reader must have decoded what trajectories need.
+    For a localisation task, the clip must include the frames for trajectories.
     """
     folder.mkdir(parents=True, exist_ok=True)
     maps = attention_maps(models, clip)
     pictures = [draw_attention(folder / "attention.png", clip, maps, measure_name(run))]
     path, trajectory, classifier = folder / "slots.gif", None, models.get("finetuned")
-    caption = f"All frames that the model is given, {PER_SECOND} per second."
+    caption = f"All frames that the model sees, {PER_SECOND} per second."
     if run.localizes and isinstance(classifier, IVCLClassifier):
         trajectory = follow_snitch(classifier, clip.take, clip.frame_index, clip.aligned_scene)
         caption = f"{caption} {trajectory_caption(trajectory)}"
@@ -102,7 +102,7 @@ def draw_clip(
 
 
 def evenly_spaced(count: int, total: int) -> list[int]:
-    """Return ``count``, at most ``total``, indices from 0 to ``total - 1``, both included."""
+    """Return ``count`` (at most ``total``) evenly spaced indices from 0 to ``total - 1``."""
     return frame_ids(total, min(count, total)).tolist()
 
 
@@ -110,7 +110,7 @@ def evenly_spaced(count: int, total: int) -> list[int]:
 
 
 def measure_name(run: FinishedRun) -> str:
-    """Say in words what :func:`~ivcl_fast.analysis.attention_maps.slot_attention` measures."""
+    """Describe the attention in :func:`~ivcl_fast.analysis.attention_maps.slot_attention`."""
     if run.config.model.objective == "slot_attention":
         return "last round of slot attention"
     return "last block of the image encoder, mean of the heads"
@@ -124,7 +124,7 @@ def attention_maps(models: Mapping[str, Model], clip: DecodedClip) -> dict[str, 
 
 
 def over_frames(frames: Tensor, maps: Tensor) -> Tensor:
-    """Lay attention ``[T, S, N]`` over gray frames ``[T, 3, H, W]`` in [0, 1].
+    """Overlay attention ``[T, S, N]`` on gray frames ``[T, 3, H, W]`` in [0, 1].
 
     Colours are the square root of attention, up to the 99th percentile of each slot in the clip.
     Returns ``[T, S, 3, H, W]``.
@@ -143,7 +143,8 @@ def over_frames(frames: Tensor, maps: Tensor) -> Tensor:
 def draw_attention(
     path: Path, clip: DecodedClip, maps: Mapping[str, Tensor], measured: str
 ) -> Picture:
-    """Draw :func:`attention_maps` over up to eight frames of the clip; ``measured``: in words."""
+    """Draw :func:`attention_maps` for up to eight frames of the clip; ``measured``: for the
+    caption."""
     frames, rows = clip.frames / 255, {"input": clip.frames / 255}
     shown = {name: over_frames(frames, of_model) for name, of_model in maps.items()}
     for slot in range(next(iter(maps.values())).shape[1]):
@@ -167,10 +168,10 @@ def animation(
     titles: Sequence[str],
     trajectory: SnitchTrajectory | None = None,
 ) -> Iterator[Figure]:
-    """Yield a figure per frame: the frame, every slot, and the predicted cell if there is one.
+    """Yield a figure per frame: the frame, each slot, and the predicted cell if there is one.
 
-    ``frames`` ``[T, 3, H, W]`` in [0, 1], each with its title; ``maps`` as of
-    :func:`attention_maps`; ``trajectory`` has a prediction for every frame.
+    ``frames`` ``[T, 3, H, W]`` in [0, 1], each with a title; ``maps``: see :func:`attention_maps`;
+    ``trajectory`` has a prediction for each frame.
     """
     shown = {name: over_frames(frames, of_model) for name, of_model in maps.items()}
     slots = next(iter(maps.values())).shape[1]
@@ -198,9 +199,9 @@ def animation(
 def draw_floor(axes: Axes, trajectory: SnitchTrajectory, at: int) -> None:
     """Draw CATER's floor from above after the ``at``-th frame of a trajectory.
 
-    It is turned as CATER's camera sees it from its starting pose. Cell ``c`` of n x n is in column
-    ``c % n`` and row ``c // n``. Cells are darker where the predicted probability is higher; a red
-    cross marks the likeliest cell, a green outline the true one.
+    It is oriented as seen from CATER's initial camera pose. Cell ``c`` of n x n is in column ``c %
+    n`` and row ``c // n``. Cells are darker where the predicted probability is higher; a red cross
+    marks the most likely cell, a green outline the true one.
     """
     n, probabilities = trajectory.grid, trajectory.probabilities[at]
     turned = Affine2D().rotate_deg(-45) + axes.transData
@@ -222,7 +223,7 @@ def draw_floor(axes: Axes, trajectory: SnitchTrajectory, at: int) -> None:
 
 
 def trajectory_caption(trajectory: SnitchTrajectory) -> str:
-    """Explain the floor in :func:`animation`, with the shares of correct predictions."""
+    """Return the caption of the floor in :func:`animation`, with the accuracy."""
     caption = (
         "On the right, CATER's floor: the finetuned model answers for the end of a video, so it is "
         "given the video cut off after each frame. Darker cells are likelier, the cross is on the "
@@ -251,7 +252,7 @@ def draw_reconstruction(
     video = torch.stack([clip.frames for clip in clips])
     if isinstance(model, SlotAutoencoder):
         at, rows = segments(model, video)
-        caption = "Frames decoded from their slots and a background, and the part of each."
+        caption = "Frames decoded from slots and a background, and the part of each."
     else:
         at, rows = reconstruction(model, video, run.config.seed)
         caption = "Query frames reconstructed by the pretrained model."
@@ -270,11 +271,11 @@ def draw_reconstruction(
 def reconstruction(
     model: reference.IVCL, video: Tensor, seed: int = 0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the frames of clips that are shown, int64 ``[B, F]``, and the rows of the picture.
+    """Return the clips' frames to show, int64 ``[B, F]``, and the rows of the picture.
 
-    The rows are the input, what the model is given, the reconstruction and its absolute error,
-    averaged over colours. ``video``: uint8 ``[B, T, 3, H, W]`` on the model's device. The masks
-    depend on ``seed`` alone, so that pictures of one run can be compared.
+    The rows are the input, the masked input, the reconstruction and its absolute error, averaged
+    over colours. ``video``: uint8 ``[B, T, 3, H, W]`` on the model's device. The masks depend only
+    on ``seed``, so that pictures of a run are comparable.
     """
     cfg = model.cfg
     out = model(video, seed=reference.stream(torch.tensor(seed, device=video.device), len(video)))
@@ -302,9 +303,10 @@ def reconstruction(
 
 @torch.no_grad()
 def segments(model: SlotAutoencoder, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """As :func:`reconstruction`; the rows are the input, its reconstruction, and each slot's part.
+    """Like :func:`reconstruction`; the rows are the input, its reconstruction, and each slot's
+    part.
 
-    A part is white where it has no share of the input; the last one is the background.
+    A part is white where its share is 0; the last one is the background.
     """
     chosen = evenly_spaced(max(1, COLUMNS // len(video)), video.shape[1])
     rebuilt, shares = (x[:, chosen].flatten(0, 1) for x in model.draw(video))
@@ -341,15 +343,15 @@ PANELS = {
     "lr": "Highest learning rate",
     "clips_per_second": "Clips per second",
 }
-"""Titles of the panels, by the name of the value in a record."""
+"""Titles of panels by name of the value in ``metrics.jsonl``."""
 
 
 def curves_figure(
     records: Iterable[Mapping[str, Any]], chance: Mapping[str, float] | None = None
 ) -> Figure:
-    """Return a figure of the values of :data:`PANELS` over the clips seen, without empty panels.
+    """Return a figure of :data:`PANELS` over the clips seen, without empty panels.
 
-    ``records``: those of ``metrics.jsonl``. ``chance`` gives the dashed lines, by the same names.
+    ``records``: from ``metrics.jsonl``. ``chance``: values of the dashed lines, by the same names.
     """
     records, chance = list(records), chance or {}
     names = [name for name in PANELS if any(name in record for record in records)]

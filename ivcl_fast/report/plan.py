@@ -12,41 +12,41 @@ from ivcl_fast.training.memory import StepMemory, fake_stages, stage_classes, st
 from ivcl_fast.training.settings import TrainConfig
 
 USABLE = 0.9
-"""Assumed share of a card's memory that is left for a step."""
+"""Assumed fraction of a GPU's memory available to a step."""
 EFFICIENCY = 0.4
-"""Assumed share of a card's peak arithmetic rate that a step reaches."""
+"""Assumed fraction of a GPU's peak FLOP/s that a step reaches."""
 CARDS = {"24 GB": "NVIDIA GeForce RTX 4090", "80 GB": "NVIDIA H100 80GB HBM3"}
-"""Cards by their memory."""
+"""Names of GPUs by memory size."""
 MEMORY_ROWS = {
     "weights": "weights", "gradients": "gradients", "optimizer": "optimiser state",
     "casts": "weights in bf16", "activations": "activations", "peak": "peak",
 }  # fmt: skip
-"""Names of rows by field of :class:`~ivcl_fast.training.memory.StepMemory`."""
+"""Row titles by field of :class:`~ivcl_fast.training.memory.StepMemory`."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The memory and arithmetic of a stage on each of its devices."""
+    """The memory and FLOPs of a stage per device."""
 
     stage: str
     precision: str
     memory: StepMemory
     clips: int
-    """Clips per step of one device."""
+    """Clips per step on one device."""
     activations_per_clip: float
-    """Bytes that are kept for the backward pass."""
+    """Bytes of activations per clip kept for the backward pass."""
     most_clips: dict[str, int]
-    """The most clips per step that fit a card, by the card's memory."""
+    """Maximum number of clips per step, by memory size."""
     flops: int
     """FLOPs per clip."""
 
     def clips_per_second(self, card: str) -> float:
-        """Speed of one card, if it reaches :data:`EFFICIENCY`."""
+        """Return the clips per second of one GPU at :data:`EFFICIENCY`."""
         return EFFICIENCY * PEAK_TFLOPS[CARDS[card]] * 1e12 / self.flops
 
 
 def plan_stages(config: TrainConfig, ranks: int = 1) -> Iterator[StagePlan]:
-    """Predict every stage of a run, in each precision that ``--amp`` allows.
+    """Predict each stage of a run, in each precision that ``--amp`` allows.
 
     Raises :class:`~ivcl_fast.errors.UserError` if the batch does not split evenly over ``ranks``.
     """
@@ -69,7 +69,7 @@ def plan_stages(config: TrainConfig, ranks: int = 1) -> Iterator[StagePlan]:
 
 
 def plan_table(plans: list[StagePlan]) -> Table:
-    """Return the table of some stages, side by side."""
+    """Return a table of stages side by side."""
     rows = [
         [f"{name}, GB", *(f"{getattr(plan.memory, field) / 1e9:,.2f}" for plan in plans)]
         for field, name in MEMORY_ROWS.items()
@@ -94,7 +94,7 @@ def show(config: TrainConfig, ranks: int, videos: int, frames: int) -> None:
     plans = [*plan_stages(config, ranks)]
     where = "the CPU" if config.speed.device == "cpu" else "each GPU" if ranks > 1 else "a GPU"
     title = f"{config.preset}, {plans[0].clips} clips per step on {where}"
-    plan_table(plans).print(f"{title}: predicted, nothing is measured")
+    plan_table(plans).print(f"{title}: predicted, not measured")
     size = 3 * config.model.image_size**2 * videos * frames
     print(f"frame store: {size / 1e9:,.1f} GB, {videos:,} videos of {frames} frames")
     print(
@@ -103,6 +103,6 @@ def show(config: TrainConfig, ranks: int, videos: int, frames: int) -> None:
         f"{EFFICIENCY:.0%} of the data sheet's rate gives, an assumption; small models are slower."
     )
     if config.stages.freeze_encoder and config.stages.stage != "pretrain":
-        print("--freeze-encoder: these are the figures without it; clips on slots take far less")
+        print("--freeze-encoder: not included in these figures; training on slots takes far less")
     if config.speed.shard:
-        print("--shard: these are the figures without it; shards need less on each GPU")
+        print("--shard: not included in these figures; sharding needs less memory on each GPU")

@@ -29,7 +29,8 @@ ABOUT_SEGMENTS = (
 
 
 def probe_table(groups: dict[str, dict[str, Score]]) -> Table:
-    """Return one probe's scores: a row per features, a column per group of frames, chance last."""
+    """Return a table of one probe's scores: a row per feature set, a column per group, chance
+    last."""
     names = dict.fromkeys(name for of_group in groups.values() for name in of_group)
     rows = [
         [name, *(str(of_group.get(name, "")) for of_group in groups.values())] for name in names
@@ -49,8 +50,8 @@ def write(
 ) -> None:
     """Write ``probes.md`` and ``probes.json`` to ``folder``; print the tables.
 
-    ``about_run``: which models they are; ``clips``: how many the probes were fitted and scored on;
-    ``segments``: how well the segments of slots match objects, by model and metric.
+    ``about_run``: description of the models; ``clips``: numbers of clips for fitting and scoring;
+    ``segments``: scores of the slots' segments, by model and metric.
     """
     folder.mkdir(parents=True, exist_ok=True)
     json = {name: scores_as_json(groups) for name, groups in scores.items()}

@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 
 REPORT = "report.md"
 SCORES = "scores.json"
-"""Name of the file in a run's folder that holds its table of results."""
+"""File in a run's folder with its table of results."""
 CLIPS = "clips.json"
-"""Name of the file in a run's folder that holds the finetuned model's answer to each clip."""
+"""File in a run's folder with the finetuned model's answer to each clip."""
 
 
 def write_report(
     run: FinishedRun, results: Sequence[Result], evaluation: Evaluation | None
 ) -> None:
-    """Write ``report.md``, with its pictures, ``clips.json`` and ``scores.json`` into the run.
+    """Write ``report.md`` with its pictures, ``clips.json`` and ``scores.json`` to the run's
+    folder.
 
-    ``results``: rows of the table, first that of the finetuned model, whose ``evaluation`` gives
-    the answer to each clip; both are empty after pretraining alone.
+    ``results``: rows of the table, the finetuned model first; ``evaluation``: its answers. Both are
+    empty if there was only pretraining.
     """
     config, data = run.config, run.config.data
     parts = [
@@ -47,7 +48,7 @@ def write_report(
     if config.quick:
         parts.append("A `--quick` run shows that every part runs; its scores mean nothing.")
     if evaluation is not None:
-        curve = f"The curve in training is of {run.data.measured_in_training}."
+        curve = f"The training curve is on {run.data.measured_in_training}."
         heading = f"On `{run.data.eval_split}`; 95 % intervals in brackets. {curve}"
         parts += ["## Results", summary(results), heading, str(results_table(results))]
         if kinds := kinds_of_hidden_ends(run.data, evaluation):
@@ -70,15 +71,15 @@ def write_report(
     write_text(run.folder / REPORT, "\n\n".join(parts) + "\n")
     if evaluation is not None:
         write_json(run.folder / CLIPS, answers_by_clip(results, evaluation))
-        # The last file marks a finished run.
+        # Written last: it marks a finished run.
         scores = {result.title: scores_as_json(result.scores) for result in results}
         write_json(run.folder / SCORES, scores)
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Say in a sentence how the first result compares with chance and with the others.
+    """Compare the first result with chance and the other results in one sentence.
 
-    It is about clips that end with a hidden snitch, if they are known, and about the first metric.
+    It is about the first metric, on clips that end with a hidden snitch if these are known.
     """
     first, group = results[0], "hidden" if "hidden" in results[0].scores else "all"
     metric, score = next(iter(first.scores[group].items()))
@@ -99,7 +100,7 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def kinds_table(results: Sequence[Result], kinds: Mapping[str, Sequence[str]]) -> Table:
-    """Return the top-1 of every single-label result on each kind of clips."""
+    """Return a table of top-1 by group of hidden clips, for each single-label result."""
     known = [(result.title, result.correct) for result in results if result.correct is not None]
     rows = []
     for kind, names in kinds.items():
@@ -110,7 +111,7 @@ def kinds_table(results: Sequence[Result], kinds: Mapping[str, Sequence[str]]) -
 
 
 def most_confused(evaluation: Evaluation, names: Sequence[str]) -> str:
-    """Name the three pairs of classes that are confused most often, in Markdown."""
+    """List the three most frequently confused pairs of classes, in Markdown."""
     counts = confusion(evaluation.logits, evaluation.labels)
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:3]
@@ -124,10 +125,10 @@ def most_confused(evaluation: Evaluation, names: Sequence[str]) -> str:
 
 
 def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the finetuned model's answers, each with how ``correct`` every result is on the clip.
+    """Return the finetuned model's answers, each with the ``correct`` value of every result.
 
-    A multi-label task has no ``correct``, and a clip none of a result that lacks it: a model that
-    was measured later may have found its video unusable.
+    A multi-label task has no ``correct``. A clip that a result lacks, because its video became
+    unusable, has no value for it.
     """
     clips = evaluation.by_clip()
     for result in results:
@@ -139,7 +140,7 @@ def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[d
 
 
 def published_table(dataset: Dataset, ours: dict[str, Score]) -> Table | None:
-    """Return what others publish on the data set, in the metrics of ``ours``; None if nothing."""
+    """Return a table of published scores in the metrics of ``ours``, or None if there are none."""
     others = published(dataset)
     names = [name for name in ours if any(name in row.scores for row in others)]
     rows = [

@@ -1,4 +1,4 @@
-"""The results of a study: mean and deviation over seeds, compared clip by clip, in ``study.md``."""
+"""Write a study's results, means over seeds and paired comparisons, to ``study.md``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ivcl_fast.report.run import CLIPS, SCORES
 from ivcl_fast.report.tables import METRIC_NAMES, Table
 
 Folders = dict[str, dict[str, list[Path]]]
-"""By table and variant: a run's folder per seed."""
+"""Run folders, one per seed, by table and variant."""
 Results = dict[str, dict[str, dict[str, list[float]]]]
-"""By row, group of clips and metric: a value per seed."""
+"""Values, one per seed, by row, group of clips and metric."""
 Chance = dict[str, dict[str, Any]]
-"""By metric: a score with its ``chance``, and whether it is in ``percent``."""
+"""By metric: a score's ``chance`` and whether it is in ``percent``."""
 Answered = tuple[str, str, str]
 """A clip's name, video and group."""
 
@@ -45,13 +45,13 @@ def write(
 ) -> None:
     """Write ``study.md`` and ``results.json`` to ``folder``; print the tables.
 
-    ``varied``: what is varied, in words. ``command``: the words after ``ivcl_fast.sweep``.
+    ``varied``: a description of what varies. ``command``: the arguments of ``ivcl_fast.sweep``.
     """
     results, sections = {}, []
     for title, runs in folders.items():
         results[title], chance = read_results(runs)
         compared = compare(runs)
-        about = "Brackets have 95 % intervals over clips."
+        about = "Brackets: 95 % intervals over clips."
         if compared:
             first = next(iter(results[title]))
             about += f" Differences are from *{first}* on the same clips, in points."
@@ -78,7 +78,7 @@ def write(
 
 
 def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance]:
-    """Read the scores of every run by variant (of baselines by their own titles), and chance."""
+    """Read the scores of every run by variant (baselines by title), and chance."""
     results: Results = {}
     chance: Chance = {}
     for label, runs in folders.items():
@@ -94,7 +94,7 @@ def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance
 
 
 def read_answers(file: Path) -> Any:
-    """Read scores or clips of a run; raises :class:`UserError` if the file is damaged."""
+    """Read the scores or clips of a run; raise :class:`UserError` if the file is damaged."""
     content = read_bytes(file)
     try:
         return json.loads(content)
@@ -114,7 +114,7 @@ def mean_and_deviation(values: Sequence[float], percent: bool) -> str:
 def scores_table(varied: str, results: Results, chance: Chance, compared: Comparisons) -> Table:
     """Return a table with a row for each variant and group of clips, and a column per metric.
 
-    If there are comparisons, the first metric has intervals, and the last column the differences.
+    With comparisons, the first metric has intervals and the last column has the differences.
     """
     first, *others = chance
     rows = []
@@ -134,23 +134,24 @@ def scores_table(varied: str, results: Results, chance: Chance, compared: Compar
 
 @dataclass(frozen=True)
 class Compared:
-    """How a row answers a group of clips, in percent and points, with 95 % intervals over clips."""
+    """A row's accuracy on a group of clips, with 95 % intervals over clips."""
 
     interval: str = ""
-    """Of the share of correct answers, such as ``[56.3, 60.1]``."""
+    """Interval of the accuracy in percent, such as ``[56.3, 60.1]``."""
     difference: str = ""
-    """From the first row on the same clips, such as ``-1.2 [-1.9, -0.5]``; none for itself."""
+    """Difference in points from the first row on the same clips, such as ``-1.2 [-1.9, -0.5]``;
+    empty for the first row."""
 
 
 Comparisons = Mapping[tuple[str, str], Compared]
-"""By row of a table and group of clips."""
+"""Comparisons by row of a table and group of clips."""
 
 
 def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answered, float]]:
-    """Return the share of seeds that answer a clip correctly, by row of the table and clip.
+    """Return the fraction of seeds that answer a clip correctly, by row of the table and clip.
 
-    Clips that not every seed has answered are left out. Empty for a multi-label task, and for runs
-    without :data:`~ivcl_fast.report.run.CLIPS`.
+    Clips that some seed did not answer are left out. Empty for a multi-label task, or if a run has
+    no :data:`~ivcl_fast.report.run.CLIPS`.
     """
     hits: dict[str, dict[Answered, list[float]]] = {}
     for label, runs in folders.items():
@@ -170,7 +171,7 @@ def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answ
 def compare(folders: Mapping[str, Sequence[Path]]) -> Comparisons:
     """Compare the rows of a table with its first one on the same clips, by row and group.
 
-    Empty where :func:`correct_shares` are; without a row that has no clip in common with the first.
+    Empty if :func:`correct_shares` is. Rows without a clip in common with the first are left out.
     """
     shares = correct_shares(folders)
     compared: dict[tuple[str, str], Compared] = {}
@@ -191,7 +192,7 @@ def compare(folders: Mapping[str, Sequence[Path]]) -> Comparisons:
 
 
 def interval(values: np.ndarray, videos: np.ndarray, least: float, sign: str = "") -> str:
-    """Return the interval of a mean over clips; clips of one video are drawn together.
+    """Return the bootstrap interval of a mean over clips, resampling whole videos.
 
     ``values``: percent, from ``least`` to 100.
     """

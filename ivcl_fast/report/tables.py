@@ -1,4 +1,4 @@
-"""Tables: one content, written as Markdown, as HTML or to a terminal of any width."""
+"""Tables that can be written as Markdown or HTML, or printed at any terminal width."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ METRIC_NAMES = {
     "query": "query", "problem": "problem", "direct": "direct", "indirect": "indirect",
     "screen_off": "screened-off", "potential": "backward-blocked",
 }  # fmt: skip
-"""Names of metrics in tables, by their names in ``scores.json``."""
+"""Titles of metrics by name in ``scores.json``."""
 PLAIN_WIDTH = 100
-"""Characters per line where the output is not a terminal."""
+"""Characters per line if the output is not a terminal."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text under a header; the first column says what a row is."""
+    """Rows of text under a header; the first column names the row."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -36,11 +36,11 @@ class Table:
         return markdown_table(self.header, self.rows)
 
     def __str__(self) -> str:
-        """Return the Markdown table as one text."""
+        """Return the Markdown table as a string."""
         return "\n".join(self.markdown())
 
     def html(self) -> str:
-        """Return an HTML table; texts are escaped."""
+        """Return an HTML table with escaped text."""
         lines = [("th", self.header), *(("td", row) for row in self.rows)]
         body = (
             f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in cells)}</tr>"
@@ -51,8 +51,8 @@ class Table:
     def print(self, title: str = "") -> None:
         """Print the table, within the terminal's width or :data:`PLAIN_WIDTH` characters.
 
-        In a table that is too wide, intervals move to lines of their own. A name is not repeated in
-        the rows that follow.
+        If the table is too wide, intervals move to separate lines. Names are not repeated in
+        consecutive rows.
         """
         terminal = Console()
         console = terminal if terminal.is_terminal else Console(width=PLAIN_WIDTH)
@@ -74,7 +74,7 @@ class Table:
 def results_table(results: Sequence[Result]) -> Table:
     """Return a run's table of results: a row for each result and group of clips, chance last.
 
-    Groups are printed with their numbers of clips.
+    Groups are shown with their numbers of clips.
     """
     chances = results[0].scores["all"]
     header = ["model", "clips", *(METRIC_NAMES[name] for name in chances)]

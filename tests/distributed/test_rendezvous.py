@@ -45,5 +45,5 @@ def test_requests_of_dead_ranks_are_skipped(store):
 def test_a_rank_that_never_comes(store):
     store.set_timeout(timedelta(seconds=0.2))
     store.set("ask/1", "asked by a rank that died")
-    with pytest.raises(dist.DistStoreError, match="rank 1 of 2 did not come"):
+    with pytest.raises(dist.DistStoreError, match="rank 1 of 2 did not connect"):
         rendezvous.unused_store(store, 0, 2)
