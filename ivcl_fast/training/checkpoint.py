@@ -3,11 +3,11 @@
 A training checkpoint is a folder ``step-<number>/`` with ``model.safetensors``,
 ``optimizer.safetensors``, ``state.json`` (step and free-form state) and ``SHA256SUMS`` of these
 three, which ``sha256sum -c`` can read. Finished models are in :mod:`~ivcl_fast.models.weights`.
-They are written in the background: a step waits for a copy in memory, not for a disk.
+They are written in the background: a step waits only for a copy in memory.
 
 The files do not depend on the number of ranks: rank 0 gathers sharded tensors one at a time and
-writes them in full. So a run can continue with any other number of ranks, replicated or sharded.
-docs/distributed.md gives the cost, and why torch.distributed.checkpoint is not used.
+writes them in full. A run can therefore continue with any number of ranks, replicated or sharded.
+docs/distributed.md gives the cost and explains why torch.distributed.checkpoint is not used.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from ivcl_fast.models.weights import MODEL, check_checksums, load_tensors, write
 log = logging.getLogger(__name__)
 
 KEEP = 2
-"""Number of checkpoints that are kept: the newest, and one in case the newest is damaged."""
+"""Number of checkpoints to keep: the newest, and one in case the newest is damaged."""
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 FILES = (MODEL, OPTIMIZER, STATE)
 STEP = re.compile(r"step-\d{8,}")
-"""Name of a checkpoint's folder."""
+"""Pattern of a checkpoint folder's name."""
 
 
 @dataclass
@@ -61,12 +61,12 @@ def snapshot(
 ) -> Checkpoint:
     """Copy a checkpoint of ``step`` to rank 0's memory, so that training can continue.
 
-    All ranks have to call this; the others get a checkpoint without tensors.
+    All ranks must call this; the others get a checkpoint without tensors.
     """
     # First: after a forward pass without a backward (a validation), FSDP2 keeps what is outside
     # blocks gathered, as other parameters than the optimisers', until state_dict() is called.
     weights = gather_to_rank0(model.state_dict())
-    slots = {  # by parameter name, so that they survive a change of parameter order
+    slots = {  # by parameter name, independent of the parameter order
         f"{name}/{slot}": value
         for name, parameter in model.named_parameters()
         for optimizer in optimizers
@@ -80,7 +80,7 @@ def snapshot(
 def restore_optimizers(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Load the optimisers' state that a :func:`snapshot` holds."""
+    """Load the optimisers' state from a :func:`snapshot`."""
     parameters = dict(model.named_parameters())
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for key, value in tensors.items():
@@ -92,10 +92,10 @@ def restore_optimizers(
 
 
 class BackgroundWriter:
-    """Stores the checkpoints of one stage in a thread, one after the other; on rank 0 only.
+    """Writes the checkpoints of one stage in a background thread, on rank 0 only.
 
-    A checkpoint that cannot be written costs a warning of one line, and the ones before it are
-    kept. Until :meth:`wait` returns, the newest checkpoint may not be on disk.
+    A checkpoint that cannot be written logs a one-line warning, and earlier ones are kept. Until
+    :meth:`wait` returns, the newest checkpoint may not be on disk.
     """
 
     def __init__(self, folder: Path, stage: str) -> None:
@@ -104,13 +104,13 @@ class BackgroundWriter:
         self._writing: Future[None] | None = None
 
     def store(self, saved: Checkpoint) -> None:
-        """Start to write a checkpoint after the previous one; its tensors must not change."""
+        """Write a checkpoint after the previous one; its tensors must not change."""
         self.wait()
         if distributed.is_main():
             self._writing = self._thread.submit(self._store, saved)
 
     def wait(self) -> None:
-        """Wait until all is on disk. Raises the thread's errors other than ``OSError``."""
+        """Wait until all checkpoints are on disk. Raises the thread's errors except ``OSError``."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -127,11 +127,11 @@ class BackgroundWriter:
 
 
 def store(folder: Path, saved: Checkpoint) -> Path:
-    """Write a checkpoint under ``folder``, and keep the newest :data:`KEEP`; for rank 0.
+    """Write a checkpoint under ``folder`` and keep the newest :data:`KEEP`; on rank 0 only.
 
-    Checkpoints of later steps are deleted as well: they were damaged, since the run continued from
-    an earlier one. Raises ``OSError`` if the files cannot be written; then all earlier checkpoints
-    remain.
+    Checkpoints of later steps are deleted too; they must be damaged, because the run continued from
+    an earlier one. If the files cannot be written, raises ``OSError`` and keeps all earlier
+    checkpoints.
     """
     final = folder / f"step-{saved.step:08d}"
     try:
@@ -140,7 +140,7 @@ def store(folder: Path, saved: Checkpoint) -> Path:
             save_file(saved.optimizer, partial / OPTIMIZER)
             write_json(partial / STATE, {"step": saved.step, "state": saved.state})
             write_checksums(partial, FILES)
-    except SafetensorError as error:  # safetensors reports a full disk like this
+    except SafetensorError as error:  # such as on a full disk
         raise OSError(str(error)) from None
     good = [path for path in list_steps(folder) if path.name <= final.name][-KEEP:]
     for other in set(folder.glob("step-*")) - set(good):
@@ -149,9 +149,9 @@ def store(folder: Path, saved: Checkpoint) -> Path:
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """Read the newest undamaged checkpoint under ``folder``, or None; damaged ones are logged.
+    """Read the newest undamaged checkpoint under ``folder``, if any; damaged ones are logged.
 
-    All ranks have to call this, and get the checkpoint that rank 0 has chosen.
+    All ranks must call this; they get the checkpoint that rank 0 chooses.
     """
     found = newest_undamaged(folder) if distributed.is_main() else None
     step = distributed.broadcast_from_rank0(found.step if found else -1)
@@ -159,10 +159,11 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def newest_undamaged(folder: Path) -> Checkpoint | None:
-    """As :func:`latest`, for a single rank.
+    """Like :func:`latest`, for a single rank.
 
-    Only a file that is missing or differs from its checksum is damaged. Other errors of the system
-    are raised: training must not start again over a checkpoint that may be intact.
+    A checkpoint is damaged if a file is missing or differs from its checksum. Other
+    operating-system errors are raised, so that training does not restart over a checkpoint that may
+    be intact.
     """
     for path in reversed(list_steps(folder)):
         try:
@@ -192,8 +193,8 @@ def list_steps(folder: Path) -> list[Path]:
 def gather_to_rank0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy tensors to the CPU of rank 0; the other ranks get an empty dict.
 
-    All ranks have to call this: sharded tensors are gathered, one at a time. From a GPU they go to
-    pinned memory, which is several times as fast as other memory, and PyTorch keeps for next time.
+    All ranks must call this: sharded tensors are gathered, one at a time. GPU tensors are copied to
+    pinned memory, which is several times faster and is cached by PyTorch.
     """
     gathered, waiting = {}, set()
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""The classes of a run, kept in its folder so that its models can be used without its data."""
+"""The classes of a run, saved in its folder so that its models can be used without its data."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ivcl_fast.files import read_json, write_json
 from ivcl_fast.models.ivcl import PretrainingModel, Supervised, pretraining_class
 
 ANSWERS = "answers.json"
-"""Name of the file in a run's folder that holds its :class:`Classes`."""
+"""File in a run's folder with its :class:`Classes`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """The classes that a run's classifier distinguishes."""
+    """The classes of a run's classifier."""
 
     multi_label: bool
-    """Whether several classes may apply to a clip."""
+    """Whether a clip may have several classes."""
     names: list[str]
-    """The classes in words, by number."""
+    """Class names, by class number."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> Classes:
-        """Describe the classes of a data set."""
+        """Return the classes of a data set."""
         return cls(dataset.multi_label, [*map(dataset.describe, range(dataset.num_classes))])
 
     @classmethod
     def read(cls, folder: Path) -> Classes | None:
-        """Read the classes of the run in ``folder``, None if it has saved none."""
+        """Read the classes of the run in ``folder``, or return None if none are saved."""
         file = folder / ANSWERS
         return cls(**read_json(file, "the classes of a run")) if file.is_file() else None
 
@@ -57,6 +57,6 @@ class Classes:
 
 
 def pretraining_model(cfg: IVCLConfig) -> PretrainingModel:
-    """Make an untrained pretraining model; a supervised one has the classes of its labels."""
+    """Build an untrained pretraining model; a supervised model has the classes of its labels."""
     kind = pretraining_class(cfg)
     return kind(cfg, len(CLASSES[cfg.objective])) if issubclass(kind, Supervised) else kind(cfg)

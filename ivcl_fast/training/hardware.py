@@ -1,4 +1,4 @@
-"""What the machine can do; queried only when a command runs."""
+"""Hardware capabilities, queried only when a command runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.training import step_graph
 
-if TYPE_CHECKING:  # benchmarks run without the packages that settings need
+if TYPE_CHECKING:  # benchmarks run without the packages for settings
     from ivcl_fast.training.settings import SpeedConfig
 
 PEAK_TFLOPS = {
@@ -35,10 +35,10 @@ PEAK_TFLOPS = {
     "NVIDIA GeForce RTX 4090": 165.2,
     "NVIDIA GeForce RTX 5090": 209.5,
 }
-"""TFLOP/s of dense bfloat16 products with float32 accumulation, by the exact name of the card.
+"""Peak TFLOP/s of dense bfloat16 products with float32 accumulation, by the exact GPU name.
 
 From NVIDIA's data sheets (half of the figure for sparse products) and, for GeForce, from the white
-papers on the architectures. A part of a card (MIG) has another name, and is slower.
+papers on the architectures. MIG instances have other names, and are slower.
 """
 
 
@@ -58,7 +58,7 @@ class Execution:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the FLOP/s of a card's bfloat16 products by its data sheet, or None if unknown."""
+    """Return a GPU's peak bfloat16 FLOP/s from its data sheet, or None if unknown."""
     if device.type != "cuda":
         return None
     peak = PEAK_TFLOPS.get(torch.cuda.get_device_name(device))
@@ -66,7 +66,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of this name; ``auto`` is the first CUDA device, or else the CPU.
+    """Return the device of this name; ``auto`` is the first CUDA device or, without one, the CPU.
 
     Raises :class:`UserError` if this machine has no such device.
     """
@@ -81,7 +81,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device has hardware for bfloat16 matrix products."""
+    """Return whether the device has hardware for bfloat16 matrix products."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     cpu = torch.cpu
@@ -94,18 +94,18 @@ def use_bf16(amp: str, device: torch.device) -> bool:
 
 
 def compile_unsupported_reason(device: torch.device) -> str | None:
-    """Return why ``torch.compile`` cannot make training on ``device`` faster, or None if it can."""
+    """Return why ``torch.compile`` does not speed up training on ``device``, or None if it does."""
     if device.type != "cpu":
         return unsupported_reason(device)  # torch.compile generates Triton kernels there
     if unsupported_reason(device) is None:
-        return "with the C++ kernels it makes nothing faster on a CPU"
+        return "it is no faster than the C++ kernels on a CPU"
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
         return "there is no C++ compiler on PATH"
     return None
 
 
 def choose_execution(speed: SpeedConfig) -> Execution:
-    """Choose how steps run, given the flags; prints a line for each one that is not possible.
+    """Choose how steps run; print a line for each flag that cannot be followed.
 
     Several GPUs compile instead of recording a CUDA graph, which also needs fewer launches. A CPU
     ignores ``--cuda-graph``. Raises :class:`UserError` for a device that this machine lacks.
@@ -126,31 +126,31 @@ def choose_execution(speed: SpeedConfig) -> Execution:
 
 
 DETERMINISTIC_THREADS = 4
-"""Threads of a deterministic run on a CPU, whatever the number of cores and ``OMP_NUM_THREADS``."""
+"""Number of CPU threads in a deterministic run, regardless of cores and ``OMP_NUM_THREADS``."""
 
 
 def enable_determinism() -> None:
-    """Use only deterministic algorithms, even if they are slower.
+    """Use only deterministic algorithms, even if slower.
 
-    On a CPU the number of threads becomes ``DETERMINISTIC_THREADS``: PyTorch's libraries split a
-    product over many tokens (a weight's gradient), and large sums, into one part per thread, so
-    their bits depend on it. This project's kernels have the same bits for any number.
+    On a CPU the number of threads becomes ``DETERMINISTIC_THREADS``, because PyTorch's libraries
+    split large products and sums into one part per thread, which changes rounding. The kernels of
+    this project give the same bits for any number of threads.
 
-    Has to be called before the first use of a GPU or of the compiler.
+    Call this before the first use of a GPU or of the compiler.
     """
     torch.set_num_threads(DETERMINISTIC_THREADS)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
-    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # no choice of kernels by timing
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # no selection of kernels by timing
     torch.use_deterministic_algorithms(True)
-    # Filling memory would only cost time: nothing here reads uninitialised memory.
+    # Filling memory would only take time: nothing here reads uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def tune_malloc() -> None:
-    """Make glibc keep freed memory for later allocations; other C libraries are left alone.
+    """Make glibc keep freed memory for later allocations; no effect with other C libraries.
 
-    By default glibc returns large blocks to the system, and every step on a CPU gets them back as
-    zeroed pages, which takes a fifth of the time of a ``tiny`` step.
+    By default glibc returns large blocks to the system, and each CPU step gets them back as zeroed
+    pages, which takes a fifth of the time of a ``tiny`` step.
     """
     trim_threshold, mmap_threshold = -1, -3
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):

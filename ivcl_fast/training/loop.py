@@ -1,11 +1,11 @@
 """The training loop of one stage, for any model and loss, with exact resume.
 
-Every random choice is a function of (run seed, step, clip). So a run that was killed and continues
-from its last checkpoint follows the same curve, on a CPU bit for bit. The loop waits for the
-device only where it logs, validates or saves.
+Every random choice is a function of (run seed, step, clip), so a run that resumes from its last
+checkpoint follows the same curve, bit for bit on a CPU. The loop waits for the device only to log,
+validate or save.
 
-With several ranks each computes its part of a batch, and gradients and losses are means over all
-ranks: the curve is that of a single device, up to rounding.
+Each rank computes a part of the batch, and gradients and losses are averaged over all ranks, so the
+curve equals that of a single device up to rounding.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from ivcl_fast.training.optim import Schedule, make_optimizers, set_lr
 from ivcl_fast.training.step_graph import StepGraph
 
 Loss = Callable[[nn.Module, Batch, int | Tensor], Tensor]
-"""From a model, a batch and the number of the step (in a CUDA graph int64 ``[]``) to a scalar."""
+"""Maps a model, a batch and the step number (in a CUDA graph int64 ``[]``) to a scalar loss."""
 STOPPING = b"\nstopping after this step, which is saved; press Ctrl-C again to stop at once\n"
 
 
 def nan_unless_finite(loss: Tensor, norm: Tensor) -> Tensor:
-    """Return the loss, or NaN if the norm of the gradients is NaN or infinite."""
+    """Return the loss, or NaN if the gradient norm is not finite."""
     return loss + 0 * norm  # 0 times infinity is NaN
 
 
 class Clock(NamedTuple):
-    """Counters from which the speed is computed."""
+    """Counters for computing the speed."""
 
     seconds: float
     waited: float
     """Seconds spent waiting for data so far."""
     losses: int
-    """Number of losses not logged yet; after a resume, some are of steps before it."""
+    """Number of losses not logged yet, including steps before a resume."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Intervals:
     """How often a stage logs, saves and validates."""
 
     log: int = 20
-    """Steps between records, for which the loop waits for the device."""
+    """Steps between log records, for which the loop waits for the device."""
     save: int = 500
     """Steps between checkpoints."""
     save_minutes: float = 10.0
-    """Most minutes between checkpoints, however few steps they are."""
+    """Maximum minutes between checkpoints."""
     validations: int = 8
-    """How often the model is measured, the last time at the end."""
+    """Number of validations, the last one at the end."""
 
 
 @dataclass
@@ -89,31 +89,29 @@ class Stage:
     """Folder of the training checkpoints."""
     metrics: MetricsLog
     execution: Execution
-    """How steps run; a CUDA graph has to be supported, see
+    """How steps run; for when a CUDA graph is supported, see
     :func:`~ivcl_fast.training.step_graph.unsupported_reason`."""
     every: Intervals = Intervals()
     validate: Callable[[], dict[str, float]] | None = None
-    """Measures the model.
-
-    Every rank measures all clips, so that all get the same result and sharded parameters are
-    gathered on all ranks together.
+    """Validates the model. Every rank evaluates all clips, so that all get the same result and
+    gather sharded parameters together.
     """
     peak_clips_per_second: float | None = None
-    """Speed at the peak arithmetic rate of all devices, if known; ``mfu`` (model FLOPs
-    utilisation) is the fraction of it that training reaches."""
+    """Clips per second at the peak FLOP/s of all devices, if known; ``mfu`` (model FLOPs
+    utilisation) is the fraction that training reaches."""
     _optimizers: list[torch.optim.Optimizer] = field(default_factory=list, init=False)
     _losses: list[float] = field(default_factory=list, init=False)
-    """Losses of the steps since the last record, means over all ranks."""
+    """Losses of the steps since the last record, averaged over all ranks."""
     _pending: list[Tensor] = field(default_factory=list, init=False)
-    """Losses of the steps after those, on this rank's device, not yet waited for."""
+    """Losses of later steps, still on this rank's device."""
 
     def run(self) -> None:
-        """Train to the end, from the newest checkpoint if there is one.
+        """Train to the end, starting from the newest checkpoint if there is one.
 
-        Checkpoints are written while training goes on; when this returns or raises, they are on
-        disk. Raises :class:`~ivcl_fast.distributed.group.Interrupted` after SIGINT or SIGTERM, when
-        a checkpoint has been written, and :class:`UserError` if the loss becomes NaN or infinite;
-        earlier checkpoints are kept.
+        Checkpoints are written in the background and are on disk when this returns or raises.
+        Raises :class:`~ivcl_fast.distributed.group.Interrupted` after SIGINT or SIGTERM, once a
+        checkpoint is written, and :class:`UserError` if the loss becomes NaN or infinite; earlier
+        checkpoints are kept.
         """
         model, start = self._resume()
         train_step = self._make_step(model)
@@ -143,15 +141,15 @@ class Stage:
                         break
             finally:
                 writer.wait()
-            # A signal may have arrived since, or while the last checkpoint was written. This waits
-            # for rank 0, which writes: torchrun ends it with the first rank.
+            # A signal may have arrived since then, or during the last checkpoint. Wait for rank 0,
+            # which writes it, because torchrun ends all ranks with the first one.
             if distributed.min_over_ranks(not caught) == 0:
                 signum = caught[0] if caught else signal.SIGTERM
                 run = shlex.quote(str(self.metrics.folder))
                 raise distributed.Interrupted(signum, f"--resume {run} continues")
 
     def _log(self, step: int, since: Clock, bar: Bar) -> None:
-        """Log the steps up to ``step`` since the clock was at ``since``, and validate if due."""
+        """Log the steps up to ``step``, timed from ``since``, and validate if due."""
         done, size = step + 1, self.schedule.batch_size
         self._sync_losses(done)
         now = self._clock()
@@ -195,7 +193,7 @@ class Stage:
         writer.store(checkpoint.snapshot(done, self.model, self._optimizers, state))
 
     def _batches(self, start: int, total: int) -> Iterator[tuple[int, Batch]]:
-        """Yield the batches of steps ``start`` to ``total - 1``, epoch after epoch."""
+        """Yield the batches of steps ``start`` to ``total - 1``, over all epochs."""
         step = start
         while step < total:
             epoch, first = divmod(step, len(self.loader))
@@ -206,7 +204,7 @@ class Stage:
                     return
 
     def _make_step(self, model: nn.Module) -> Callable[[Batch, int], Tensor]:
-        """Return :meth:`_step` for a batch and its number, as a CUDA graph if one is asked for."""
+        """Return :meth:`_step`, as a CUDA graph if requested."""
         if not self.execution.cuda_graph:
             return lambda batch, step: self._step(model, batch, step)
         graph = StepGraph(
@@ -217,15 +215,13 @@ class Stage:
     def _step(self, model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
         """Update the weights; return this rank's loss, or NaN if any rank's gradient is not finite.
 
-        A CUDA graph may record this, so nothing here depends on a value on the device.
+        A CUDA graph may record this, so no control flow depends on device values.
         """
         device, amp = self.execution.device, self.execution.amp
         losses: list[Tensor] = []
         parts = list(batch.split(self.schedule.grad_accum_steps))
         shares = [len(part.clip_ids) / len(batch.clip_ids) for part in parts]
-        if (
-            self.execution.shard
-        ):  # all ranks communicate in each part, also those whose batch lacks clips
+        if self.execution.shard:  # collective: also for ranks whose batch lacks clips
             missing = self.schedule.grad_accum_steps - len(parts)
             parts += parts[-1:] * missing
             shares += [0.0] * missing
@@ -243,13 +239,13 @@ class Stage:
             norm = nn.utils.clip_grad_norm_(model.parameters(), self.schedule.clip_norm)
             for optimizer in self._optimizers:
                 optimizer.step()
-        finally:  # a graph recording that fails midway leaves gradients that nothing has computed
+        finally:  # a failed graph recording leaves uninitialised gradients
             for optimizer in self._optimizers:
                 optimizer.zero_grad(set_to_none=True)
         return nan_unless_finite(sum(losses[1:], losses[0]), full_tensor(norm))
 
     def _weights_cast(self) -> AbstractContextManager[None]:
-        """On a GPU, cast all weights once a step; elsewhere a cast costs no launch."""
+        """On a GPU, cast all weights once per step to save kernel launches."""
         how = self.execution
         if not how.amp or how.device.type != "cuda" or how.shard:
             return nullcontext()
@@ -273,7 +269,7 @@ class Stage:
         self._losses += values
 
     def _validate_if_due(self, done: int) -> None:
-        """Validate at the first steps that are logged at or after evenly spaced ones."""
+        """Validate at the first logged step at or after each of the evenly spaced steps."""
         steps, every, times = self.schedule.steps, self.every.log, self.every.validations
         marks = (steps * i // times for i in range(1, times + 1))
         due = {min(steps, -(-mark // every) * every) for mark in marks}
@@ -287,18 +283,18 @@ class Stage:
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect the numbers of received SIGINT and SIGTERM signals instead of exiting.
+    """Collect received SIGINT and SIGTERM signals instead of exiting.
 
-    A second Ctrl-C kills the process at once. A second SIGTERM does not, because schedulers and
-    torchrun may each send one. Ranks receive every Ctrl-C twice, from the terminal and from
-    torchrun, so there the third SIGINT kills.
+    A second Ctrl-C kills the process. A second SIGTERM does not, because a scheduler and torchrun
+    may each send one. Ranks receive each Ctrl-C twice, from the terminal and from torchrun, so they
+    are killed by the third SIGINT.
     """
     caught: list[int] = []
     per_ctrl_c = 1 if distributed.world_size() == 1 else 2
 
     def handle(signum: int, frame: FrameType | None) -> None:
         if not caught and distributed.is_main():
-            os.write(2, STOPPING)  # print is not reentrant, and may be what was interrupted
+            os.write(2, STOPPING)  # print is not reentrant, and may have been interrupted
         caught.append(signum)
         if caught.count(signal.SIGINT) == per_ctrl_c:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,8 +1,8 @@
-"""Memory of a training step, counted on tensors without storage.
+"""Memory of a training step, counted on fake tensors.
 
-The code of a run (model, mixed precision, clipping, optimisers) runs on fake tensors, and every
-storage is followed until it is freed, without a GPU. Libraries' own memory is not counted: CUDA's
-context, workspaces of matrix products, gaps between an allocator's blocks.
+The code of a run (model, mixed precision, clipping, optimisers) runs on fake tensors, without a
+GPU, and each storage is tracked until it is freed. Library memory is not counted: the CUDA context,
+workspaces of matrix products, and fragmentation.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from ivcl_fast.training.optim import Schedule, make_optimizers
 from ivcl_fast.training.settings import TrainConfig
 
 FINETUNED_CLASSES = 36
-"""Classes of the finetuned model; they take next to no memory."""
+"""Number of classes of the finetuned model; their memory is negligible."""
 SAMPLES = 16, 256
-"""Clips at a time between which :meth:`FakeStep.most_clips` interpolates, and extrapolates."""
+"""Batch sizes from which :meth:`FakeStep.most_clips` interpolates and extrapolates."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class StepMemory:
     optimizer: int
     """The optimisers' state."""
     casts: int
-    """Copies of the weights in bfloat16 on a GPU; on a CPU they are part of ``activations``."""
+    """bfloat16 copies of the weights on a GPU; on a CPU they are part of ``activations``."""
     activations: int
-    """Tensors kept for the backward pass, with the pixels of the clips."""
+    """Tensors kept for the backward pass, including the clips' pixels."""
     peak: int
-    """The most held at any moment, temporary tensors included."""
+    """Peak memory, including temporary tensors."""
 
 
 class LiveMemory(TorchDispatchMode):
-    """Follows the storages that operations make: ``live`` bytes now, ``peak`` bytes at most."""
+    """Tracks the storages of operations: ``live`` bytes now, ``peak`` bytes at most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 class FakeStep:
-    """A training step on tensors without storage; see :func:`fake_step`."""
+    """A training step on fake tensors; see :func:`fake_step`."""
 
     def __init__(self, live: LiveMemory, model: Any, schedule: Schedule, on_gpu: bool) -> None:
         self._live, self._model, self._schedule, self._on_gpu = live, model, schedule, on_gpu
@@ -94,7 +94,7 @@ class FakeStep:
         before = live.live
         self._set_gradients()
         self._gradients = live.live - before
-        for _ in range(2):  # the first update makes the state
+        for _ in range(2):  # the first update creates the state
             live.peak = live.live
             nn.utils.clip_grad_norm_(self._parameters, 1.0, foreach=True)
             for optimizer in self._optimizers:
@@ -104,9 +104,9 @@ class FakeStep:
         self._state = live.live - self.weights
 
     def memory(self, clips: int, bf16: bool = True, keep_gradients: bool = False) -> StepMemory:
-        """Return the memory of a step of ``clips`` clips, in mixed precision or in float32.
+        """Return the memory of a step on ``clips`` clips, in mixed precision or float32.
 
-        ``keep_gradients``: hold them all the time, as replicas on several ranks do.
+        ``keep_gradients``: never free the gradients, as for replicas on several ranks.
         """
         live, cfg = self._live, self._model.cfg
         part = -(-clips // self._schedule.grad_accum_steps)
@@ -132,7 +132,7 @@ class FakeStep:
     def most_clips(
         self, limits: Sequence[int], bf16: bool = True, keep_gradients: bool = False
     ) -> list[int]:
-        """Return how many clips fit into each limit in bytes; a multiple of the parts."""
+        """Return how many clips fit in each limit in bytes, in multiples of the micro-batches."""
         (few, many), parts = SAMPLES, self._schedule.grad_accum_steps
         low, high = (self.memory(parts * n, bf16, keep_gradients).peak for n in SAMPLES)
         each = (high - low) / (many - few)
@@ -155,10 +155,10 @@ def fake_step(
     grad_checkpoint: bool = False,
     on_gpu: bool = True,
 ) -> Iterator[FakeStep]:
-    """Make a training step on tensors without storage, for use inside the ``with`` block.
+    """Create a training step on fake tensors, for use inside the ``with`` block.
 
-    ``num_classes``: of a classifier to finetune; None to pretrain. ``schedule``: determines the
-    optimiser, by default Muon, and ``grad_accum_steps``. ``on_gpu``: False for this machine's CPU.
+    ``num_classes``: of the classifier to finetune; None to pretrain. ``schedule``: sets the
+    optimiser (default Muon) and ``grad_accum_steps``. ``on_gpu``: False for this machine's CPU.
 
     Example::
 
@@ -174,7 +174,7 @@ def fake_step(
 
 
 def stage_classes(config: TrainConfig) -> dict[str, int | None]:
-    """Return the stages that a run trains, with the classes of a classifier, or None."""
+    """Return the stages of a run, each with the number of classes or None."""
     return {
         stage: FINETUNED_CLASSES if stage == "finetune" else None for stage in config.stages.clips
     }
@@ -183,7 +183,7 @@ def stage_classes(config: TrainConfig) -> dict[str, int | None]:
 def fake_stages(
     config: TrainConfig, on_gpu: bool = True
 ) -> Iterator[tuple[str, int | None, FakeStep]]:
-    """Yield each stage that a run trains: its name, its classes or None, and its step."""
+    """Yield each stage of a run: its name, its number of classes or None, and its step."""
     optim = config.optim
     options: dict[str, Any] = dict(
         schedule=Schedule(1, optimizer=optim.optimizer, grad_accum_steps=optim.grad_accum_steps),
@@ -196,7 +196,7 @@ def fake_stages(
 
 
 def largest_step(config: TrainConfig, bf16: bool) -> int:
-    """Return the bytes that a run's largest training step takes on a GPU, as predicted."""
+    """Return the predicted GPU memory of a run's largest training step in bytes."""
     optim = config.optim
     clips = distributed.local_batch_size(optim.batch_size, optim.grad_accum_steps)
     replicas = distributed.world_size() > 1
@@ -204,7 +204,7 @@ def largest_step(config: TrainConfig, bf16: bool) -> int:
 
 
 def stage_flops(model: IVCLConfig, classes: int | None, frames: float | None = None) -> int:
-    """Return the FLOPs per clip of pretraining, or with ``classes`` of finetuning.
+    """Return the FLOPs per clip of pretraining or, with ``classes``, of finetuning.
 
     ``frames``: see :func:`ivcl_fast.models.flops.training`.
     """
@@ -214,7 +214,7 @@ def stage_flops(model: IVCLConfig, classes: int | None, frames: float | None = N
 
 
 def loss_of(model: Any, rows: Tensor) -> Tensor:
-    """Return a loss of the model, with labels of zeros if it needs any."""
+    """Return a loss of the model, with zeros for labels if it needs any."""
     if isinstance(model, IVCL):
         return model(rows, seed=torch.zeros(len(rows), dtype=torch.int64)).loss
     if isinstance(model, SlotAutoencoder):

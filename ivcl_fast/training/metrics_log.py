@@ -1,4 +1,4 @@
-"""The record of a run's training: ``metrics.jsonl``, and TensorBoard or Weights & Biases."""
+"""Training logs: ``metrics.jsonl``, and TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 
 Viewer = Literal["tensorboard", "wandb", "none"]
 Show = Callable[[str, int, Mapping[str, float]], None]
-"""Takes a stage, the clips seen in it, and values by ``stage/name``."""
+"""Takes a stage, its number of clips seen, and values by ``stage/name``."""
 PROJECT = "ivcl_fast"
-"""Name of the project of Weights & Biases that runs belong to."""
+"""Weights & Biases project of the runs."""
 
 
 class MetricsLog:
     """Writes each record to ``metrics.jsonl`` and to a viewer, on rank 0 only.
 
-    The viewer starts with the first record and ends with the context. Raises :class:`UserError` if
-    its package is missing, and ``OSError`` if a record cannot be written, for example on a full
-    disk. After an error of the viewer, training continues without it, with a warning.
+    The viewer starts at the first record and stops when the context exits. Raises
+    :class:`UserError` if its package is missing, and ``OSError`` if a record cannot be written, for
+    example on a full disk. If the viewer fails, training continues without it, with a warning.
     """
 
     def __init__(self, folder: Path, viewer: Viewer = "tensorboard") -> None:
@@ -55,13 +55,13 @@ class MetricsLog:
             self._started.__exit__(*error)
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drop the records of ``stage`` after ``step``, which a resumed stage writes again."""
+        """Drop the records of ``stage`` after ``step``, which the resumed stage writes again."""
         if distributed.is_main():
             kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
             write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
 
     def read(self) -> list[dict[str, Any]]:
-        """Read all records, without a line that a kill left unfinished."""
+        """Read all records, ignoring an incomplete last line."""
         if not self.path.exists():
             return []
         lines = read_bytes(self.path).splitlines(keepends=True)
@@ -71,7 +71,7 @@ class MetricsLog:
             raise UserError(f"{self.path}: expected records, got other text ({error})") from None
 
     def last_scores(self, stage: str) -> dict[str, float]:
-        """Return what a stage measured last, rounded, without ``val_`` before the names."""
+        """Return a stage's last validation scores, rounded, without the prefix ``val_``."""
         measured = [r for r in self.read() if r["stage"] == stage and "loss" not in r]
         return {
             name.removeprefix("val_"): round(value, 4)
@@ -113,7 +113,7 @@ class MetricsLog:
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Show]:
-    """Write to the run's folder ``tensorboard/``, a curve over clips for each value."""
+    """Write curves over clips to the folder ``tensorboard/`` of the run."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder / "tensorboard")) as writer:
@@ -128,19 +128,20 @@ def tensorboard(folder: Path) -> Iterator[Show]:
 
 @contextmanager
 def wandb(folder: Path) -> Iterator[Show]:
-    """Start a run of Weights & Biases, as its environment variables say (``WANDB_MODE``, ...)."""
+    """Start a Weights & Biases run, configured by its environment variables (``WANDB_MODE``,
+    ...)."""
     package = importlib.import_module("wandb")
     run = package.init(project=PROJECT, name=folder.name, group=folder.name, dir=str(folder))
     stages: set[str] = set()
 
     def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
         step = f"{stage}/clips"
-        if stage not in stages:  # each stage counts its clips from 0, and a run's steps only rise
+        if stage not in stages:  # each stage counts clips from 0, but wandb's steps must increase
             stages.add(stage)
             run.define_metric(f"{stage}/*", step_metric=step)
         run.log({**values, step: clips})
 
-    failed = 1  # the run's own context would print a traceback
+    failed = 1  # wandb's context manager would print a traceback
     try:
         yield show
         failed = 0
@@ -155,4 +156,4 @@ def none(folder: Path) -> Iterator[Show]:
 
 
 VIEWERS = {"tensorboard": tensorboard, "wandb": wandb, "none": none}
-"""What starts each viewer for a run's folder, and ends it."""
+"""Context manager of each viewer."""

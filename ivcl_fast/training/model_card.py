@@ -1,4 +1,4 @@
-"""What the card of a trained model says about its training, and what later runs read there."""
+"""Training metadata in model cards, written after training and read by later runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.settings import TrainConfig
 
 TRAINING_VIDEOS = "training videos"
-"""Record of a model of synthetic CATER: it has learnt from the first so many videos."""
+"""Metadata key: number of synthetic CATER's first videos that the model was trained on."""
 
 
 def describe_training(
@@ -27,11 +27,10 @@ def describe_training(
 ) -> dict[str, Any]:
     """Describe a stage that started from the weights ``init``.
 
-    ``last_frames``: length of its first part, in clips. ``scores``: those measured at its end, by
-    split.
+    ``last_frames``: clips in its first part. ``scores``: final scores by split.
     """
     stages, source = config.stages, config.data.source
-    public = init == "random" or has_public_name(init)  # others are paths on this machine
+    public = init == "random" or has_public_name(init)  # other sources are local paths
     training = {
         "stage": stage,
         "data": source if source.startswith("synthetic") else source.partition(":")[0],
@@ -64,31 +63,31 @@ def describe_training(
 
 
 def numbers_videos(source: str) -> bool:
-    """Whether ``source`` is synthetic CATER, where a video's number determines its scene.
+    """Return whether ``source`` is synthetic CATER, whose scenes depend only on the video's number.
 
-    The validation videos come after the training videos, so that those of a small set are training
-    videos of a larger one, also if another camera looks at them.
+    Validation videos are numbered after the training videos, so the validation videos of a small
+    set are training videos of a larger one, also with another camera.
     """
     place = parse_source(source)[1]
     return isinstance(place, Synthetic) and place.format == "cater"
 
 
 def videos_seen(init: str) -> int:
-    """Return from how many of synthetic CATER's videos the weights ``init`` have learnt.
+    """Return how many of synthetic CATER's videos the weights ``init`` were trained on.
 
-    0 if their config does not tell.
+    0 if their config does not record it.
     """
     if init == "random" or is_timm(init):
         return 0
     try:
         record = read_config(weights_file(init).parent / CONFIG).get("training")
-    except UserError:  # weights without a config, or of a finished stage, which are not needed
+    except UserError:  # weights without a config, or deleted weights of a finished stage
         return 0
     return int((record or {}).get(TRAINING_VIDEOS, 0))
 
 
 def measured_videos_seen(config: TrainConfig) -> int:
-    """Return from how many of the validation videos the initial weights of a run have learnt."""
+    """Return how many validation videos the initial weights of a run were trained on."""
     data = config.data
     if not numbers_videos(data.source):
         return 0

@@ -1,8 +1,8 @@
-"""Muon for stacks of equal matrices: whole or sharded, on one rank or shared by several.
+"""Muon for stacks of equal-shaped matrices, replicated or sharded, on one or several ranks.
 
-Muon (Jordan et al., 2024) replaces the momentum of a matrix by an orthogonal matrix near it, which
-takes fifteen matrix products. A transformer has a hundred matrices of a few shapes. So matrices of
-one shape are stacked, and every operation treats a whole stack: a tenth as many operations.
+Muon (Jordan et al., 2024) replaces the momentum of a matrix by a nearby orthogonal matrix, which
+takes fifteen matrix products. A transformer has about a hundred matrices of only a few shapes, so
+matrices of one shape are stacked and updated together, with a tenth of the operations.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from ivcl_fast.kernels._op import device_kind
 from ivcl_fast.training.hardware import has_fast_bf16
 
 Stacks = dict[torch.Size, Tensor]
-"""Matrices ``[n, rows, columns]`` by the shape of one, in bfloat16."""
+"""Matrices ``[n, rows, columns]`` by the shape of a single matrix, in bfloat16."""
 
 CPU_BATCH = 2**18
-"""Elements updated together on a CPU, so that they stay in its cache."""
+"""Elements updated together on a CPU, few enough to stay in cache."""
 
 
 class Muon(torch.optim.Muon):
-    """Muon that takes steps of the size of AdamW's (``adjust_lr_fn="match_rms_adamw"``).
+    """Muon with AdamW's step size (``adjust_lr_fn="match_rms_adamw"``).
 
-    Steps and state are those of ``torch.optim.Muon``, bit for bit on a CPU that multiplies
-    bfloat16; but a step overwrites the gradients. Beyond that,
+    Steps and state equal those of ``torch.optim.Muon``, bit for bit on a CPU with bfloat16
+    hardware, except that a step overwrites the gradients. In addition,
 
     * matrices of one shape are updated together;
     * the iteration is in float32 on CPUs without hardware for bfloat16;
     * the learning rate may be a tensor on the device, so that a CUDA graph can record the step;
-    * matrices may be DTensors, sharded by rows over all ranks. Their momentum stays sharded. Every
-      rank collects a part of the matrices in full, makes those orthogonal, and hands the rows back;
-    * with ``replicated``, parameters and gradients are equal on all ranks. Every rank makes a part
-      of the matrices orthogonal, and all ranks get the results.
+    * matrices may be DTensors, sharded by rows over all ranks. Their momentum stays sharded. Each
+      rank gathers a part of the matrices, orthogonalises these, and scatters the rows;
+    * with ``replicated``, parameters and gradients are equal on all ranks. Each rank orthogonalises
+      a part of the matrices, and all ranks gather the results.
 
     Ranks exchange bfloat16, which is precise enough for the iteration.
     """
@@ -83,7 +83,7 @@ class Muon(torch.optim.Muon):
         stacks = orthogonalize(
             stacks, group["ns_coefficients"], group["ns_steps"], group["eps"], batch
         )
-        sizes = [0.2 * max(shape) ** 0.5 for shape in by_shape]  # the mean size of AdamW's steps
+        sizes = [0.2 * max(shape) ** 0.5 for shape in by_shape]  # AdamW's RMS step size
         rates = (
             torch._foreach_mul([lr] * len(sizes), sizes)  # in one launch
             if isinstance(lr, Tensor)
@@ -92,7 +92,7 @@ class Muon(torch.optim.Muon):
         for (shape, numbers), size, rate in zip(by_shape.items(), sizes, rates, strict=True):
             stack = shares[shape].hand_back(stacks.pop(shape))
             same = [weights[n] for n in numbers]
-            # On a GPU, operations on many tensors take one launch if strides are equal.
+            # On a GPU, foreach operations take one launch if strides are equal.
             keeps = batch is not None and not isinstance(rate, Tensor)
             layout = torch.preserve_format if keeps else torch.contiguous_format
             steps = shares[shape].rows(stack.to(torch.float32, memory_format=layout))
@@ -113,7 +113,7 @@ def decay_and_add(
 ) -> None:
     """Subtract ``lr * (step + weight_decay * weight)`` from every weight, in one pass.
 
-    All tensors have to be contiguous: PyTorch does not check.
+    All tensors must be contiguous; PyTorch does not check this.
     """
     torch._fused_sgd_(
         weights, steps, [], weight_decay=weight_decay, momentum=0.0, lr=lr, dampening=0.0,
@@ -122,7 +122,7 @@ def decay_and_add(
 
 
 class Share:
-    """This rank's share of ``count`` equal matrices, which it makes orthogonal and exchanges.
+    """This rank's share of ``count`` equal-shaped matrices, which it orthogonalises and exchanges.
 
     All ranks get the same number of matrices, padded with zeros.
     """
@@ -137,19 +137,19 @@ class Share:
         self.own = -(-count // self.ranks)
         """Matrices of one rank."""
         self.local_rows = len(local_tensor(like))
-        """Rows of every matrix that this rank holds."""
+        """Rows of each matrix on this rank."""
         self.height = -(-len(like) // self.ranks) if self.sharded else len(like)
-        """Rows of every matrix that the first rank holds, which has the most."""
+        """Rows of each matrix on the first rank, which has the most."""
 
     def empty_stack(self) -> Tensor:
-        """Return a stack for the rows that this rank holds of all matrices."""
+        """Return an empty stack for this rank's rows of all matrices."""
         shape = self.ranks * self.own, self.height, self.shape[1]
         is_filled = shape[:2] == (self.count, self.local_rows)
         new = torch.empty if is_filled else torch.zeros
         return new(shape, dtype=torch.bfloat16, device=self.device)
 
     def rows(self, stack: Tensor) -> list[Tensor]:
-        """Return the rows that this rank holds, matrix by matrix."""
+        """Return this rank's rows by matrix."""
         return [*stack[: self.count, : self.local_rows].unbind()]
 
     def collect(self, stack: Tensor) -> Tensor:
@@ -185,11 +185,11 @@ def orthogonalize(
     eps: float,
     batch: int | None = None,
 ) -> Stacks:
-    """Approximate the orthogonal matrices nearest to matrices by Newton-Schulz iteration.
+    """Approximate the nearest orthogonal matrices by Newton-Schulz iteration.
 
-    Tall matrices are transposed, because the Gram matrix of the short side is the smaller one.
-    Without ``batch``, all matrices of one short side are computed together, for the fewest
-    launches; otherwise at most ``batch`` elements of one shape are.
+    Tall matrices are transposed, because the Gram matrix of the short side is smaller. Without
+    ``batch``, all matrices of one short side are computed together, with the fewest launches;
+    otherwise at most ``batch`` elements of one shape.
     """
     settings = coefficients, steps, eps
     wide = {shape: x.mT if shape[0] > shape[1] else x for shape, x in stacks.items()}
@@ -206,9 +206,9 @@ def orthogonalize(
 
 
 def orthogonalize_together(wide: Stacks, *settings: Any) -> Stacks:
-    """Return the orthogonal matrices near wide ones of one height, with the fewest launches.
+    """Orthogonalise wide matrices of one height with the fewest launches.
 
-    Keys are the shapes before matrices were transposed, so two may have matrices of equal size.
+    Keys are the shapes before transposition, so two keys may have matrices of equal size.
     """
     by_width: dict[int, list[torch.Size]] = {}
     for shape, x in wide.items():
@@ -228,13 +228,14 @@ def join(stacks: list[Tensor]) -> Tensor:
 def newton_schulz(
     stacks: list[Tensor], coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> list[Tensor]:
-    """Return the orthogonal matrices near those in stacks ``[n, short, long]`` of one height.
+    """Orthogonalise the matrices in stacks ``[n, short, long]`` of one height.
 
-    The polynomial of their Gram matrices, which have one size, is computed for all stacks at once.
+    The polynomial of their equal-sized Gram matrices is computed for all stacks at once.
     """
     is_single = len(stacks) == len(stacks[0]) == 1
     counts = [len(stack) for stack in stacks]
-    # Without hardware for bfloat16, a tiny model's step takes 1.3 s in it, and 0.04 s in float32.
+    # On CPUs without bfloat16 hardware, a tiny model's step takes 1.3 s in bfloat16, 0.04 s in
+    # float32.
     device = stacks[0].device
     is_slow = device_kind(device) == "cpu" and not has_fast_bf16(device)
     dtype = torch.float32 if is_slow else torch.bfloat16

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from ivcl_fast.training.muon import Muon
 
 NO_DECAY = ("pos_embed", "time_embed", "slot_tokens", "mask_token", "cls_token", "background")
-"""Endings of the names of matrices without weight decay; vectors never have any."""
+"""Suffixes of the names of matrices without weight decay; vectors never have weight decay."""
 
 HIDDEN = (".blocks.", ".slot_attention.", "decoder.layers.")
-"""Parts of the names of the matrices between hidden layers, which Muon updates."""
+"""Substrings of the names of hidden matrices, which Muon updates."""
 
 LR_BATCH = 16
-"""Clips per step for which learning rates are given, where ``--lr-scaling`` scales them."""
+"""Batch size that learning rates refer to if ``--lr-scaling`` is set."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and learning rate of one stage. Lengths count clips, never seconds.
+    """Length and learning rate of one stage; lengths are numbers of clips.
 
     ``Schedule(clips=30_000, lr=3e-3, batch_size=16).steps`` is 1875.
     """
@@ -37,13 +37,13 @@ class Schedule:
     batch_size: int = 16
     """Clips per optimiser step, over all ranks."""
     grad_accum_steps: int = 1
-    """Number of parts into which a rank splits its batch, to save memory."""
+    """Number of micro-batches per rank, to save memory."""
     warmup_steps: int = 100
     """Steps of linear warm-up, at most a tenth of all steps."""
     weight_decay: float = 0.05
     """Weight decay; biases, norms, positions and tokens have none."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient; above it, the gradient is scaled down."""
+    """Maximum gradient norm for clipping."""
     backbone_lr_scale: float = 1.0
     """Learning rate of all parameters except ``head.*``, relative to ``lr``."""
     optimizer: Literal["muon", "adamw"] = "adamw"
@@ -56,11 +56,11 @@ class Schedule:
 
     @property
     def clips_seen(self) -> int:
-        """Clips of all these steps."""
+        """Clips over all steps."""
         return self.steps * self.batch_size
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0: linear warm-up, then a cosine decay to zero."""
+        """Return the learning rate of a step, from 0: linear warm-up, then cosine decay to zero."""
         warmup = max(1, min(self.warmup_steps, self.steps // 10))
         if step < warmup:
             return self.lr * (step + 1) / warmup
@@ -69,10 +69,10 @@ class Schedule:
 
 
 def scaled_lr(lr: float, batch_size: int, rule: Literal["none", "sqrt", "linear"]) -> float:
-    """Scale a learning rate that is given for :data:`LR_BATCH` clips to ``batch_size`` clips.
+    """Scale a learning rate from a batch of :data:`LR_BATCH` clips to ``batch_size`` clips.
 
-    ``batch_size`` counts clips per step over all ranks. ``sqrt`` suits adaptive optimisers
-    (Malladi et al., 2022); ``linear`` is the rule that MAE uses.
+    ``batch_size`` counts clips per step over all ranks. ``sqrt`` suits adaptive optimisers (Malladi
+    et al., 2022); ``linear`` is MAE's rule.
     """
     return lr * (batch_size / LR_BATCH) ** {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[rule]
 
@@ -80,12 +80,11 @@ def scaled_lr(lr: float, batch_size: int, rule: Literal["none", "sqrt", "linear"
 def make_optimizers(
     model: nn.Module, schedule: Schedule, capturable: bool = False
 ) -> list[torch.optim.Optimizer]:
-    """Make fused AdamW for all parameters, or Muon for hidden matrices and AdamW for the rest.
+    """Create fused AdamW for all parameters, or Muon for hidden matrices and AdamW for the rest.
 
-    Where ranks are connected, they have to hold shards, or replicas with equal gradients.
-    Parameters are grouped by weight decay and by learning-rate scale (``group["scale"]``); frozen
-    ones are left out. With ``capturable`` the learning rates are tensors, so that a CUDA graph can
-    record the step.
+    Connected ranks must hold shards, or replicas with equal gradients. Parameters are grouped by
+    weight decay and learning-rate scale (``group["scale"]``); frozen ones are left out. With
+    ``capturable`` the learning rates are tensors, so that a CUDA graph can record the step.
     """
     groups: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {False: {}, True: {}}
     for name, parameter in model.named_parameters():

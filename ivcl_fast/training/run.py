@@ -42,16 +42,15 @@ from ivcl_fast.training.settings import TrainConfig
 from ivcl_fast.training.slots import encode
 
 LAST_FRAME_PASSES = 4
-"""Most passes over the training videos' last frames by default; with 11, models overfit."""
+"""Default maximum number of epochs over last frames; models overfit with 11."""
 FIRST_STAGE = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
-"""The stage with which each way of finetuning begins."""
+"""First stage of each kind of finetuning."""
 
 
 class Run:
-    """Trains and measures the models of one run; each stage saves its model in its own folder.
+    """Trains and evaluates the models of one run; each stage saves its model in a folder.
 
-    A finished stage is read from its model, and an unfinished one continues from its newest
-    checkpoint.
+    A finished stage loads its model; an unfinished stage continues from its newest checkpoint.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -59,7 +58,7 @@ class Run:
         self.folder = config.folder
         self.execution = choose_execution(config.speed)
         self.device, self.amp = self.execution.device, self.execution.amp
-        # Raises an error, before any work, if the batch does not split evenly.
+        # Raises early if the batch does not split evenly.
         distributed.local_batch_size(config.optim.batch_size, config.optim.grad_accum_steps)
         self.metrics = MetricsLog(self.folder, config.output.viewer)
         self._training_loaders: dict[str, ClipLoader] = {}
@@ -68,7 +67,7 @@ class Run:
 
     @functools.cached_property
     def data(self) -> DataModule:
-        """The run's clips; the first access makes or opens the data set and its frame store."""
+        """The run's clips; the first access creates or opens the data set and its frame store."""
         return open_data(
             self.config.data,
             self.config.model,
@@ -80,12 +79,12 @@ class Run:
 
     @functools.cached_property
     def finetunes(self) -> bool:
-        """Whether the run finetunes: it was asked to, and the data have classes."""
+        """Whether the run finetunes: the settings include it and the data has classes."""
         return self.config.stages.stage != "pretrain" and self.data.num_classes > 0
 
     @functools.cached_property
     def classes(self) -> Classes:
-        """The classes of the task, kept with the run so that it can be used without its data.
+        """The classes of the task, saved with the run so that it can be used without its data.
 
         Raises :class:`UserError` if the data's classes have changed since the first checkpoint.
         """
@@ -116,7 +115,7 @@ class Run:
     # --- Stages ---------------------------------------------------------------------------------
 
     def pretrain(self) -> PretrainingModel:
-        """Learn to reconstruct frames, or to label them; saves the model in ``pretrain/``."""
+        """Pretrain on frames or their labels; save the model in ``pretrain/``."""
         config = self.config
         schedule = self._schedule(config.stages.pretrain_clips, config.optim.lr)
 
@@ -141,10 +140,10 @@ class Run:
         return self._train("pretrain", build, config.stages.init, loss, schedule)
 
     def finetune(self, init: str, name: str = "finetune") -> IVCLClassifier:
-        """Learn the task, starting from the weights ``init``; saves the model in ``name/``.
+        """Finetune on the task from the weights ``init``; save the model in ``name/``.
 
-        If the settings say so, :meth:`last_frame` comes first, and its model is continued; and the
-        encoder is frozen, unless it is random.
+        Depending on the settings, training starts with :meth:`last_frame` and continues with its
+        model, and the encoder is frozen unless it is random.
         """
         stages, start, lr_scale = self.config.stages, None, 1.0
         freeze = stages.freeze_encoder and init != "random"
@@ -158,7 +157,7 @@ class Run:
         )  # fmt: skip
 
     def last_frame(self, init: str, name: str = "last-frame") -> IVCLClassifier:
-        """Learn the task from the last frame of each clip alone, starting from ``init``.
+        """Finetune on the last frame of each clip only, from the weights ``init``.
 
         The model has no memory: it is a baseline, and a cheap first part of :meth:`finetune`.
         """
@@ -168,14 +167,14 @@ class Run:
         return self._train(name, build, init, self._answer_loss, schedule, self._measure_curve)
 
     def last_frame_clips(self, init: str) -> int:
-        """Clips of the part of finetuning from ``init`` that sees last frames alone."""
+        """Return the number of clips in the last-frame part of finetuning from ``init``."""
         stages = self.config.stages
         if stages.last_frame_clips is not None:
             return stages.last_frame_clips
         if not self.data.localizes or init == "random":
             return 0
         clips = 4 * stages.finetune_clips
-        if stages.frame_labels:  # any frame of a video, so that passes differ
+        if stages.frame_labels:  # any frame of a video, so epochs differ
             return clips
         return min(clips, LAST_FRAME_PASSES * len(self.data.dataset.clips(self.data.train_split)))
 
@@ -194,7 +193,7 @@ class Run:
         return F.cross_entropy(logits, batch.labels)
 
     def _measure_curve(self, model: IVCLClassifier, slots: Slots | None = None) -> dict[str, float]:
-        # One clip of a video is enough for a curve.
+        # One clip per video is enough for the training curve.
         evaluation = self.evaluate(
             model, self.data.curve_split, clips_per_video=1, share=self.data.curve_share,
             slots=slots,
@@ -202,7 +201,7 @@ class Run:
         return evaluation.curve()
 
     def classifier(self, last_only: bool = False) -> IVCLClassifier:
-        """Make an untrained classifier of this run's sizes; ``last_only``: of single frames."""
+        """Build an untrained classifier of this run's sizes; ``last_only``: for single frames."""
         cfg = self.config.model
         if last_only:
             cfg = dataclasses.replace(cfg, num_frames=1, num_query_frames=1)
@@ -211,9 +210,9 @@ class Run:
     def evaluate(
         self, model: IVCLClassifier, split: str | None = None, **options: Any
     ) -> Evaluation:
-        """Measure a classifier on a split, by default the one on which results are reported.
+        """Evaluate a classifier on a split, by default the one used for reports.
 
-        ``options``: those of :func:`~ivcl_fast.evaluation.evaluate.evaluate`.
+        ``options``: see :func:`~ivcl_fast.evaluation.evaluate.evaluate`.
         """
         data = self.config.data
         options = {"clips_per_video": data.eval_clips} | options
@@ -221,7 +220,7 @@ class Run:
         return evaluate(model, self.data, split, self.device, self.amp, seed=seed, **options)
 
     def finished(self, name: str) -> bool:
-        """Whether the stage ``name`` is finished, that is, has saved its model."""
+        """Return whether the stage ``name`` is finished, that is, has saved its model."""
         return (self.folder / name / MODEL).is_file()
 
     # --- Parts of a stage -----------------------------------------------------------------------
@@ -237,17 +236,17 @@ class Run:
         last_frame: Mapping[str, Tensor] | None = None,
         freeze: bool = False,
     ) -> Any:
-        """Train the model that ``build`` makes as stage ``name``, or read it if it is finished.
+        """Train the model from ``build`` as stage ``name``, or load it if the stage is finished.
 
-        ``last_frame``: weights of a model of single frames, which replace those of ``init``.
-        ``freeze``: leave the encoder as it is, and train and measure on its slots.
+        ``last_frame``: weights of a last-frame model, which replace those of ``init``. ``freeze``:
+        freeze the encoder, and train and evaluate on its slots.
         """
         torch.manual_seed(self.config.seed)
         model = build().to(self.device)
         folder = self.folder / name
         # Rank 0 decides: on a shared file system, files may appear later on other machines.
         if distributed.broadcast_from_rank0(self.finished(name)):
-            if distributed.is_main():  # the process was killed before it deleted them
+            if distributed.is_main():  # left if the process was killed before deleting them
                 for name in (CHECKPOINTS, PARTIAL):
                     shutil.rmtree(folder / name, ignore_errors=True)
             model.load_state_dict(read_weights(folder))
@@ -261,7 +260,7 @@ class Run:
         if self.config.speed.grad_checkpoint:
             model.checkpoint_blocks()
         if self.execution.compile:
-            distributed.print_rank0(f"{name}: compiling the blocks, the first step takes longer")
+            distributed.print_rank0(f"{name}: compiling the blocks; the first step takes longer")
             model.compile_blocks()
         if freeze:
             loader, measure = self._on_slots(name, model)
@@ -295,7 +294,7 @@ class Run:
     def _on_slots(
         self, name: str, model: IVCLClassifier
     ) -> tuple[ClipLoader, Callable[[IVCLClassifier], dict[str, float]]]:
-        """Freeze the encoder; return a loader of its slots and the function that validates."""
+        """Freeze the encoder; return a loader of its slots and the validation function."""
         model.encoder.requires_grad_(False)
         stages, frames = self.config.stages, model.cfg.num_frames
 
@@ -319,8 +318,8 @@ class Run:
     def _peak_clips_per_second(
         self, model: PretrainingModel | IVCLClassifier, frames: float
     ) -> float | None:
-        """Return the clips per second, of ``frames`` frames each, that all ranks could train on at
-        their devices' peak arithmetic rate, or None if that is unknown."""
+        """Return the clips per second, of ``frames`` frames each, at the peak FLOP/s of all
+        devices, or None if that is unknown."""
         peak = peak_flops(self.device) if self.amp else None
         classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
         return peak and peak * distributed.world_size() / stage_flops(model.cfg, classes, frames)
@@ -328,7 +327,7 @@ class Run:
     def _training_loader(self, stage: str, num_frames: int, **slots: Any) -> ClipLoader:
         """Return this rank's part of the training batches of a stage.
 
-        ``slots``: slot options of :meth:`DataModule.loader`; such loaders are not cached.
+        ``slots``: options of :meth:`DataModule.loader` for slots; such loaders are not cached.
         """
         config = self.config
         if not slots and stage in self._training_loaders:
@@ -339,8 +338,8 @@ class Run:
             options = {"share": config.stages.label_fraction, **slots}
             if config.stages.frame_labels:
                 options["frame_labels"] = "cells"
-                if num_frames == 1 and not slots:  # slots have the last frame's label
-                    options["frame_stride"] = ANY_FRAME  # each has a label
+                if num_frames == 1 and not slots:  # slots have the label of the last frame
+                    options["frame_stride"] = ANY_FRAME  # every frame has a label
         loader = self.data.loader(
             self.data.train_split,
             batch_size=distributed.local_batch_size(config.optim.batch_size),
@@ -356,12 +355,12 @@ class Run:
         return loader
 
     def _in_order(self, split: str, share: float, **options: Any) -> ClipLoader:
-        """Return all clips of a share of the videos of a split, once and in their order."""
+        """Return all clips of a fraction of a split's videos, once and in order."""
         options |= dict(num_frames=self.config.model.num_frames, seed=self.config.seed)
         return self.data.loader(split, batch_size=BATCH, training=False, share=share, **options)
 
     def _pretraining_batches(self) -> dict[str, Any]:
-        """Return options of ``DataModule.loader`` for pretraining."""
+        """Return the options of ``DataModule.loader`` for pretraining."""
         model = self.config.model
         labels = model.objective if model.supervised else None
         return {"frame_labels": labels, "share_frames": False}

@@ -27,45 +27,45 @@ from ivcl_fast.training.settings import (
 )
 
 CHECKPOINTS = "checkpoints"
-"""Folder of a stage's training checkpoints, inside that of its model."""
+"""Folder of training checkpoints inside a stage's folder."""
 PARTIAL = "model.partial"
-"""Folder in which a model is written, inside the one in which it appears."""
+"""Temporary folder for writing a model, inside its final folder."""
 FOLDERS = (
     "pretrain", "finetune", "scratch", "last-frame", "scratch-last-frame", "tensorboard",
     "visualize", "probes", "export",
 )  # fmt: skip
-"""Folders that commands write into the folder of a run."""
+"""Folders that commands write into a run's folder."""
 FILES = (
     ANSWERS, "metrics.jsonl", "report.md", "clips.json", "scores.json", "curves.png",
     "reconstruction.png", "slot_attention.png",
 )  # fmt: skip
-"""Files that training writes into the folder of a run, besides its settings."""
+"""Files that training writes into a run's folder, besides its settings."""
 
 
 def check_folder(config: TrainConfig) -> TrainConfig:
-    """Return the settings if the run's folder can be used with them.
+    """Return the settings if they can be used with the run's folder.
 
-    Raises :class:`UserError` if it holds other files, or a run with other settings that has saved
-    something, if it cannot be written to, and for ``--shard`` with a single process.
+    Raises :class:`UserError` if it holds other files or a run with other settings that has saved
+    something, if it is not writable, and for ``--shard`` with a single process.
     """
     place = next(path for path in (config.folder, *config.folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UserError(f"--out: expected a folder with write access, got {place}")
     if config.speed.shard and distributed.world_size() == 1:
         exists = (config.folder / CONFIG).is_file()
-        # A sharded run may be continued by a single process.
+        # A single process may continue a sharded run.
         if not (exists and load_settings(config.folder).speed.shard):
             raise UserError("--shard: expected several ranks, started by torchrun, got one process")
-        distributed.print_rank0("--shard: nothing to shard, there is a single process")
+        distributed.print_rank0("--shard: no effect with a single process")
     must_empty(config)
     return config
 
 
 def must_empty(config: TrainConfig) -> bool:
-    """Whether the folder holds a run that the run with these settings replaces.
+    """Return whether the folder holds a run to replace.
 
-    It does with ``--overwrite``, and for other settings of a run that has saved nothing. Raises
-    :class:`UserError` for other settings of a run that has, and for files of another origin.
+    A run with other settings is replaced with ``--overwrite`` or if it has saved nothing.
+    Otherwise, and for files that are not a run's, raises :class:`UserError`.
     """
     folder = config.folder
     if not (folder / CONFIG).exists():
@@ -92,7 +92,7 @@ def must_empty(config: TrainConfig) -> bool:
 
 
 def changed_settings(config: TrainConfig) -> list[str]:
-    """Names of the settings that differ from those of the run in the folder; [] without a run."""
+    """Return the names of settings that differ from those of the run in the folder, if any."""
     if not (config.folder / CONFIG).is_file():
         return []
     before, now = load_settings(config.folder).flat(), config.flat()
@@ -100,9 +100,9 @@ def changed_settings(config: TrainConfig) -> list[str]:
 
 
 def has_progress(folder: Path) -> bool:
-    """Whether the run in ``folder`` has saved a checkpoint, a finished model or its report.
+    """Return whether the run in ``folder`` has saved a checkpoint, a finished model or its report.
 
-    The report remains when models, which are large, have been deleted.
+    The report counts because users may delete the models, which are large.
     """
     saved = ("*/checkpoints/*", "*/*.safetensors", "report.md")
     return any(any(folder.glob(pattern)) for pattern in saved)
@@ -110,11 +110,11 @@ def has_progress(folder: Path) -> bool:
 
 @contextmanager
 def opened_folder(config: TrainConfig) -> Iterator[None]:
-    """Create the run's folder, write its settings and lock it for the duration of the block.
+    """Create the run's folder, write its settings and lock it within the ``with`` block.
 
     With ``--overwrite`` an earlier run is deleted first, unless torchrun restarts the ranks; only
-    files that commands write are deleted. All of this happens on rank 0. Raises :class:`UserError`
-    as :func:`check_folder` does, and while another process trains in the folder.
+    files written by commands are deleted. All of this happens on rank 0. Raises :class:`UserError`
+    like :func:`check_folder`, and if another process is training in the folder.
     """
     if not distributed.is_main():
         yield
@@ -136,10 +136,10 @@ def opened_folder(config: TrainConfig) -> Iterator[None]:
 
 
 def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -> None:
-    """Save a stage's finished model in ``folder``, with the weights last and complete.
+    """Save a stage's finished model in ``folder``; the weights appear last.
 
-    ``training``: the model card's record of the training. Raises :class:`UserError` or ``OSError``
-    if the files cannot be written, for example on a full disk.
+    ``training``: training metadata for the model card. Raises :class:`UserError` or ``OSError`` if
+    the files cannot be written, for example on a full disk.
     """
     partial = folder / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -149,7 +149,7 @@ def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -
             fsync(partial / name)
             os.replace(partial / name, folder / name)
         fsync(folder)
-    except SafetensorError as error:  # it reports a full disk like this
+    except SafetensorError as error:  # such as on a full disk
         raise UserError(f"{folder}: the model cannot be written: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

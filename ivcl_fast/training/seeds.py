@@ -1,4 +1,4 @@
-"""Seeds of the random choices in a training step: functions of (run seed, step, clip) alone."""
+"""Seeds of the random choices in a training step, as functions of (run seed, step, clip)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ivcl_fast.kernels import hash_seeds
 from ivcl_fast.models.reference import hash64
 
 OFFSET = -0x61C8864680B583EB
-"""What ``hash_seeds`` adds to a seed before it mixes the bits of its first number."""
+"""Increment that ``hash_seeds`` adds to a seed for its first number."""
 
 
 def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
-    """Compute a mask seed for every clip: int64 ``[B]`` from global clip indices, int64 ``[B]``.
+    """Return a mask seed per clip, int64 ``[B]``, from global clip indices, int64 ``[B]``.
 
     The seeds do not depend on the number of workers or ranks, nor on how a batch is split.
     """
@@ -35,5 +35,5 @@ def mix(number: int) -> int:
 
 
 def as_int64(number: int) -> int:
-    """Return the number modulo 2^64, as a signed one."""
+    """Return the number modulo 2^64 as a signed integer."""
     return (number + 2**63) % 2**64 - 2**63

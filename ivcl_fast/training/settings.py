@@ -1,4 +1,4 @@
-"""Settings of a training run, in groups, and their form in ``config.json``."""
+"""Settings of a training run, in groups, and their serialisation in ``config.json``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ivcl_fast.models import timm_weights
 from ivcl_fast.training.metrics_log import Viewer
 
 MOST_CLIPS = 1_000_000
-"""Clips per step, at most."""
+"""Maximum number of clips per step."""
 CONFIG = "config.json"
-"""Name of the file in a run's folder that holds its settings."""
+"""File in a run's folder with its settings."""
 
 
 @dataclass(frozen=True)
 class StagesConfig:
-    """What to train, from which weights, and for how many clips."""
+    """Stages, initial weights and numbers of clips."""
 
     stage: Literal["all", "pretrain", "finetune"] = "all"
     """Stages to run; finetune alone starts from --init."""
@@ -41,12 +41,13 @@ class StagesConfig:
     last_frame_clips: Annotated[
         int | None, arg(metavar="INT", help_behavior_hint="(default: depends on the task)")
     ] = None
-    """Clips of which finetuning first sees only the last frame (with --frame-labels, any frame)."""
+    """Clips of the first part of finetuning, which sees only the last frame (with --frame-labels,
+    any frame)."""
     label_fraction: float = 1.0
     """Fraction of the training videos (ACRE: problems) with labels in finetuning."""
     freeze_encoder: bool = False
     """Finetune only the temporal transformer and the head, on slots that are computed once per
-    clip; 20 times as many --finetune-clips take as long."""
+    clip; about 20 times faster per clip."""
     slot_noise: float = 0.5
     """With --freeze-encoder: noise on the slots, relative to their standard deviation."""
     frame_labels: bool = False
@@ -67,19 +68,19 @@ class StagesConfig:
 
     @property
     def clips(self) -> dict[str, int]:
-        """Clips seen in each of the stages that are run."""
+        """Clips seen in each stage to run."""
         lengths = {"pretrain": self.pretrain_clips, "finetune": self.finetune_clips}
         return lengths if self.stage == "all" else {self.stage: lengths[self.stage]}
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How weights are updated."""
+    """Settings of the optimiser."""
 
     batch_size: int = 16
     """Clips per optimiser step, over all ranks."""
     grad_accum_steps: int = 1
-    """Parts that a rank's batch is split into, to save memory."""
+    """Number of micro-batches per rank, to save memory."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the hidden matrices, AdamW for the rest; adamw: AdamW for all."""
     lr: float = 3e-3
@@ -89,7 +90,7 @@ class OptimConfig:
     backbone_lr_scale: float = 0.5
     """Learning rate of pretrained weights in finetuning, relative to --finetune-lr."""
     whole_clip_lr_scale: float = 0.3
-    """Learning rate on whole clips after last frames, relative to that on last frames."""
+    """Learning rate on whole clips after the last-frame part, relative to that part's."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
     """Multiply learning rates, given for 16 clips, by sqrt(batch/16) or batch/16."""
     warmup_steps: int = 100
@@ -97,16 +98,16 @@ class OptimConfig:
     weight_decay: float = 0.05
     """Weight decay of matrices."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    """Maximum gradient norm."""
     zero_init: bool = True
-    """Start blocks without loaded weights as the identity."""
+    """Initialise blocks without loaded weights as the identity."""
 
     def check(self) -> None:
         require_at_least(self, 1, "grad_accum_steps")
         require_at_least(self, 0, "backbone_lr_scale", "whole_clip_lr_scale")
         require_at_least(self, 0, "weight_decay", "warmup_steps")
         require_above(self, 0, "lr", "finetune_lr")
-        require_above(self, 0, "clip_norm", most=math.inf)  # inf: gradients are not scaled
+        require_above(self, 0, "clip_norm", most=math.inf)  # inf: no clipping
         require_at_least(self, 1, "batch_size", most=MOST_CLIPS)
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
@@ -128,16 +129,16 @@ class SpeedConfig:
     cuda_graph: bool = True
     """Run the training step as a CUDA graph, on a single GPU."""
     grad_checkpoint: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass: saves memory, takes a third longer."""
     shard: bool = False
     """Shard parameters and optimiser state over the ranks (FSDP2) instead of replicating (DDP)."""
     deterministic: bool = False
-    """Repeat bit for bit: only deterministic algorithms, and always 4 threads on a CPU."""
+    """Bitwise reproducible: only deterministic algorithms, and always 4 threads on a CPU."""
 
 
 @dataclass(frozen=True)
 class OutputConfig:
-    """Where results go."""
+    """Output settings."""
 
     out: Path = Path("runs")
     """Folder that holds the runs."""
@@ -149,19 +150,19 @@ class OutputConfig:
     resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """Continue the unfinished run in this folder, with its own settings."""
     overwrite: bool = False
-    """Delete an earlier run of the same name first."""
+    """First delete an earlier run of the same name."""
     pictures: bool = True
     """Draw the report's pictures."""
     viewer: Viewer = "tensorboard"
-    """Program that shows the curves while the run trains; metrics.jsonl is always written."""
+    """Viewer of the training curves; metrics.jsonl is always written."""
     save_every: int = 500
     """Steps between checkpoints."""
     save_minutes: float = 10.0
-    """Minutes between checkpoints if --save-every takes longer."""
+    """Maximum minutes between checkpoints."""
 
     def check(self) -> None:
         require_at_least(self, 1, "save_every")
-        require_above(self, 0, "save_minutes", most=math.inf)  # inf: steps alone count
+        require_above(self, 0, "save_minutes", most=math.inf)  # inf: only --save-every counts
         name = PurePath(self.name or "run")
         if name.is_absolute() or ".." in name.parts or not name.name:
             raise UserError(f"--name: expected the name of a folder in --out, got {self.name!r}")
@@ -174,7 +175,7 @@ class TrainConfig:
     preset: str = "tiny"
     """Model sizes: tiny, small, base64 or base224."""
     quick: bool = False
-    """Run every part once on little data; the model learns nothing."""
+    """Run every part once on a little data; the model learns nothing."""
     seed: int = 0
     """Seed of the weights, the order of clips, the sampled frames and the masks."""
     data: OmitArgPrefixes[DataConfig] = DataConfig()
@@ -185,7 +186,7 @@ class TrainConfig:
     output: OmitArgPrefixes[OutputConfig] = OutputConfig()
 
     def check(self) -> None:
-        """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
+        """Raise :class:`UserError`, naming the flag, for an invalid value."""
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
         for group in (self.data, self.stages, self.optim, self.output):
@@ -197,7 +198,7 @@ class TrainConfig:
             )
         random = self.stages.init == "random" or (
             self.model.objective == "slot_attention" and timm_weights.is_timm(self.stages.init)
-        )  # a ViT has no slots that compete
+        )  # a ViT has no competing slots
         if freezes and self.stages.stage == "finetune" and random:
             raise UserError(
                 "--freeze-encoder: expected --init with a pretrained model, or --stage all, got "
@@ -206,7 +207,7 @@ class TrainConfig:
 
     @property
     def frame_label_kinds(self) -> list[FrameLabelKind]:
-        """The kinds of labels of single frames that the run learns from."""
+        """Kinds of frame labels that the run is trained on."""
         kinds: list[FrameLabelKind] = []
         if self.stages.stage != "finetune" and self.model.supervised:
             kinds.append(cast(FrameLabelKind, self.model.objective))
@@ -222,9 +223,9 @@ class TrainConfig:
         return self.output.out / (self.output.name or default)
 
     def replace(self, **changes: Any) -> TrainConfig:
-        """Return a checked copy with some settings changed, by their own names (``lr``, ``out``).
+        """Return a checked copy with some settings changed, by name (``lr``, ``out``).
 
-        ``model`` is an :class:`IVCLConfig`; ``source`` is what ``--data`` names.
+        ``model`` is an :class:`IVCLConfig`; ``source`` is the value of ``--data``.
         """
         groups = {
             name: dataclasses.replace(
@@ -241,7 +242,7 @@ class TrainConfig:
         return {name: getattr(self, name) for name in GROUPS}
 
     def flat(self) -> dict[str, Any]:
-        """Return all settings by name, side by side, those of the model included."""
+        """Return all settings, the model's included, in one dict by name."""
         found = {
             name: value for name, value in vars(self).items() if name not in (*GROUPS, "model")
         }
@@ -253,13 +254,13 @@ class TrainConfig:
 # --- config.json ----------------------------------------------------------------------------------
 
 GROUPS = ("data", "stages", "optim", "speed", "output")
-"""The fields of :class:`TrainConfig` that are groups of settings."""
+"""Fields of :class:`TrainConfig` that are groups of settings."""
 CHANGEABLE = {
     "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes", "device",
     "placement", "require_all", "shard", "compile", "cuda_graph", "grad_accum_steps",
     "grad_checkpoint", "compare_scratch", "compare_memoryless", "pictures", "viewer",
 }  # fmt: skip
-"""Settings that may change when a run is resumed: they change its result by rounding at most."""
+"""Settings that may change on resume, because they affect the result only by rounding."""
 
 
 def write_settings(config: TrainConfig) -> None:
@@ -269,9 +270,9 @@ def write_settings(config: TrainConfig) -> None:
 
 
 def load_settings(folder: Path, **changes: Any) -> TrainConfig:
-    """Read the settings of the run in ``folder``, and replace some.
+    """Read the settings of the run in ``folder``, with some replaced.
 
-    ``out`` and ``name`` are those of ``folder``, also if the run was moved. Raises
+    ``out`` and ``name`` are taken from ``folder``, because the run may have moved. Raises
     :class:`UserError` if there is no run.
     """
     if folder.name in ("", ".."):

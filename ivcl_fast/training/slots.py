@@ -1,4 +1,4 @@
-"""The slots of all clips, computed once, for finetuning with a frozen encoder."""
+"""Precomputed slots of all clips, for finetuning with a frozen encoder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ivcl_fast.progress import Bar
 
 
 def encode(model: IVCLClassifier, loader: ClipLoader, device: torch.device, amp: bool) -> Slots:
-    """Compute the slots of all clips that ``loader`` reads; they stay in the CPU's memory.
+    """Compute the slots of all clips of ``loader`` and keep them in CPU memory.
 
-    Every rank encodes all clips. Clips that any rank could not decode are left out on all ranks,
-    which draw batches from the same clips.
+    Every rank encodes all clips. Clips that some rank could not decode are left out on all ranks,
+    so that all draw batches from the same clips.
 
     ``amp``: run under bfloat16 autocast; slots then take ``2 * T * S * D`` bytes per clip,
     otherwise twice that.
@@ -26,7 +26,7 @@ def encode(model: IVCLClassifier, loader: ClipLoader, device: torch.device, amp:
     values, names = torch.empty(0), dict[str, int]()
     with Bar("encoding", len(loader.clips), "clips") as bar:
         for batch, slots in outputs(model, model.slots, loader, device, amp):
-            if not names:  # at once, since lists of parts would take the memory twice
+            if not names:  # preallocated: concatenating parts would need twice the memory
                 values = torch.empty(len(loader.clips), *slots.shape[1:], dtype=slots.dtype)
             values[len(names) : len(names) + len(slots)] = slots
             for clip in batch.clip_ids.tolist():

@@ -1,10 +1,10 @@
-"""A whole training step as one CUDA graph: recorded once, then launched by a single call.
+"""A training step as one CUDA graph, recorded once and launched by a single call.
 
-A step of ``base64`` launches some 900 kernels. Launching them one by one takes the host about 5 ms,
-as long as a GPU needs for a small batch; a graph launches them all at once. A replay repeats the
-recorded operations on the same memory. So everything that changes between steps has to be a tensor
-at a fixed address: the batch, the number of the step and the learning rate. Weights, gradients and
-optimiser state keep their addresses anyway.
+A step of ``base64`` launches about 900 kernels. Launching them one by one takes the host about 5
+ms, as long as a GPU takes for a small batch; a graph launches them all at once. A replay repeats
+the recorded operations on the same memory, so everything that changes between steps must be a
+tensor at a fixed address: the batch, the step number and the learning rate. Weights, gradients and
+optimiser state already keep their addresses.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ivcl_fast.distributed import group as distributed
 log = logging.getLogger(__name__)
 
 WARM_UP = 3
-"""Eager steps on batches of one shape before the recording. They compile and tune the kernels for
-that shape, and create all state."""
+"""Eager steps on batches of one shape before recording, which compile the kernels for that shape
+and create all state."""
 
 
 def unsupported_reason(device: torch.device) -> str | None:
@@ -32,7 +32,7 @@ def unsupported_reason(device: torch.device) -> str | None:
     if distributed.world_size() > 1:
         # NCCL notices a dead rank only outside of graphs: inside one, the others would wait for it.
         # docs/distributed.md has more reasons.
-        return f"it is for a single GPU, these are {distributed.world_size()} ranks"
+        return f"it needs a single rank, this run has {distributed.world_size()}"
     return None
 
 
@@ -40,10 +40,10 @@ class StepGraph:
     """Runs a training step eagerly a few times, then records it and replays the recording.
 
     ``step`` takes tensors on the device, updates weights and state in place and returns a tensor.
-    It must not wait for the device, nor use memory whose address changes, nor leave anything behind
-    if it is aborted. Every call is exactly one step.
+    It must not synchronise with the device, use memory whose address changes, or leave state behind
+    if it is aborted. Each call is exactly one step.
 
-    If a step cannot be recorded, the reason is logged in one line and steps stay eager.
+    If a step cannot be recorded, the reason is logged and steps stay eager.
 
     >>> graph = StepGraph(step, torch.device("cuda"))
     >>> for number, video in enumerate(videos):
@@ -54,7 +54,7 @@ class StepGraph:
         self.device = device
         self._step = step
         self._shapes: list[torch.Size] = []
-        """Shapes of the last inputs; once recorded, of the inputs that the graph takes."""
+        """Shapes of the last inputs or, once recorded, of the graph's inputs."""
         self._calls = 0
         """Number of consecutive calls with these shapes."""
         self._inputs: list[Tensor] = []
@@ -65,9 +65,9 @@ class StepGraph:
         self._recordable = True
 
     def __call__(self, *inputs: Tensor | int) -> Tensor:
-        """Run one step; ``inputs``: tensors on any device, of the same dtypes in every call.
+        """Run one step; ``inputs``: tensors on any device, with the same dtypes in every call.
 
-        Inputs of other shapes than the recorded ones run eagerly.
+        Inputs with other shapes than the recorded ones run eagerly.
         """
         shapes = [x.shape for x in inputs if isinstance(x, Tensor)]
         if self._replay is None:
@@ -113,17 +113,17 @@ class StepGraph:
             self._replay, self._result = self._record(buffers)
             self._inputs = buffers
         except RuntimeError as error:
-            # The context is the first error: ending a broken recording raises a second one.
+            # The context holds the first error: ending a broken recording raises a second one.
             first = error.__context__ or error
             reason = str(first).partition("\n")[0]
             if isinstance(first, torch.OutOfMemoryError):
-                # PyTorch may keep what the recording took (pytorch/pytorch#190348).
-                reason += "; --no-cuda-graph has more memory"
+                # PyTorch may keep the recording's memory (pytorch/pytorch#190348).
+                reason += "; --no-cuda-graph needs less memory"
             log.warning("--cuda-graph: running without, %s", reason)
             self._recordable = False
 
     def _record(self, inputs: list[Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Record a step without running it; return how to replay it, and the result's tensor."""
+        """Record a step without running it; return the replay function and the result tensor."""
         graph = torch.cuda.CUDAGraph()
         with (
             # After a failed recording the current stream is the recording's: this restores it.
