@@ -25,6 +25,8 @@ def square(number: int) -> int:
     if number == -4:
         with time_limit(1):
             time.sleep(1000)
+    if number == -5:
+        os.kill(os.getpid(), signal.SIGKILL)
     return number**2
 
 
@@ -43,9 +45,16 @@ def test_an_error_is_raised_here(workers):
     assert not active_children()
 
 
-def test_a_crash_is_one_line():
-    with pytest.raises(UserError, match=r"lost: its process died \(exit code 7\)"):
-        list(WorkerPool(2).run(square, [3, -2]))
+@pytest.mark.parametrize(
+    ("task", "replace", "reason"),
+    [
+        (-2, None, r"its process died \(exit code 7\)"),
+        (-5, lambda task, _: -task, r"it was killed \(SIGKILL\)"),  # as when memory runs out
+    ],
+)
+def test_a_lost_worker_is_one_line(task, replace, reason):
+    with pytest.raises(UserError, match=f"a worker process was lost: {reason}"):
+        list(WorkerPool(2).run(square, [3, task], replace))
     assert not active_children()
 
 

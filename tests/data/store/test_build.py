@@ -1,15 +1,14 @@
-"""Builds of a store: several processes, changes, kills, crashes and full disks."""
+"""Builds of a store: several at once, changes, kills, crashes and full disks."""
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkContext
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.interface import Decoder
 from ivcl_fast.data.store import build as building
-from ivcl_fast.data.store import shards
-from ivcl_fast.data.store.build import append_frames, build_store
+from ivcl_fast.data.store import shards, source
+from ivcl_fast.data.store.build import append_frames, build_part, build_store
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.data.store.shards import INDEX, build_shard
+from ivcl_fast.data.store.shards import INDEX, Part
 from ivcl_fast.data.store.source import State, VideoSource, squares
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
@@ -109,23 +108,6 @@ def test_every_kind_of_media_in_one_store(tmp_path, monkeypatch):
     assert list(store.bad_files) == ["broken"] and "frame 7" in store.bad_files["broken"]
 
 
-def test_every_shard_describes_itself(built):
-    records = sorted(built.path.glob("shard-*.json"))
-    assert 4 < len(records) < 12
-    listed = [clip[0] for path in records for clip in json.loads(path.read_text())["clips"]]
-    assert sorted(listed) == list(built.names)
-    names = {path.name for path in built.path.iterdir() if not path.name.startswith("shard-")}
-    assert names == {INDEX, "bad_files.json"}
-
-
-def test_same_bytes_whatever_the_number_of_workers(built, videos, tmp_path):
-    seen: list[tuple[int, int]] = []
-    build(videos, tmp_path, workers=2, progress=lambda *now: seen.append(now))
-    assert contents(tmp_path) == contents(built.path)
-    assert [now for now, _ in seen] == sorted(now for now, _ in seen)
-    assert seen[0] == (0, 24) and seen[-1] == (24, 24)
-
-
 def test_a_second_call_opens(built, videos):
     before = {path.name: path.stat().st_mtime_ns for path in built.path.iterdir()}
     build(videos, built.path)
@@ -156,96 +138,62 @@ class Painted:
 
 
 def test_a_source_without_files(tmp_path):
-    source = Painted([f"{i}" for i in range(5)])
-    store = build_store(source, tmp_path / "store", *SIZES, workers=2)
+    painted = Painted([f"{i}" for i in range(5)])
+    store = build_store(painted, tmp_path / "store", *SIZES, workers=1)
     assert store.decoder == "drawn"
     assert shown(store) == {f"{i}": [(i, frame) for frame in range(6)] for i in range(5)}
     video = media(write_video(tmp_path / "v.avi", [picture(3, i) for i in range(6)], "ffv1"))
     for decoded in VideoSource([video], "pyav").frames("v", 32):
-        drawn = torch.cat([*source.frames("3", 32)])
+        drawn = torch.cat([*painted.frames("3", 32)])
         assert (decoded.int() - drawn.int()).abs().float().mean() < 2
 
 
 # --- several processes --------------------------------------------------------------------------
 
-BUILD = """
-import multiprocessing, os, signal, sys
-from pathlib import Path
-from ivcl_fast.data.store import shards
-from ivcl_fast.data.store.build import build_part
-from ivcl_fast.data.store.shards import Part
-from ivcl_fast.data.dataset import Media
 
-shards.SHARDS = 6
-paths = [Path(line) for line in Path(sys.argv[1]).read_text().split()]
-videos = [Media(path.stem, (path,)) for path in paths]
-out, workers, part, total, dies_at = Path(sys.argv[2]), *map(int, sys.argv[3:])
+def test_the_next_call_completes_a_build_that_was_killed(built, videos, tmp_path):
+    def die(done: int, total: int) -> None:
+        if done >= 8:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def die(done, total):
-    if done >= dies_at:
-        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-left = build_part(Part(part, total), videos, out, 32, 8, "pyav", workers, die)
-print(left)
-"""
-
-
-def start_build(
-    videos, folder: Path, workers: int = 1, part: int = 0, total: int = 1, dies_at: int = 1000
-) -> subprocess.Popen:
-    script, listed = folder / "build.py", folder / "videos.txt"
-    if not script.exists():  # a process that was started before may be reading it
-        script.write_text(BUILD)
-        listed.write_text("\n".join(str(one.files[0]) for one in videos))
-    numbers = map(str, (workers, part, total, dies_at))
-    return subprocess.Popen(
-        [sys.executable, script, listed, folder / "store", *numbers],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    killed = ForkContext().Process(
+        target=build, args=(videos, tmp_path, 1), kwargs={"progress": die}
     )
-
-
-def test_two_processes_build_one_store_together(videos, built, tmp_path):
-    for process in [start_build(videos, tmp_path) for _ in range(2)]:
-        out, error = process.communicate()
-        assert out == "0\n", error
-    assert contents(tmp_path / "store") == contents(built.path)
-
-
-def test_kill_9_leaves_no_orphans_and_the_next_call_completes(built, videos, tmp_path):
-    killed = start_build(videos, tmp_path, workers=2, dies_at=8)
-    out, _ = killed.communicate()
-    assert killed.returncode == -signal.SIGKILL and len(out.split()) == 2
-    for pid in map(int, out.split()):
-        wait_until_gone(pid)
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     with pytest.raises(UserError, match="not finished"):
-        FrameStore(tmp_path / "store")
-    build(videos, tmp_path / "store")
-    assert contents(tmp_path / "store") == contents(built.path)
+        FrameStore(tmp_path)
+    build(videos, tmp_path)
+    assert contents(tmp_path) == contents(built.path)
 
 
-def wait_until_gone(pid: int) -> None:
-    """Wait for a process to end; a zombie has ended."""
-    for _ in range(600):
-        stat = Path(f"/proc/{pid}/stat")
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        time.sleep(0.1)
-    raise AssertionError("a worker outlived its parent")
+def test_two_builds_make_one_store_together(videos, built, tmp_path):
+    """Threads stand for processes: a lock is of an open file."""
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(build, videos, tmp_path) for _ in range(2)]
+    assert all(one.result().path == tmp_path for one in both)
+    assert contents(tmp_path) == contents(built.path)
 
 
-def test_three_parts_one_of_them_killed(videos, built, tmp_path):
+def test_three_parts_one_of_them_interrupted(videos, built, tmp_path):
     """The part that is started again completes the store; the others do not wait for it."""
-    parts = [start_build(videos, tmp_path, 1, n, 3, 1 if n == 1 else 1000) for n in range(3)]
-    ended = [(process.communicate()[0], process.returncode) for process in parts]
-    assert ended[1][1] == -signal.SIGKILL
-    assert all(int(ended[at][0]) > 0 and ended[at][1] == 0 for at in (0, 2))
-    assert not (tmp_path / "store" / INDEX).exists()
-    assert start_build(videos, tmp_path, 1, 1, 3).communicate() == ("0\n", "")
-    assert contents(tmp_path / "store") == contents(built.path)
+    seen: list[tuple[int, int]] = []
+
+    def part(number: int, progress=None) -> int:
+        return build_part(Part(number, 3), videos, tmp_path, *SIZES, "pyav", 1, progress)
+
+    def interrupt(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        part(1, interrupt)
+    assert seen[0] == (0, 24) and len(seen) == 2
+    assert part(0) > part(2) > 0 and not (tmp_path / INDEX).exists()
+    assert part(1) == 0
+    assert contents(tmp_path) == contents(built.path)
 
 
 def test_files_of_others_in_a_store_are_kept(own, tmp_path):
@@ -325,43 +273,25 @@ class BadDecoder:
         if one.name == "v05":
             time.sleep(1000)
         if one.name == "v11":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os._exit(7)
         return make_decoder("pyav", SIZES[0]).parts(one)
 
 
-def build_with_bad_decoder(task):
-    from ivcl_fast.data.store import source
-
-    source.make_decoder = lambda *_: BadDecoder()  # type: ignore[assignment]
-    building.STALL_SECONDS = 1.0
-    return build_shard(task)
-
-
-def test_decoders_that_hang_or_crash_lose_only_their_files(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "build_shard", build_with_bad_decoder)
+def test_decoders_that_hang_or_crash_lose_only_their_files(
+    videos, tmp_path, monkeypatch, forked_workers
+):
+    monkeypatch.setattr(source, "make_decoder", lambda *_: BadDecoder())
+    monkeypatch.setattr(building, "STALL_SECONDS", 1.0)
     store = build(videos, tmp_path, 2)
     assert store.bad_files.keys() == {"v05", "v11"}
     assert "the decoder hung" in store.bad_files["v05"]
-    assert "its process died (SIGSEGV)" in store.bad_files["v11"]
+    assert "its process died (exit code 7)" in store.bad_files["v11"]
     good = [one for one in videos if one.name not in store.bad_files]
     assert list(store.names) == [one.name for one in good]
     for one in good:
         rows = torch.from_numpy(store.rows(one.name, range(store.num_frames(one.name))))
         assert torch.equal(rows, patchify(make_decoder("pyav", 32).decode(one), 8))
     store.verify()
-
-
-def kill_worker(task):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_is_one_line_and_loses_no_video(own, tmp_path, monkeypatch):
-    """As when memory runs out."""
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "build_shard", kill_worker)
-        with pytest.raises(UserError, match=r"a worker process was lost: .*SIGKILL"):
-            build(own, tmp_path / "store", 2)
-    assert not build(own, tmp_path / "store").bad_files
 
 
 def test_a_build_continues_after_a_full_disk(own, tmp_path):
