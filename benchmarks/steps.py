@@ -215,7 +215,9 @@ def finetuning() -> Setup:
 
 # --- One block ------------------------------------------------------------------------------------
 
-BLOCKS = ("ours", EXPLICIT.name, EXPLICIT_COMPILED.name)
+SEPARATE = "ours, separate ops"
+ON_CPU = DEVICE.type == "cpu"  # where a block is one op
+BLOCKS = ("ours", *([SEPARATE] if ON_CPU else []), EXPLICIT.name, EXPLICIT_COMPILED.name)
 
 
 def blocks() -> Setup:
@@ -230,6 +232,8 @@ def blocks() -> Setup:
         block.load_state_dict(plain.state_dict())
         if name.startswith("ours"):
             accelerate(block)
+        if name == SEPARATE:
+            block.fused_unsupported_reason = lambda x: "switched off"
         if "compiled" in name:
             block.compile(fullgraph=True, dynamic=False)
         return [partial(run, block)]

@@ -29,6 +29,8 @@ OPS = (
     "embed_patches", "short_attention", "add_layer_norm", "bias_gelu",
     "restore_tokens", "patch_loss", "mixture_loss", "sample_masks",
 )  # fmt: skip
+CPU_OPS = ("transformer_block",)
+"""Ops that only a CPU uses."""
 NEEDED = {
     "model_input": "model", "ranks": "plan", "videos": "plan", "frames_per_video": "plan",
 }  # fmt: skip
@@ -45,7 +47,7 @@ def sections() -> dict[str, dict[str, str]]:
         "Versions": {"python": platform.python_version()} | {p: installed(p) for p in PACKAGES},
         "Devices": dict(devices()),
         "Kernels on a GPU": {op: implementation(op, "cuda") for op in OPS},
-        "Kernels on the CPU": {op: implementation(op, "cpu") for op in OPS},
+        "Kernels on the CPU": {op: implementation(op, "cpu") for op in (*CPU_OPS, *OPS)},
         "Attention backends": attention.backend_status(),
         "torch.compile": {
             kind: hardware.compile_unsupported_reason(torch.device(kind)) or "available"
