@@ -31,17 +31,17 @@ def load_clip(
 ) -> Tensor:
     """Load a clip for a model with this config: uint8 RGB ``[1, T, 3, H, W]`` on the CPU.
 
-    Takes T evenly spaced frames including the first and the last (one frame: the last), and repeats
-    frames of a shorter video. Resizes each frame, or its center square, with antialiasing.
+    Takes T evenly spaced frames, including the first and the last; a single frame is the last one.
+    Shorter videos repeat frames. Each frame, or its center square, is resized with antialiasing.
 
     Args:
-        path: a video file; a folder of images, one per frame, ordered by name (numbers in names
-            count by their value); or a list of image files.
+        path: a video file; a folder of images, one per frame, in natural order of their names
+            (2 before 10); or a list of image files.
         cfg: image size and number of frames.
         decoder: ``auto``, ``dali`` or ``pyav``. The decoders agree within
             :data:`~ivcl_fast.data.decode.interface.TOLERANCE`.
-        frame_stride: distance of the frames, from the middle of the video, as in training (see the
-            model card); 0: evenly spaced over the whole video.
+        frame_stride: take every n-th frame around the middle of the video, as in training (see the
+            model card); 0: frames evenly spaced over the whole video.
         crop: ``none`` or ``center``, as in training (see the model card).
 
     Raises:
@@ -52,7 +52,7 @@ def load_clip(
         >>> model = ivcl_fast.IVCLClassifier.from_pretrained("runs/my_run/finetune")
         >>> logits = model(ivcl_fast.load_clip("video.mp4", model.cfg))
     """
-    from ivcl_fast.data.decode.media import open_media  # imports PyAV, which takes long
+    from ivcl_fast.data.decode.media import open_media  # slow: imports PyAV
 
     chosen = resolve_decoder(decoder)
     if not 0 <= frame_stride <= MOST:
@@ -85,7 +85,7 @@ def find_media(path: Path, num_frames: int | None = None) -> Media:
     expected = "expected a video file, or a folder of images, one per frame"
     if num_frames is not None:
         expected = (
-            f"expected a folder of {num_frames} images ordered by name, {num_frames - 1} of "
+            f"expected a folder of {num_frames} images ordered by name: {num_frames - 1} of "
             "context, then the query"
         )
     if path.is_dir():
@@ -109,6 +109,6 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def image_order(path: Path) -> tuple[list[str | int], str]:
-    """Return a sort key by which 10 follows 9; the name itself decides between 01 and 1."""
+    """Return a key for natural sorting: 10 follows 9; the full name breaks ties (01 and 1)."""
     parts = re.split(r"(\d{1,999})", path.name)  # Python refuses numbers of thousands of digits
     return [int(part) if at % 2 else part for at, part in enumerate(parts)], path.name

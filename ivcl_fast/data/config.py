@@ -11,9 +11,9 @@ import tyro
 from ivcl_fast.errors import UserError, require_at_least
 
 MOST_VIDEOS = 10_000_000
-"""Videos to train or to evaluate on that a synthetic data set may have."""
+"""Largest number of synthetic videos for training or for evaluation."""
 MOST_WORKERS = 4096
-"""Processes that may be asked for."""
+"""Largest number of worker processes."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DataConfig:
     source: Annotated[str, tyro.conf.arg(name="data")] = "synthetic"
     """Your videos: videos:DIR, csv:FILE, webdataset:PATTERN, hf:NAME_OR_DIR; a published data
     set: cater:DIR, acre:DIR, something-else:DIR; a frame store without its videos: store:DIR; or
-    synthetic data, made if missing: synthetic,
+    synthetic data, generated if missing: synthetic,
     synthetic:{moving,states,acre-iid,acre-comp,acre-sys,something-else}."""
     task: str = "auto"
     """Task to finetune on, such as localize, actions_present, compositional or classify; auto:
@@ -31,26 +31,26 @@ class DataConfig:
     train_split: str = "auto"
     """Split to train on; auto: the data set's training split."""
     curve_split: str = "auto"
-    """Split measured during training; auto: the data set's own."""
+    """Split to evaluate on during training; auto: the data set's default."""
     val_fraction: float = 0.2
-    """Fraction of your own videos, in each class, held out for validation if they have no
+    """Fraction of each class of your own videos to hold out for validation if they have no
     splits."""
     train_videos: int = 6000
     """Number of synthetic training videos."""
     val_videos: int = 600
     """Number of synthetic validation videos."""
     keep_videos: bool = False
-    """Write the videos of a synthetic CATER, or the pictures of an ACRE, and decode them; by
-    default their frames are drawn straight into the frame store."""
+    """Write synthetic videos (CATER) or images (ACRE) and decode them; by default their frames are
+    rendered straight into the frame store."""
     data_dir: Path = Path("data")
-    """Folder of synthetic, downloaded and unpacked data."""
+    """Folder for synthetic, downloaded and unpacked data."""
     frame_stride: int = 0
-    """Take every n-th frame of a part of the video; 0: frames evenly spaced over all of it."""
+    """Take every n-th frame of a part of the video; 0: frames evenly spaced over the video."""
     eval_clips: int = 1
-    """Clips per video, with different frames, whose answers are averaged."""
+    """Clips per video at evaluation, with different frames; their predictions are averaged."""
     crop: Literal["none", "center"] = "none"
-    """Part of the frames to use: all of it, resized to the square, or the largest central
-    square."""
+    """Part of each frame to use: none: the whole frame, resized to a square; center: the largest
+    central square."""
     drop_duplicates: bool = False
     """Leave out training videos whose scene occurs in validation or in an earlier video (CATER)."""
     mirror: bool = False
@@ -62,11 +62,11 @@ class DataConfig:
     require_all: bool = False
     """Exit with an error if a video cannot be used, instead of leaving it out."""
     placement: Literal["auto", "disk", "ram", "gpu"] = "auto"
-    """Where the frame store is kept during training; auto: the fastest with enough room."""
+    """Where to keep the frame store during training; auto: the fastest place with enough room."""
     workers: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one per CPU)")
     ] = None
-    """Processes that render and decode."""
+    """Number of processes that render and decode."""
 
     @property
     def wants_videos(self) -> bool:
@@ -74,7 +74,7 @@ class DataConfig:
         return self.keep_videos or self.loader == "stream"
 
     def check(self) -> None:
-        """Raise :class:`UserError`, naming the flag, for a value that is not accepted."""
+        """Raise :class:`UserError`, naming the flag, for an invalid value."""
         require_at_least(self, 1, "train_videos", "val_videos", most=MOST_VIDEOS)
         require_at_least(self, 1, "eval_clips", most=1000)
         require_at_least(self, 1, "workers", most=MOST_WORKERS)

@@ -1,15 +1,15 @@
-"""The part of a frame that a model sees, and which way up."""
+"""Crop and orientation of frames."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 Square = Literal["none", "center"]
-"""Which part of a frame becomes the square: all of it, or the largest square in its center."""
+"""``none`` resizes the whole frame to a square; ``center`` takes the largest central square."""
 
 
 class Crop(NamedTuple):
-    """A part of a frame, in shares of its height and width."""
+    """A crop, in fractions of the frame's height and width."""
 
     top: float
     left: float
@@ -17,12 +17,12 @@ class Crop(NamedTuple):
     width: float
 
     def placed(self, size: int) -> tuple[int, int, int, int]:
-        """Return height and width to resize the frame to, and top and left of the square in it."""
+        """Return the height and width to resize the frame to, and the square's top and left."""
         height, width = round(size / self.height), round(size / self.width)
         return height, width, round(self.top * height), round(self.left * width)
 
     def inside(self, outer: Crop) -> Crop:
-        """Return this part of the part ``outer``, as a part of the frame."""
+        """Return this crop of the crop ``outer``, relative to the whole frame."""
         return Crop(
             outer.top + self.top * outer.height,
             outer.left + self.left * outer.width,
@@ -36,15 +36,15 @@ WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
 
 
 class Orientation(NamedTuple):
-    """What makes stored frames upright: they are mirrored, then turned."""
+    """The transform that makes stored frames upright: mirroring, then rotation."""
 
     rotation: int = 0
     """Quarter turns, counter-clockwise."""
     mirrored: bool = False
-    """Whether left and right change places."""
+    """Whether to swap left and right."""
 
     def turned(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of upright frames from those of stored ones, or the reverse."""
+        """Convert height and width between stored and upright frames."""
         return (width, height) if self.rotation % 2 else (height, width)
 
 
@@ -52,7 +52,7 @@ UPRIGHT = Orientation()
 
 
 def square_crop(square: Square, height: int, width: int) -> Crop:
-    """Return the part of an upright frame of this size that becomes the square."""
+    """Return the crop of an upright frame of this size."""
     if square == "none":
         return WHOLE
     shorter = min(height, width)

@@ -1,4 +1,4 @@
-"""From the data settings to loaders: writes or opens the data set, builds or opens its store."""
+"""From data settings to loaders: writes or opens the data set, and builds or opens its store."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CURVE_CLIPS = 1000
-"""Clips that are measured during training, about, where there are more; results are of all."""
+"""Approximate number of clips for evaluation during training; final results use all clips."""
 
 
 class DataModule:
-    """A data set together with the source of its frames; makes the loaders.
+    """A data set and the source of its frames; makes the loaders.
 
     Example::
 
@@ -70,14 +70,14 @@ class DataModule:
         frame_labels: Mapping[str, FrameLabels],
         make_loader: Callable[..., ClipLoader],
     ) -> None:
-        """Use frames that are stored, or decoded when they are needed.
+        """Take frames from a store, or decode them on demand.
 
         Args:
-            index: the media that can be used.
-            folder: that of the store or the index.
+            index: the usable media.
+            folder: folder of the store or of the index.
             frame_labels: labels of single frames, by kind.
-            make_loader: called with clips, their number in a batch, that of their frames, and the
-                options of :class:`ClipLoader`.
+            make_loader: called with clips, batch size, frames per clip, and the options of
+                :class:`ClipLoader`.
         """
         self.dataset, self.frame_labels = dataset, frame_labels
         self.num_classes, self.multi_label = dataset.num_classes, dataset.multi_label
@@ -85,24 +85,24 @@ class DataModule:
         self.localizes: bool = getattr(dataset, "has_grid", False)
         """Whether the classes are cells of CATER's floor."""
         self.grid = round(dataset.num_classes**0.5)
-        """Number of cells along one side of the floor (for tasks that localize)."""
+        """Number of cells along one side of the floor (localization tasks only)."""
         self.index = index
         self.bad_files, self.bad_files_path = index.bad_files, folder / BAD_FILES
-        """Media that cannot be used, with the reason, and the file that names them."""
+        """Unusable media with the reason, and the file that lists them."""
         self.train_split, self.curve_split = find_splits(config, dataset)
-        """The splits for training, and for evaluation during it."""
+        """The splits for training, and for evaluation during training."""
         self.eval_split = dataset.splits[1]
         """The split on which results are reported."""
         self.frame_stride, self.mirror = config.frame_stride, config.mirror
-        """Which frames are read, and whether training clips are mirrored; see the settings."""
+        """See :class:`~ivcl_fast.data.config.DataConfig`."""
         self._make_loader = make_loader
 
     def num_frames(self, media: str) -> int:
-        """Return the number of frames of media that can be used."""
+        """Return the number of frames of usable media."""
         return int(self.index.frames[self.index.find([media])[0]])
 
     def has_scenes(self, clip_names: Sequence[str]) -> bool:
-        """Whether all of these clips have a CATER scene; a missing one is logged once."""
+        """Whether all of these clips have a CATER scene; the first missing one is logged once."""
         return isinstance(self.dataset, Cater) and self.dataset.has_scenes(clip_names)
 
     def scene(self, clip_name: str, frames: int | None = None) -> dict[str, Any]:
@@ -120,15 +120,15 @@ class DataModule:
 
     @property
     def curve_share(self) -> float:
-        """Share of the videos that is measured during training.
+        """Fraction of the videos to evaluate on during training.
 
-        Of few usable ones all are: a share of those that are listed might have none.
+        It depends on the usable clips, so that a few usable clips among many are all included.
         """
         return min(1.0, CURVE_CLIPS / max(1, len(self.usable_clips(self.curve_split))))
 
     @property
     def measured_in_training(self) -> str:
-        """The clips that are measured during training, in words."""
+        """Description of the clips for evaluation during training."""
         return ("a part of " if self.curve_share < 1 else "") + self.curve_split
 
     def loader(
@@ -148,13 +148,13 @@ class DataModule:
 
         Args:
             training: shuffle the clips, jitter the frames and drop an incomplete last batch.
-            share: share of the videos whose clips are used. The choice is the same in every run,
-                and a larger share includes the smaller ones.
-            frame_labels: kind of labels of frames that batches have instead of those of clips.
-            slots, slot_noise: slots that batches have instead of frames, and the noise that
-                training adds to them; see :class:`~ivcl_fast.data.slots.SlotLoader`.
-            options: those of :class:`ClipLoader`, such as ``seed``, ``rank`` and ``world_size``. By
-                default clips share frames, and the stride is the settings'.
+            share: fraction of the videos to use. The choice is the same in every run, and a larger
+                fraction includes the smaller ones.
+            frame_labels: kind of frame labels that replace the labels of clips.
+            slots, slot_noise: slots that replace the frames, and the noise added to them in
+                training; see :class:`~ivcl_fast.data.slots.SlotLoader`.
+            options: for :class:`ClipLoader`, such as ``seed``, ``rank`` and ``world_size``. By
+                default clips share frames, and the frame stride comes from the settings.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -170,9 +170,9 @@ class DataModule:
         return self._make_loader(clips, batch_size, num_frames, **options)
 
     def eval_loaders(self, split: str, clips: int, **options: Any) -> list[ClipLoader]:
-        """Make a loader for each of several clips of every video; see :meth:`loader`.
+        """Make ``clips`` loaders, each of one clip per video; see :meth:`loader`.
 
-        One clip, if the data set determines the frames of its clips.
+        Makes a single loader if the data set determines the frames of its clips.
         """
         clips = 1 if self.dataset.clips(split)[0].frames else clips
         views = (View(number, clips) for number in range(clips))
@@ -208,19 +208,19 @@ def open_data(
 ) -> DataModule:
     """Open the data of a run: write a missing synthetic data set, and build its frame store.
 
-    Work that was interrupted is continued.
+    Interrupted work is continued.
 
     Args:
-        model: gives the sizes of frames and patches.
+        model: determines the sizes of frames and patches.
         device: device for training; ``placement`` puts the store in its memory.
-        frame_labels: kinds of labels of single frames that loaders will be asked for.
-        needs_classes: finetuning is all that is wanted of the data.
+        frame_labels: kinds of frame labels that the loaders need.
+        needs_classes: the run only finetunes, so data without classes is an error.
         read_only: do not write a data set, and check only the splits that are read.
-        step_bytes: returns what a training step takes on ``device``, which a store leaves free
-            unless ``placement`` names its place.
+        step_bytes: returns the memory that a training step needs on ``device``; placement
+            ``auto`` leaves it free.
 
     Raises:
-        UserError: for settings that cannot be used here, and for missing or malformed data.
+        UserError: invalid settings, or missing or malformed data.
     """
     resolve_decoder(config.decoder)
     if config.placement == "gpu" and (device is None or device.type != "cuda"):
@@ -256,9 +256,9 @@ def open_data(
         names = [clip.name for clip in data.usable_clips(split)]
         if not names:
             raise UserError(f"{dataset.root}: none of the videos of split {split} can be used")
-        if data.localizes and data.has_scenes(names):  # warns early of missing scenes
+        if data.localizes and data.has_scenes(names):  # report missing and damaged scenes early
             for name in names:
-                data.scene(name)  # and of damaged ones
+                data.scene(name)
     return data
 
 
@@ -270,7 +270,7 @@ def _open_store(
     device: torch.device | None,
     step_bytes: Callable[[], int] | None,
 ) -> tuple[Index, Path, Callable[..., ClipLoader]]:
-    """Return the index of a store, its folder, and how to make a loader of its frames."""
+    """Return the index of a store, its folder, and a function that makes loaders."""
     sizes = model.image_size, model.patch_size
     if isinstance(dataset, StoredDataset):
         check_frames(dataset.root, *sizes, config.crop)
@@ -301,7 +301,7 @@ def _open_store(
 
 
 def _draw_store(source: Drawn, config: DataConfig, model: IVCLConfig, **options: Any) -> FrameStore:
-    """Draw a synthetic data set into its store, or open the store."""
+    """Render a synthetic data set into its store, or open the store."""
     sizes = model.image_size, model.patch_size
     out = default_store_path(source.root, *sizes, "drawn")
     with Bar("rendering", 0, source.spec.unit) as bar:
@@ -315,13 +315,13 @@ def _open_stream(
     dataset_format: DatasetFormat,
     device: torch.device | None,
 ) -> tuple[Index, Path, Callable[..., ClipLoader]]:
-    """Return the index of the media, its folder, and how to make a loader that decodes them."""
+    """Return the index of the media, its folder, and a function that makes loaders."""
     if isinstance(dataset, StoredDataset):
         raise UserError("--loader: expected store with --data store:DIR, got stream")
     if drawn_media(dataset):
         raise UserError(
-            f"--loader: expected store, as {dataset.root} has no videos, got stream; --data "
-            "synthetic --keep-videos writes them"
+            f"--loader: expected store for {dataset.root}, which has no videos, got stream; "
+            "--data synthetic --keep-videos writes them"
         )
     media = dataset.media()
     folder = dataset.root / (f"index-{dataset.task}" if dataset_format.media_by_task else "index")
@@ -343,7 +343,7 @@ def _open_stream(
             random_crop=dataset_format.parts and options["jitter"],
             workers=config.workers or default_workers(decoder),
             gpu=decoding_gpu(device),
-            dropped=index.bad_files,  # what one loader drops is bad for all of them
+            dropped=index.bad_files,  # shared by all loaders
             **options,
         )
 

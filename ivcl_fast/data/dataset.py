@@ -44,8 +44,8 @@ class Clip:
 class Dataset(Protocol):
     """One task of a data set in a folder.
 
-    The smallest data set of another kind. ``--data mine:DIR`` finds it if the package that contains
-    it names it in its ``pyproject.toml``, as ``mine = "my_package:Mine"`` under
+    A minimal custom data set follows. For ``--data mine:DIR``, declare it in the ``pyproject.toml``
+    of its package: ``mine = "my_package:Mine"`` under
     ``[project.entry-points."ivcl_fast.datasets"]``::
 
         >>> class Mine:
@@ -69,7 +69,7 @@ class Dataset(Protocol):
 
     @property
     def root(self) -> Path:
-        """The folder."""
+        """Folder of the data set."""
 
     @property
     def task(self) -> str:
@@ -91,7 +91,7 @@ class Dataset(Protocol):
     def curve_split(self) -> str:
         """The split for evaluation during training.
 
-        It differs from the split of the results if the data set has a split for choosing settings.
+        It differs from the split of the results if the data set has a separate split for tuning.
         """
 
     def clips(self, split: str) -> Sequence[Clip]:
@@ -105,14 +105,14 @@ class Dataset(Protocol):
         """Return the media of all splits, sorted by name, whether or not their files exist."""
 
     def describe(self, label: int) -> str:
-        """Return a class in words."""
+        """Describe a class in words."""
 
 
 def describe_splits(dataset: Dataset) -> str:
-    """Return in words which classes a data set has, and how many clips each split that it has."""
+    """Describe the number of classes of a data set, and of clips in each available split."""
     counts: dict[str, int] = {}
     for split in dataset.splits:
-        with suppress(UserError):  # one that is not used may be missing
+        with suppress(UserError):  # a split that is not used may be missing
             counts[split] = len(dataset.clips(split))
     clips = ", ".join(f"{count:,} in {split}" for split, count in counts.items()) or "none"
     classes = f"{dataset.num_classes} classes" if dataset.num_classes else "no classes"
@@ -123,11 +123,11 @@ def describe_splits(dataset: Dataset) -> str:
 # --- Media that cannot be used --------------------------------------------------------------------
 
 SHOWN = 10
-"""Number of videos that a summary names."""
+"""Largest number of videos that a summary lists."""
 
 
 def named(bad_files: Mapping[str, str]) -> str:
-    """Return a line with name and reason for each of the first videos, and the number of others."""
+    """List the first videos, one per line with the reason, and count the others."""
     lines = [f"  {name}: {reason}" for name, reason in islice(bad_files.items(), SHOWN)]
     if len(bad_files) > SHOWN:
         lines.append(f"  and {len(bad_files) - SHOWN} more")
@@ -135,7 +135,7 @@ def named(bad_files: Mapping[str, str]) -> str:
 
 
 def summary(bad_files: Mapping[str, str], total: int, file: Path) -> str:
-    """Return a message of several lines; ``total``: number of videos; ``file``: the full list."""
+    """Summarise unusable videos in several lines; ``file``: the file with the full list."""
     return (
         f"{len(bad_files)} of {total} videos cannot be used:\n{named(bad_files)}\n"
         f"the full list is in {file}"

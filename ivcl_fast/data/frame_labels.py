@@ -1,10 +1,9 @@
-"""Labels of single CATER frames: visible attributes and places, and the snitch's cell.
+"""Labels of single CATER frames, computed from scenes: attributes, positions, the snitch's cell.
 
-They are computed from the scenes. All but the cell are for supervised pretraining, the cell is for
-finetuning with the labels of all frames. Objects inside a cone count as hidden, objects behind
-another one as visible. Places in the picture are those that a synthetic data set's camera sees.
-Published scenes do not contain the camera: theirs are those of the static camera before its jitter
-of up to half a unit along each axis.
+The cell is for finetuning with frame labels; the others are for supervised pretraining. Objects
+inside a cone count as hidden, occluded objects as visible. Image positions use the camera of a
+synthetic data set. Published scenes do not contain the camera, so theirs use the static camera
+without its jitter of up to half a unit along each axis.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from ivcl_fast.data.synthetic.view import project
 from ivcl_fast.errors import UserError
 
 SHAPES = (*OTHER_SHAPES, "spl")
-"""The last one is the snitch's."""
+"""The last is the shape of the snitch."""
 FLOOR = 12
-"""Rows and columns of the floor for the places of objects; a cone is at least as wide as one."""
+"""Rows and columns of the floor grid for object positions; cones are at least one cell wide."""
 VALUES = {
     "shape": SHAPES,
     "color": OBJECT_COLORS,
@@ -42,38 +41,38 @@ CLASSES = {
     "detection": SHAPES,
     "objects": tuple(f"{line} {i}" for line in ("column", "row") for i in range(FLOOR)),
 }
-"""Names of the classes by supervised objective. Only the shape of the snitch counts."""
+"""Names of the classes by supervised objective. The snitch has a shape label only."""
 OBJECTS = ("spl", *OBJECT_COLORS)
-"""What each slot is asked for: the snitch, and the cones of each colour, which may cover it."""
+"""What each slot predicts: the snitch, or the cones of one colour, which may cover it."""
 PICTURE = 320, 240
-"""Width and height for computing places; all CATER videos have this aspect ratio."""
+"""Width and height for computing image positions; all CATER videos have this aspect ratio."""
 
 
 class FrameLabels(ABC):
-    """The labels of frames of a data set: float32 ``[T, *shape]``, 1 for each class that applies.
+    """Labels of the frames of a data set: multi-hot float32 ``[T, *shape]``.
 
-    Subclasses may have labels of another kind.
+    Subclasses may return other labels.
     """
 
     def __init__(self, dataset: Cater, shape: tuple[int, ...] = ()) -> None:
-        """``shape``: shape of the labels of a frame."""
+        """``shape``: shape of a frame's labels."""
         self.dataset, self.shape = dataset, shape
         self.none = math.prod(shape)
-        """Index that means no class; it pads the indices."""
-        self._indices: dict[str, np.ndarray] = {}  # of scenes, which are slow to read
+        """Index of no class, used as padding."""
+        self._indices: dict[str, np.ndarray] = {}  # cache: scenes are slow to read
 
     def __call__(self, clip: Clip, frames: np.ndarray, frames_in_video: int) -> torch.Tensor:
         """Return the labels of frames of a clip: ``[T, ...]``.
 
-        Raises :class:`UserError` if the clip's scene is missing, malformed, or about another number
-        of frames than the video's.
+        Raises :class:`UserError` if the clip's scene is missing or malformed, or has a different
+        number of frames than the video.
         """
         if clip.name not in self._indices:
             self._indices[clip.name] = self._read(clip.name, frames_in_video)
         return self.encode(torch.from_numpy(self._indices[clip.name][frames]).long())
 
     def _read(self, name: str, frames_in_video: int) -> np.ndarray:
-        """Read the scene of that name: int32 ``[frames, any]``, as :meth:`indices`."""
+        """Read a scene and return its :meth:`indices`, int32 ``[frames, any]``."""
         scene = self.dataset.scene(name, frames_in_video)
         try:
             objects, frames = scene["objects"], range(cater_frames.frame_count(scene))
@@ -82,26 +81,26 @@ class FrameLabels(ABC):
             return self.indices(scene, visible).astype(np.int32)
         except (LookupError, TypeError, ValueError, StopIteration) as error:
             raise UserError(
-                f"{self.dataset.root}: the scene of {name} is not one of CATER's "
-                f"({type(error).__name__}: {error})"
+                f"{self.dataset.root}: expected a CATER scene of {name}, got "
+                f"{type(error).__name__}: {error}"
             ) from None
 
     @abstractmethod
     def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
-        """Return the indices of the classes that apply: ``[frames, any]``.
+        """Return the indices of the classes in each frame: ``[frames, any]``.
 
         ``visible``: bool ``[frames, objects]``.
         """
 
     def encode(self, indices: torch.Tensor) -> torch.Tensor:
-        """Convert indices, int64 ``[T, any]``, to labels as the loss takes them, ``[T, ...]``."""
+        """Convert indices, int64 ``[T, any]``, to labels for the loss, ``[T, ...]``."""
         labels = torch.zeros(len(indices), self.none + 1)
         labels.scatter_(1, indices, 1.0)
         return labels[:, : self.none].reshape(-1, *self.shape)
 
 
 class VisibleAttributes(FrameLabels):
-    """The attributes of the visible objects, ``[C]``."""
+    """Attributes of the visible objects, ``[C]``."""
 
     def __init__(self, dataset: Cater) -> None:
         super().__init__(dataset, (len(CLASSES["classification"]),))
@@ -117,7 +116,7 @@ class VisibleAttributes(FrameLabels):
 
 
 class VisibleCentres(FrameLabels):
-    """The patches with the centres of visible objects, by shape, ``[N, C]``."""
+    """Patches that contain the centres of visible objects, by shape, ``[N, C]``."""
 
     def __init__(self, dataset: Cater, grid: int) -> None:
         super().__init__(dataset, (grid**2, len(SHAPES)))
@@ -140,7 +139,7 @@ class VisibleCentres(FrameLabels):
 
 
 class VisibleObjects(FrameLabels):
-    """Column and row of the floor of the visible objects of each slot, ``[S, C]``."""
+    """Floor columns and rows of the visible objects of each slot, ``[S, C]``."""
 
     def __init__(self, dataset: Cater) -> None:
         super().__init__(dataset, (len(OBJECTS), 2 * FLOOR))
@@ -158,12 +157,12 @@ class VisibleObjects(FrameLabels):
 
 
 class SnitchCells(FrameLabels):
-    """The cell of the snitch, seen or hidden: int64 ``[T]``."""
+    """Cell of the snitch, visible or hidden: int64 ``[T]``."""
 
     def __init__(self, dataset: Cater) -> None:
         super().__init__(dataset)
         self.cells = round(dataset.num_classes**0.5)
-        """Cells along one side of the floor."""
+        """Number of cells along one side of the floor."""
 
     def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
         frames = range(len(visible))
@@ -174,10 +173,10 @@ class SnitchCells(FrameLabels):
 
 
 def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> FrameLabels:
-    """Make labels of frames; those of supervised pretraining are named as its objectives.
+    """Make frame labels; the kinds for supervised pretraining are named after its objectives.
 
-    ``grid``: patches along a frame's side. Raises :class:`UserError` if the data set does not have
-    them.
+    ``grid``: patches along a side of the frame. Raises :class:`UserError` if the data set has no
+    such labels.
     """
     flag = "--frame-labels" if kind == "cells" else f"--objective {kind}"
     if not isinstance(dataset, Cater) or not (dataset.root / "scenes").is_dir():
@@ -195,7 +194,7 @@ def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> Fram
     is_table = spec is not None and spec.camera == "none"
     if is_table or (spec is None and any("cameramotion" in name for name in names)):
         raise UserError(
-            f"{flag}: expected CATER with a static camera, or synthetic or synthetic:moving, got "
-            f"{dataset.root}, where places in the pictures are unknown"
+            f"{flag}: expected CATER with a static camera, synthetic or synthetic:moving, got "
+            f"{dataset.root}, whose camera is unknown"
         )
     return VisibleCentres(dataset, grid)

@@ -1,4 +1,4 @@
-"""Batches of clips, in an order that depends on the seed and the epoch only."""
+"""Batches of clips, in an order that depends only on the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ivcl_fast.data.store.labels import frame_counts, media_rows
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.errors import UserError
 
-if TYPE_CHECKING:  # it imports PyAV, which is not needed to read a store
+if TYPE_CHECKING:  # imports PyAV, which is not needed to read a store
     from ivcl_fast.data.frame_labels import FrameLabels
 
 log = logging.getLogger(__name__)
 
 PREFETCH = 2
-"""Number of batches that are prepared in advance."""
+"""Number of batches prepared in advance."""
 _ORDER, _JITTER, _MIRROR = 0, 1, 3  # separate random streams of a seed; 2 is in stream.py
 
 
@@ -40,8 +40,8 @@ class Batch:
     """Patch rows, uint8 ``[B, T, N, 3PP]``. If clips share frames, the frames of V videos, uint8
     ``[V, F, N, 3PP]``."""
     labels: torch.Tensor
-    """int64 ``[B]``; of a multi-label task float32 ``[B, C]``, 1 for each class of a clip; labels
-    of frames are float32 ``[B, T, ...]``."""
+    """int64 ``[B]``; multi-hot float32 ``[B, C]`` for a multi-label task; ``[B, T, ...]`` for
+    labels of frames."""
     clip_ids: torch.Tensor
     """int64 ``[B]``: indices of the clips in the split."""
     frame_index: torch.Tensor | None = None
@@ -67,20 +67,20 @@ class Batch:
             yield Batch(*pieces)
 
     def pinned(self) -> Batch:
-        """Return the batch with what is on the CPU in pinned memory, if there is a CUDA device."""
+        """Return the batch with its CPU tensors in pinned memory, if there is a CUDA device."""
         if not torch.cuda.is_available():
             return self
         return Batch(*(x.pin_memory() if x.is_cpu else x for x in self.tensors))
 
     def to(self, device: torch.device) -> Batch:
         """Copy the batch to ``device``; copies from pinned memory to a GPU do not block."""
-        # Those from a GPU have to: the CPU would read memory that is not filled yet.
+        # Copies from a GPU block, or the CPU would read the memory before it is filled.
         to_gpu = device.type == "cuda"
         return Batch(*(x.to(device, non_blocking=to_gpu) for x in self.tensors))
 
 
 class Sampled(NamedTuple):
-    """The frames of a video that a batch contains, and the clips that consist of them."""
+    """The frames of one video in a batch, and the clips made of them."""
 
     clip_ids: np.ndarray
     """int64 ``[C]``."""
@@ -93,13 +93,13 @@ class Sampled(NamedTuple):
 class ClipLoader(ABC):
     """Iterates over the clips of one split in batches; subclasses read the frames.
 
-    Order and jitter depend only on seed, epoch and clip, and not on timing, on where an epoch was
-    resumed, or on the number of ranks. The ranks divide each global batch of ``batch_size *
-    world_size`` clips between them. With ``drop_last`` every rank gets the same number of full
-    batches. Without it every clip occurs exactly once over all ranks, and the last batch may be
-    smaller or missing on some ranks.
+    Order and jitter depend only on seed, epoch and clip: timing, resuming and the number of ranks
+    do not change them. The ranks divide each global batch of ``batch_size * world_size`` clips
+    between them. With ``drop_last`` every rank gets the same number of full batches. Without it
+    every clip occurs exactly once over all ranks, and the last batch may be smaller or missing on
+    some ranks.
 
-    Clips whose media cannot be used are left out, which is logged.
+    Clips with unusable media are left out with a warning.
 
     Example::
 
@@ -132,28 +132,27 @@ class ClipLoader(ABC):
         """Prepare the order of the clips.
 
         Args:
-            index: all media that can be used.
+            index: the usable media.
             batch_size: clips per batch of this rank.
             num_frames: frames per clip; 1 means the last frame of each clip.
-            jitter: draw the frames at random around evenly spaced ones; not for clips that give
-                their frames.
-            shuffle: draw a new order every epoch.
+            jitter: move evenly spaced frames at random; not for clips with fixed frames.
+            shuffle: use a new random order in every epoch.
             drop_last: leave out a last batch that is not full.
             frame_labels: labels that replace those of the clips.
-            share_frames: keep clips of the same video together if they give their frames and all
-                videos have equal numbers of clips and frames; if complete videos fill a rank's
-                batch, it contains each frame once.
-            frame_stride, view: which frames of a video, as of
-                :func:`~ivcl_fast.data.sampling.frame_ids`; not for clips that give their frames.
-            mirror: mirror half of the clips, drawn at random; not for clips that share frames.
+            share_frames: keep the clips of a video together if their frames are fixed and all
+                videos have equal numbers of clips and frames; a batch of complete videos contains
+                each frame once.
+            frame_stride, view: see :func:`~ivcl_fast.data.sampling.frame_ids`; not for clips with
+                fixed frames.
+            mirror: mirror a random half of the clips; not for clips that share frames.
 
         Raises:
-            UserError: no clip can be used, ``drop_last`` leaves no batch, or clips give another
-                number of frames than ``num_frames``.
+            UserError: no clip can be used, ``drop_last`` leaves no batch, or the clips have fixed
+                frames but not ``num_frames`` of them.
         """
         self.clips, self.index = clips, index
         self._rows = media_rows(clips, index)
-        """Row of each clip's media in the index, -1 for media that cannot be used."""
+        """Row of each clip's media in the index, -1 for unusable media."""
         self.batch_size, self.num_frames = batch_size, num_frames
         self.num_classes, self.multi_label = num_classes, multi_label
         self.seed, self.jitter, self.shuffle = seed, jitter, shuffle
@@ -162,7 +161,7 @@ class ClipLoader(ABC):
         self.frame_labels = frame_labels
         self.frame_stride, self.view, self.mirror = frame_stride, view, mirror
         self.wait_seconds = 0.0
-        """Seconds that the consumer has waited for batches in all epochs."""
+        """Total seconds that the consumer has waited for batches."""
         self._usable = np.flatnonzero(self._rows >= 0)
         if bad := len(clips) - len(self._usable):
             log.warning("%d of %d clips left out: their videos cannot be used", bad, len(clips))
@@ -218,7 +217,7 @@ class ClipLoader(ABC):
 
         count = len(self) - start_batch
         with ThreadPoolExecutor(1, "loader") as thread:
-            # One more than PREFETCH, which is in preparation when the others are waiting.
+            # One more than PREFETCH is being prepared while the others wait.
             ahead = deque(thread.submit(prepare) for _ in range(min(PREFETCH + 1, count)))
             try:
                 for left in reversed(range(count)):
@@ -233,8 +232,8 @@ class ClipLoader(ABC):
                 for future in ahead:
                     future.cancel()
 
-    def close(self) -> None:  # noqa: B027  most loaders have nothing to end
-        """End what goes on between epochs, if anything does; the next epoch starts it anew."""
+    def close(self) -> None:  # noqa: B027  most loaders have no workers
+        """Stop the workers, if any; the next epoch starts new ones."""
 
     @abstractmethod
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
@@ -316,7 +315,7 @@ def by_video(clips: Sequence[Clip], ids: np.ndarray) -> np.ndarray:
 
 
 def mirror_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Return the patch rows of the mirrored frames: ``[..., N, 3PP]``, of square frames."""
+    """Mirror square frames, given as patch rows ``[..., N, 3PP]``."""
     grid, patch = round(rows.shape[-2] ** 0.5), round((rows.shape[-1] // 3) ** 0.5)
     pixels = rows.unflatten(-1, (3, patch, patch)).unflatten(-4, (grid, grid))
     return pixels.flip(-4, -1).flatten(-3).flatten(-3, -2)
@@ -333,7 +332,7 @@ class StoreLoader(ClipLoader):
         num_frames: int,
         **options: Any,
     ) -> None:
-        """``options``: those of :class:`ClipLoader`."""
+        """``options``: for :class:`ClipLoader`."""
         self.store = store
         self._pin = torch.cuda.is_available()  # so that copies to the GPU do not block
         super().__init__(clips, store.index, batch_size, num_frames, **options)

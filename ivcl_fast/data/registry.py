@@ -1,9 +1,9 @@
-"""Data sources by name: how each data set is opened, and how synthetic ones are written.
+"""Data sources by name: how to open each data set, and how to write synthetic ones.
 
 A source is ``FORMAT:DIR``, a folder in the published format of a data set; ``synthetic...``; or
-videos of one's own, such as ``videos:DIR``. Other packages add formats by an entry point of the
-group :data:`ENTRY_POINTS`: a :class:`DatasetFormat`, or a class that is called with a folder and a
-task, implements :class:`~ivcl_fast.data.dataset.Dataset`, and lists its ``tasks``.
+your own videos, such as ``videos:DIR``. Other packages add formats through an entry point of the
+group :data:`ENTRY_POINTS`: a :class:`DatasetFormat`, or a class that implements
+:class:`~ivcl_fast.data.dataset.Dataset`, lists its ``tasks``, and takes a folder and a task.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetFormat:
-    """The format of a data set: how to open it, and which settings suit its answers."""
+    """The format of a data set: how to open it, and which settings its labels allow."""
 
     open: Callable[..., Dataset]
     """Opens a task of the data set in a folder; takes :attr:`options` by name."""
@@ -42,18 +42,18 @@ class DatasetFormat:
     media_by_task: bool = False
     """Whether each task has its own media, and so its own frame store."""
     frames: int | None = None
-    """Frames of every clip, if the data set determines them; models need that many."""
+    """Number of frames of every clip, if the data set fixes it; models need the same number."""
     parts: bool = False
-    """Whether a clip may be a part of its video and of its frames; not if the answer is a place in
-    the frame, or about the last frame or the whole video."""
+    """Whether clips may be cropped in time and space; not if labels are positions in the frame, or
+    describe the last frame or the whole video."""
     mirror: bool = False
-    """Whether frames may be mirrored in training; not if classes tell left from right."""
+    """Whether frames may be mirrored in training; not if classes distinguish left and right."""
     frame_labels: bool = False
-    """Whether it has labels of single frames."""
+    """Whether the data set has labels of single frames."""
     options: tuple[str, ...] = ()
-    """Settings of the data that :attr:`open` takes besides, such as ``val_fraction``."""
+    """Further data settings that :attr:`open` takes, such as ``val_fraction``."""
     place: Literal["DIR", "FILE", "PATTERN", "NAME_OR_DIR"] = "DIR"
-    """What follows the name of the format in a source."""
+    """Placeholder for the part of a source after the format's name."""
 
     def open_with(self, config: DataConfig, place: Path, task: str) -> Dataset:
         """Open a task of the data set with the settings that it takes."""
@@ -62,12 +62,12 @@ class DatasetFormat:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A synthetic data set, which is written when it is needed."""
+    """A synthetic data set, written on first use."""
 
     format: str
     """``cater``, ``acre`` or ``something-else``."""
     spec: Callable[..., Any]
-    """Takes train and val (numbers of items to train and to evaluate on), size and seed."""
+    """Called with train and val (numbers of items), size and seed."""
 
 
 def _cater() -> DatasetFormat:
@@ -89,7 +89,7 @@ def _something_else() -> DatasetFormat:
 
 
 def _custom(module: str, name: str, **how: Any) -> DatasetFormat:
-    """Describe a format for one's own videos: a class of a module of ``formats.custom``."""
+    """Make a format for your own videos from a class in a module of ``formats.custom``."""
     from ivcl_fast.data.formats.custom.labelled import TASK
 
     open = getattr(import_module(f"ivcl_fast.data.formats.custom.{module}"), name)
@@ -107,7 +107,7 @@ def _synthetic_acre(regime: Literal["iid", "comp", "sys"]) -> Synthetic:
     from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
 
     def spec(val: int, **options: Any) -> SyntheticAcre:
-        """Make as many problems for ``test``, the results, as for ``val``, the curves."""
+        """Use the same number of problems for ``test`` (results) and ``val`` (curves)."""
         return SyntheticAcre(regime=regime, val=val, test=val, **options)
 
     return Synthetic("acre", spec)
@@ -120,9 +120,9 @@ def _synthetic_something_else() -> Synthetic:
 
 
 ENTRY_POINTS = "ivcl_fast.datasets"
-"""Group of entry points by which other packages add formats; the name is that of the source."""
+"""Group of entry points for formats of other packages; an entry's name is the source's name."""
 
-# Modules of a data set are imported when it is asked for.
+# Each data set's modules are imported when it is opened.
 _FORMATS: dict[str, Callable[[], DatasetFormat]] = {
     "cater": _cater,
     "acre": _acre,
@@ -153,7 +153,7 @@ _SYNTHETIC: dict[str, Callable[[], Synthetic]] = {
 def parse_source(
     source: str, argument: str = "--data"
 ) -> tuple[DatasetFormat, Path | Synthetic | Remote]:
-    """Return the format of a data source, and its folder, how to write it, or where it is.
+    """Return the format of a data source, and its folder, synthetic data set or remote location.
 
     Raises :class:`UserError`, which names ``argument``, for an unknown source.
 
@@ -183,7 +183,7 @@ def parse_source(
 
 
 TRAITS = ("frames", "parts", "mirror")
-"""What a store keeps of the format of its data set, besides its tasks."""
+"""Fields of a data set's format that its store keeps, besides the tasks."""
 
 
 def _stored(store: Path, argument: str) -> DatasetFormat:
@@ -224,24 +224,24 @@ def find_task(source: str, task: str) -> str:
 
 
 def check_options(config: DataConfig) -> None:
-    """Raise :class:`UserError` for an option that the answers of a data set do not allow."""
+    """Raise :class:`UserError` for an option that would invalidate a data set's labels."""
     found = parse_source(config.source)[0]
     for flag, is_asked, is_allowed, reason in (
-        ("--crop", config.crop != "none", found.parts, "may be at the border of a frame"),
-        ("--frame-stride", config.frame_stride, found.parts, "are about the whole video"),
-        ("--mirror", config.mirror, found.mirror, "tell left from right"),
+        ("--crop", config.crop != "none", found.parts, "may depend on the border of a frame"),
+        ("--frame-stride", config.frame_stride, found.parts, "describe the whole video"),
+        ("--mirror", config.mirror, found.mirror, "distinguish left and right"),
     ):
         if is_asked and not is_allowed:
             raise UserError(
                 f"{flag}: expected your own videos, such as videos:DIR, got {config.source}, whose "
-                f"answers {reason}"
+                f"labels {reason}"
             )
     if config.drop_duplicates and "drop_duplicates" not in found.options:
         raise UserError(f"--drop-duplicates: expected cater:DIR, got {config.source}")
 
 
 def check_frame_labels(source: str, kind: FrameLabelKind, num_slots: int) -> None:
-    """Raise :class:`UserError` if a source has no labels of single frames of this kind.
+    """Raise :class:`UserError` if a source has no frame labels of this kind.
 
     ``num_slots``: the model's slots per frame.
     """
@@ -269,8 +269,8 @@ def open_dataset(
 ) -> Dataset:
     """Open the data set of ``config``; a synthetic one is written if it is missing or incomplete.
 
-    With ``read_only`` nothing is written. ``draw``: called with the media of a synthetic data set
-    before it is written without them, so that each item is planned once. Raises
+    With ``read_only`` nothing is written. ``draw`` renders the media of a synthetic data set that
+    is written without them; it is called first, so that each item is planned once. Raises
     :class:`UserError` if the data set is missing.
     """
     dataset_format, place = parse_source(config.source)
@@ -308,7 +308,7 @@ def _write_synthetic(
 def fetched(
     dataset_format: DatasetFormat, place: Remote, config: DataConfig, task: str, read_only: bool
 ) -> Path:
-    """Copy remote data to this machine; ``read_only``: only if there is no copy."""
+    """Download remote data; with ``read_only``, only if there is no copy."""
     is_list = dataset_format.place == "FILE"
     copy = place.copy(config.data_dir, is_list)
     if not (read_only and copy.exists()):
@@ -317,9 +317,9 @@ def fetched(
 
 
 def keep_labels(store: Path, dataset_format: DatasetFormat, dataset: Dataset) -> None:
-    """Keep the clips and labels of a data set in its store, so that it needs no videos.
+    """Save the clips and labels of a data set in its store, so that it needs no videos.
 
-    A store that cannot be written, such as a read-only one, is left as it is.
+    Logs a warning if the store is read-only.
     """
     from ivcl_fast.data.store.labels import write_labels
 
@@ -331,7 +331,7 @@ def keep_labels(store: Path, dataset_format: DatasetFormat, dataset: Dataset) ->
 
 
 def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
-    """Return the splits to train on and to draw the curve of.
+    """Return the splits to train on and to evaluate on during training.
 
     Raises :class:`UserError` for a split that the data set does not have.
     """
@@ -348,7 +348,7 @@ def find_splits(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
 
 
 def check_disjoint(dataset: Dataset, train_split: str, curve_split: str) -> None:
-    """Raise :class:`UserError` if curves or results would be those of training videos."""
+    """Raise :class:`UserError` if the splits for evaluation share videos with training."""
     seen = {clip.media for clip in dataset.clips(train_split)}
     for flag, split in (("train", dataset.splits[1]), ("curve", curve_split)):
         if shared := seen & {clip.media for clip in dataset.clips(split)}:

@@ -1,8 +1,8 @@
-"""Data in object storage, or wherever else fsspec reads, copied to this machine before use.
+"""Download data from object storage, or any other file system of fsspec, before use.
 
-``videos:s3://bucket/clips`` and other formats of a folder copy the folder; ``csv:gs://bucket/a.csv``
-copies the list, those beside it, and the videos or folders of frames that they name. The next time,
-only what has changed is copied.
+``videos:s3://bucket/clips`` and other folder formats copy the folder; ``csv:gs://bucket/a.csv``
+copies the list, the lists beside it, and the videos or folders of frames that they name. Later
+runs copy only what has changed.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from ivcl_fast.progress import Bar
 from ivcl_fast.text import first_line
 
 FOLDER = "remote"
-"""Folder of the copies, in that of the synthetic data sets."""
+"""Folder of the copies, inside ``data_dir``."""
 RECORD = ".fetched.json"
-"""Which version of each file was copied."""
+"""File that records the copied version of each file."""
 LISTS = (".csv", ".txt", ".tsv")
 VERSION = ("size", "ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created")
-"""What file systems report about a file; it differs if the file has changed."""
+"""Properties that file systems report and that change with the file."""
 BATCH = 64
-"""Number of files that are copied at a time."""
+"""Number of files copied at a time."""
 
 Found = Mapping[str, Mapping[str, Any]]
 """What the file system reports about each file, by its path in the folder."""
 
 
 class Remote(NamedTuple):
-    """A place of data outside this machine."""
+    """A remote data set."""
 
     url: str
 
     def copy(self, data_dir: Path, is_list: bool) -> Path:
-        """Return where the copy is on this machine; ``is_list``: of a file that lists videos."""
+        """Return the path of the local copy; ``is_list``: the URL is a list of videos."""
         place = PurePosixPath(self.url.partition("://")[2])
-        # A folder is the same with and without a slash at the end.
+        # A trailing slash makes no difference.
         digest = hashlib.sha256(self.url.rstrip("/").encode()).hexdigest()[:8]
         folder = data_dir / FOLDER / f"{place.stem}-{digest}"
         return folder / place.name if is_list else folder
 
     def fetch(self, place: Path, is_list: bool, open: Callable[[], Dataset]) -> None:
-        """Copy the data, or what has changed of them, to :meth:`copy`.
+        """Copy new and changed data to :meth:`copy`.
 
         ``open`` opens the copy of a list. Raises :class:`UserError` if the place cannot be read,
         and ``OSError`` if the disk of the copy is full.
@@ -78,7 +78,7 @@ class Remote(NamedTuple):
 
 @contextmanager
 def _one_line_errors(url: str, copy: Path) -> Iterator[None]:
-    """Turn the errors of storage, of which each kind has its own, into :class:`UserError`."""
+    """Turn the errors of any storage back end into :class:`UserError`."""
     try:
         yield
     except ImportError as error:
@@ -95,7 +95,7 @@ def _one_line_errors(url: str, copy: Path) -> Iterator[None]:
 
 
 def _listed(media: Media) -> Path:
-    """Return what a list names: a file, or the folder of frames that were copied before."""
+    """Return what a list names: a file, or a folder of frames that was copied before."""
     first = media.files[0]
     return first if PurePath(media.name).name == first.name else first.parent
 
@@ -124,7 +124,7 @@ class _Folder:
         place = f"{self.root}/{name}"
         if self.system.isfile(place):
             return {name: self.system.info(place)}
-        if not self.system.isdir(place):  # it is found missing when it is opened
+        if not self.system.isdir(place):  # reported as missing when it is opened
             return {}
         return {n: about for n, about in self.files(name, 1).items() if is_image(Path(n))}
 
@@ -132,9 +132,9 @@ class _Folder:
 def _copy_changed(
     source: _Folder, found: Found, copy: Path, suffixes: tuple[str, ...] = ("",)
 ) -> None:
-    """Copy the files that have changed, and delete the copies of those that are not found.
+    """Copy the files that have changed, and delete copies whose source is gone.
 
-    ``suffixes``: those of the files that may be deleted.
+    ``suffixes``: of the files that may be deleted.
     """
     record: dict[str, str] = {}
     with suppress(FileNotFoundError, ValueError, AttributeError):  # damaged: all are copied again
@@ -163,7 +163,7 @@ def _copy_changed(
 
 
 def _copy(source: _Folder, names: list[str], found: Found, copy: Path) -> None:
-    """Copy files, each of which gets its name when it is complete."""
+    """Copy files; each is renamed into place when it is complete."""
     partial = [copy / f"{name}.partial" for name in names]
     for path in partial:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,5 +180,5 @@ def _copy(source: _Folder, names: list[str], found: Found, copy: Path) -> None:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether the name of a file leads to a place in the folder."""
+    """Whether the name of a file stays inside the folder."""
     return bool(name) and not name.startswith("/") and ".." not in name.split("/")

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class View(NamedTuple):
-    """One of several clips of a video, whose answers are averaged."""
+    """One of several clips of a video, whose predictions are averaged."""
 
     number: int
     """From 0."""
@@ -17,7 +17,7 @@ class View(NamedTuple):
 
 ONE_VIEW = View(0, 1)
 ANY_FRAME = -1
-"""A stride with which a single frame is any one of the video."""
+"""Stride with which a single frame may be any frame of the video."""
 
 
 def frame_ids(
@@ -29,15 +29,14 @@ def frame_ids(
 ) -> np.ndarray:
     """Choose evenly spaced frames, including the first and the last: int64 ``[num_frames]``.
 
-    Frames of a video shorter than the clip repeat. A single frame is the last one, which labels are
-    about, unless ``stride`` is :data:`ANY_FRAME`. ``rng`` moves each frame but the last to a
-    uniformly drawn place between its own position and that of the next frame; view ``i`` of ``n``
-    moves them by ``i / n`` of that distance. Raises ``ValueError`` if a number of frames is less
-    than 1.
+    A video shorter than the clip repeats frames. A single frame is the last one, which labels
+    describe, unless ``stride`` is :data:`ANY_FRAME`. ``rng`` moves each frame but the last by a
+    uniform random fraction of the distance to the next frame; view ``i`` of ``n`` moves them by
+    the fraction ``i / n``. Raises ``ValueError`` if a number of frames is less than 1.
 
-    With a ``stride`` above 0, every ``stride``-th frame of a part of the video: one that ``rng``
-    draws, the middle one, or view ``i`` of ``n`` evenly spaced ones. A video that is shorter than
-    the part repeats its last frame.
+    With a ``stride`` above 0, takes every ``stride``-th frame of a part of the video: a random part
+    with ``rng``, view ``i`` of ``n`` evenly spaced parts, or the middle one. A video that is
+    shorter than the part repeats its last frame.
 
     Example::
 
@@ -62,7 +61,7 @@ def frame_ids(
 
 
 def _start(room: int, rng: np.random.Generator | None, view: View) -> int:
-    """Return the first frame of a part of a video that is ``room`` frames longer than the part."""
+    """Return the first frame of a part; the video is ``room`` frames longer than the part."""
     if room <= 0:
         return 0
     if rng is not None:

@@ -1,4 +1,4 @@
-"""Batches of slots, into which a frozen image encoder has turned each clip once."""
+"""Batches of slots that a frozen image encoder has computed once per clip."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.data.workers import usable_cpus
 
-_NOISE = 4  # a random stream of its own; see loader.py
+_NOISE = 4  # a separate random stream; see loader.py
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of some clips of a split, of one choice of frames each."""
+    """Precomputed slots of clips, each with one choice of frames."""
 
     values: Tensor
     """``[n, T, S, D]``, in the dtype of the encoder's output."""
     names: dict[str, int]
-    """The clips, with their rows in ``values``."""
+    """Row of each clip in ``values``."""
 
     def deviation(self) -> float:
-        """Standard deviation of all values, of which a few clips at a time are copied."""
+        """Standard deviation of all values, computed a few clips at a time."""
         sums = [(x.sum(), x.square().sum()) for x in map(Tensor.double, self.values.split(256))]
         mean, square = (torch.stack(s).sum() / self.values.numel() for s in zip(*sums, strict=True))
         return (square - mean.square()).clamp(min=0).sqrt().item()
 
 
 class SlotLoader(ClipLoader):
-    """Serves slots in place of patch rows: ``Batch.rows`` is float32 ``[B, T, S, D]``.
+    """Yields slots instead of patch rows: ``Batch.rows`` is float32 ``[B, T, S, D]``.
 
-    Frames are those of the slots, so there is no jitter and no mirroring. What varies from epoch to
-    epoch is noise, which depends only on seed, epoch and clip, as all random choices do.
+    The frames are fixed, so there is no jitter or mirroring. Only the noise varies between epochs;
+    like all random choices, it depends only on seed, epoch and clip.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SlotLoader(ClipLoader):
     ) -> None:
         """``noise``: standard deviation of the noise in training, relative to that of the slots.
 
-        ``index``, ``options``: those of :class:`ClipLoader`.
+        ``index``, ``options``: for :class:`ClipLoader`.
         """
         clips = [clip for clip in clips if clip.name in slots.names]
         self._slots = slots
@@ -66,7 +66,7 @@ class SlotLoader(ClipLoader):
 
     @property
     def frames_per_clip(self) -> float:
-        """No frame is encoded."""
+        """0, because no frames are encoded."""
         return 0.0
 
     def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
@@ -76,7 +76,7 @@ class SlotLoader(ClipLoader):
             noise *= self._noise
             row += noise
 
-        # NumPy lets threads work at once, and one alone would take longer than a GPU's step.
+        # NumPy releases the GIL; a single thread would take longer than a step on a GPU.
         with ThreadPoolExecutor(usable_cpus(), "noise") as threads:
             for sampled in self._sample(epoch, start_batch):
                 ids = [int(one.clip_ids[0]) for one in sampled]

@@ -1,4 +1,4 @@
-"""A loader without a frame store: it decodes the clips again in every epoch, in advance."""
+"""A loader without a frame store: it decodes the clips in advance, again in every epoch."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Request:
 
     media: Media
     indexed: Indexed
-    """What the media contain. If the index located the frames, those of this clip alone."""
+    """What the media contain; if the index located the frames, only those of this clip."""
     frames: np.ndarray | None
-    """Indices of the frames in what ``indexed`` describes; None selects all."""
+    """Indices of the frames within ``indexed``; None selects all."""
     crop: Crop
     decoder: ChosenDecoder
     image_size: int
@@ -61,13 +61,13 @@ class Request:
 class StreamLoader(ClipLoader):
     """Decodes frames when they are needed.
 
-    Media are indexed once. Then a clip costs its own frames: of Motion-JPEG videos and images,
-    nothing else is read, and nothing is probed again.
+    Media are indexed once and not probed again. From Motion-JPEG videos and images, only the frames
+    of a clip are read.
 
-    On the CPU, worker processes decode: one that dies or hangs is replaced, and its clip decoded
-    again. On a GPU, threads decode, each with its own DALI pipeline and so its own NVDEC, and
-    frames never leave the GPU. If decoding a clip fails :data:`TRIES` times, its media are dropped,
-    which is logged with their name. The batches become smaller; no other clip takes the place.
+    On the CPU, worker processes decode; one that dies or hangs is replaced, and its clip is decoded
+    again. On a GPU, threads decode, each with a separate DALI pipeline and NVDEC, and frames stay
+    on the GPU. If decoding a clip fails :data:`TRIES` times, its media are dropped with a warning,
+    and batches become smaller.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class StreamLoader(ClipLoader):
         """Prepare the order of the clips; workers start with the first epoch.
 
         Args:
-            index: all media that can be used.
+            index: the usable media.
             square: the part of the frames that is resized to the square.
-            random_crop: decode a random part of that, the same in all frames of a clip; not
-                for data sets whose labels are places in the frame.
+            random_crop: decode a random part of the square, the same in all frames of a clip; not
+                for data sets whose labels are positions in the frame.
             workers: processes or threads; with 1 a thread of this process decodes.
-            gpu: index of the GPU that DALI decodes on, where there is one; by default the current.
-            dropped: media that cannot be used; several loaders may share it, and add to it.
-            options: those of :class:`ClipLoader`.
+            gpu: index of the GPU for DALI, if there is one; by default the current one.
+            dropped: unusable media with the reason; loaders may share it, and add to it.
+            options: for :class:`ClipLoader`.
         """
         self._media = {one.name: one for one in media}
         self._decoder = decoder
@@ -109,7 +109,7 @@ class StreamLoader(ClipLoader):
         self.gpu = decoding_gpu(None) if gpu is None else gpu
         self._ahead = PREFETCH * batch_size + workers
         self._on_gpu = torch.cuda.is_available() and decoder == "dali"
-        """Whether DALI decodes on a GPU; then frames that PyAV decodes are copied there as well."""
+        """Whether DALI decodes on a GPU; frames that PyAV decodes are then copied there."""
         self._losses: Counter[str] = Counter()
         self._processes = WorkerPool(workers)
         weakref.finalize(self, self._processes.close)
@@ -117,12 +117,12 @@ class StreamLoader(ClipLoader):
         self.stall_seconds = stall_seconds
         super().__init__(clips, index, batch_size, num_frames, **options)
         self.dropped = {} if dropped is None else dropped
-        """Media that could be used when they were indexed, but not any more, with the reason."""
+        """Media that have become unusable since they were indexed, with the reason."""
 
     def close(self) -> None:
         """Stop the workers; the next epoch starts new ones."""
         self._processes.close()
-        if self._threads is not None:  # and with them their pipelines of DALI
+        if self._threads is not None:  # and their DALI pipelines
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
 
@@ -192,7 +192,7 @@ class StreamLoader(ClipLoader):
         finally:
             for _, future in waiting:
                 future.cancel()
-            if waiting and not self._in_threads:  # nobody needs what they decode
+            if waiting and not self._in_threads:  # their results are not needed
                 self.close()
 
     @property
@@ -213,7 +213,7 @@ class StreamLoader(ClipLoader):
         return self._threads.submit(decode, request)
 
     def _result(self, media: Media, rows: Any) -> torch.Tensor | None:
-        """Return the rows of a clip; None, and drop its media, if there is a reason instead."""
+        """Return the rows of a clip; drop its media and return None if ``rows`` is a reason."""
         self._losses.pop(media.name, None)
         if isinstance(rows, str):
             self._drop(media, rows)
@@ -221,18 +221,18 @@ class StreamLoader(ClipLoader):
         return torch.as_tensor(rows)
 
     def _count_loss(self, media: Media, reason: str) -> bool:
-        """Whether to decode again after a worker was lost; media are dropped otherwise."""
+        """Count a lost worker; return whether to decode again, or drop the media."""
         self._losses[media.name] += 1
-        log.warning("%s: decoding it failed: %s", media.files[0], reason)
+        log.warning("%s: decoding failed: %s", media.files[0], reason)
         if self._losses[media.name] < TRIES:
             return True
-        self._drop(media, f"decoding it failed {TRIES} times: {reason}")
+        self._drop(media, f"decoding failed {TRIES} times: {reason}")
         return False
 
     def _drop(self, media: Media, reason: str) -> None:
         if media.name not in self.dropped:
             self.dropped[media.name] = reason
-            log.warning("%s: dropped, it cannot be used any more: %s", media.files[0], reason)
+            log.warning("%s: dropped, no longer usable: %s", media.files[0], reason)
 
 
 def decode_clip(request: Request) -> torch.Tensor | str:
@@ -256,9 +256,9 @@ _of_thread = threading.local()
 
 
 def decode_clip_on_own_stream(request: Request) -> torch.Tensor | str:
-    """As :func:`decode_clip`, to DALI's GPU, on a CUDA stream of this thread.
+    """Like :func:`decode_clip`, to DALI's GPU, on a CUDA stream of this thread.
 
-    On the default stream it would wait for the training step.
+    On the default stream, decoding would wait for the training step.
     """
     if not hasattr(_of_thread, "stream"):
         _of_thread.stream = torch.cuda.Stream(request.gpu)
@@ -273,14 +273,14 @@ def decode_clip_on_own_stream(request: Request) -> torch.Tensor | str:
 
 
 def decode_in_worker(request: Request) -> np.ndarray | str:
-    """As :func:`decode_clip`, to an array, which processes exchange faster than a tensor."""
+    """Like :func:`decode_clip`, but return an array: processes exchange it faster than a tensor."""
     with time_limit(request.stall_seconds):
         rows = decode_clip(request)
     return rows if isinstance(rows, str) else rows.cpu().numpy()
 
 
 def draw_crop(rng: np.random.Generator) -> Crop:
-    """Draw a part of the frame, with random area, aspect ratio and position."""
+    """Return a crop with random area, aspect ratio and position."""
     area = rng.uniform(*CROP_AREA)
     aspect = np.exp(rng.uniform(*np.log(CROP_ASPECT)))
     height, width = min(1.0, (area / aspect) ** 0.5), min(1.0, (area * aspect) ** 0.5)

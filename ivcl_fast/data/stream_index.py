@@ -1,7 +1,7 @@
-"""The index that streaming keeps beside a data set: what its videos contain, and where.
+"""The streaming index of a data set: what its videos contain, and where.
 
-It is built as a frame store is, see :mod:`ivcl_fast.data.store.shards`. Its shards locate the
-frames of Motion-JPEG videos. An index of the videos as they are is read without writing.
+It is built like a frame store, see :mod:`ivcl_fast.data.store.shards`. Its shards locate the
+frames of Motion-JPEG videos. An index that is up to date is only read.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def saved_index(
     workers: int,
     progress: Progress = lambda *_: None,
 ) -> Index:
-    """Index media, and keep the index and ``bad_files.json`` in ``folder``, or read the index.
+    """Index media and save the index and ``bad_files.json`` in ``folder``, or read the index.
 
     Several processes may call it at the same time. ``progress`` is called with (media done, media
     in total). Raises :class:`UserError` if there are no media, or two with the same name.
     """
     settings = {"content": "index"}
     build = Build(VideoSource(media, "pyav"), folder, settings, append_info, "probing")
-    with suppress(UserError):  # there is none, or it is damaged
+    with suppress(UserError):  # missing or damaged
         index = read_index(folder)
         if build.is_current(index):
             return index
@@ -52,14 +52,14 @@ def saved_index(
     }
     odd = {name: info["warning"] for name, info in infos.items() if info["warning"]}
     if odd:
-        log.warning("%d videos are kept although they look odd:\n%s", len(odd), named(odd))
+        log.warning("%d videos are used in spite of anomalies:\n%s", len(odd), named(odd))
     return index
 
 
 def append_info(
     source: Source, name: str, settings: dict[str, Any], file: BinaryIO
 ) -> tuple[int, str]:
-    """Append the places of the frames of a video to its shard, and return what it contains; see
+    """Append the frame positions of a video to its shard, and return what it contains; see
     :data:`~ivcl_fast.data.store.shards.Append`."""
     with time_limit(STALL_SECONDS):
         indexed = index_one(cast(VideoSource, source).media[name])
@@ -69,7 +69,7 @@ def append_info(
 
 
 def indexed_media(index: Index, row: int) -> Indexed:
-    """Return what media contain, from their row."""
+    """Return what media contain, given their row in the index."""
     is_located, info = json.loads(index.facts[row])
     places = None
     if is_located:

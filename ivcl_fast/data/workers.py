@@ -57,14 +57,14 @@ class WorkerPool:
         self.close()
 
     def close(self) -> None:
-        """End all workers, in the middle of their tasks; the next task starts new ones."""
+        """Stop all workers without waiting for their tasks; the next task starts new ones."""
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
             self._pool = None
 
     def submit(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
-        """Let a worker call a function; cancelling the future ends the worker.
+        """Call a function in a worker; cancelling the future ends the worker.
 
         If the worker dies, the future raises an error that :func:`loss` describes.
         """
@@ -78,12 +78,12 @@ class WorkerPool:
         tasks: Iterable[Task],
         replace: Callable[[Task, str], Task] | None = None,
     ) -> Iterator[Result]:
-        """Yield ``function(task)`` for every task, in the order in which they end.
+        """Yield ``function(task)`` for every task, in order of completion.
 
-        An exception of the function is raised here. If a task crashes its worker or hangs,
+        Exceptions of the function are raised here. If a task crashes its worker or hangs,
         ``replace`` is called with the task and the reason, and returns the task to do instead.
         Raises :class:`UserError` if there is no ``replace``, or if a worker was killed from
-        outside. An error and closing the iteration end the workers.
+        outside. The workers end if there is an error or the iterator is closed.
         """
         if self.workers <= 1:
             yield from map(function, tasks)
@@ -113,7 +113,7 @@ class WorkerPool:
 
 
 def loss(error: BaseException | None) -> str | None:
-    """Return why a worker was lost, by the exception of its future; None if it was not."""
+    """Return why a worker was lost, given its future's exception; None if it was not lost."""
     if not isinstance(error, ProcessExpired):
         return None
     if error.exitcode == -signal.SIGALRM:
@@ -126,15 +126,15 @@ def loss(error: BaseException | None) -> str | None:
 
 
 def was_killed(error: BaseException | None) -> bool:
-    """Whether a worker was lost to a kill, which is no fault of its task."""
+    """Whether a worker was killed from outside, so its task is not at fault."""
     return isinstance(error, ProcessExpired) and error.exitcode == -signal.SIGKILL
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[Callable[[], None]]:
-    """End this worker process unless the block ends within this time; yields a restart.
+    """Kill this worker process if the block takes longer; yields a function to restart the timer.
 
-    The system does it, so a decoder that never returns to Python is ended as well. Nothing happens
+    The operating system enforces the limit, even if a decoder never returns to Python. Does nothing
     in a process that is not a worker.
     """
 
@@ -165,9 +165,9 @@ _preparation_data = spawn.get_preparation_data
 
 
 def _without_main(name: str) -> dict[str, Any]:
-    """Return what a new process needs, without ``__main__``, which it would import.
+    """Return the spawn data of a worker process, without ``__main__``.
 
-    Tasks are functions of modules. A command's program imports PyTorch, which not all tasks need,
+    Tasks are functions of modules, so workers need not import ``__main__``: it may import PyTorch,
     and a script without ``if __name__ == "__main__"`` would run again.
     """
     data = _preparation_data(name)
@@ -182,6 +182,6 @@ class _Process(SpawnProcess):
 
 
 class _WithoutMain(SpawnContext):
-    """Starts fresh processes: a fork would copy the state of PyTorch's and DALI's threads."""
+    """Spawns processes, because a fork would copy the state of PyTorch's and DALI's threads."""
 
     Process = _Process

@@ -115,11 +115,11 @@ def test_decoders_that_crash_or_hang_lose_only_their_clips(videos, monkeypatch, 
     found = [batch.clip_ids.tolist() for batch in loader.epoch(0)]
     assert found == [[0, 1, 3], [4, 6], [8, 9]]
     assert loader.dropped == {
-        "v5": "decoding it failed 2 times: its process died (SIGSEGV)",
-        "v7": "decoding it failed 2 times: the decoder hung",
+        "v5": "decoding failed 2 times: its process died (SIGSEGV)",
+        "v7": "decoding failed 2 times: the decoder hung",
     }
     assert [batch.clip_ids.tolist() for batch in loader.epoch(0)] == found
-    assert caplog.text.count("v7_00.png: decoding it failed:") == 2
+    assert caplog.text.count("v7_00.png: decoding failed:") == 2
     loader.close()
 
 

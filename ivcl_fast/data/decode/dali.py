@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 TRIAL_FRAMES = 16
 TRIAL_DIFFERENCE = 2.0
-"""Largest mean difference from FFmpeg's frames, in levels of 255. On a CPU, DALI's was up to 0.8; a
-wrong range of colours gives 2.1 to 15."""
+"""Largest mean difference from FFmpeg's frames, in levels of 255. DALI on a CPU differs by up to
+0.8, a wrong colour range by 2.1 to 15."""
 BATCH = 64
 """Images per run."""
 SEQUENCE_BYTES = 2**28
@@ -59,7 +59,7 @@ class DALIDecoder(Decoder):
         self.gpu = decoding_gpu(None) if gpu is None else gpu
         self._pipelines: dict[str, Any] = {}
         self._agrees: dict[tuple[str, str], bool] = {}
-        """Whether DALI's frames of a codec and container are those of FFmpeg."""
+        """Whether DALI's frames match FFmpeg's, by codec and container."""
         self._logged: set[str] = set()
 
     def decode_open(
@@ -148,7 +148,7 @@ class DALIDecoder(Decoder):
             (frames,) = pipeline.run()
         except RuntimeError as error:
             del self._pipelines[kind]  # DALI cannot continue after an error
-            reason = str(error).rpartition("encountered:")[2].strip()  # after the pipeline's code
+            reason = str(error).rpartition("encountered:")[2].strip()  # follows the pipeline's code
             gpu_failed = "CUDA" in reason and not any(error in reason for error in NOT_THE_GPU)
             if gpu_failed or "out of memory" in reason:  # not a fault of the file
                 raise
@@ -191,7 +191,7 @@ def _pipeline(kind: str, gpu: int | None) -> Any:
         if kind == "images":
             frames = fn.decoders.image(
                 encoded, device=device, output_type=types.RGB, adjust_orientation=False,
-                jpeg_fancy_upsampling=True,  # colours as on a CPU
+                jpeg_fancy_upsampling=True,  # match the colours of a CPU
             )  # fmt: skip
         else:
             ids = fn.external_source(name="frames", dtype=types.INT32, ndim=1)

@@ -15,7 +15,7 @@ from ivcl_fast.data.crop import UPRIGHT, Orientation
 from ivcl_fast.data.dataset import VideoError
 
 if TYPE_CHECKING:
-    from PIL import Image  # imported where it is used: training from a store needs no Pillow
+    from PIL import Image  # imported late: training from a store needs no Pillow
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -90,7 +90,7 @@ def exif_orientation(image: bytes, otherwise: Orientation = UPRIGHT) -> Orientat
 
 
 def _header(image: bytes) -> Image.Image:
-    """Read the header by Pillow, without decoding the pixels."""
+    """Read the header with Pillow, without decoding the pixels."""
     from PIL import Image
 
     try:
@@ -108,7 +108,7 @@ def frame_orientation(frame: Any) -> Orientation:
     except (KeyError, ValueError):  # no matrix, or side data that PyAV does not know
         return Orientation(turns % 4)
     mirrored = a * d < b * c
-    # FFmpeg's angle is that of the stored rows, which mirroring reverses.
+    # FFmpeg's angle refers to the stored rows, which mirroring reverses.
     return Orientation((turns + 2 * mirrored) % 4, mirrored)
 
 

@@ -1,7 +1,7 @@
-"""Indexed media, whose clips are decoded without probing them again.
+"""Indexed media: clips are decoded without probing the file again.
 
-For Motion-JPEG, the index has the position of every frame, so only the frames of a clip are read.
-They are checked to be complete images.
+For Motion-JPEG, the index has the position of every frame, so only the frames of a clip are read,
+and checked to be complete images.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def index_one(media: Media) -> Indexed:
     with open_media(media) as opened:
         info = opened.info
         places = _places(opened) if isinstance(opened, OpenVideo) and opened.has_images else None
-    if places is not None:  # decoders count images, whatever the header declares
+    if places is not None:  # decoders count images and ignore the header
         info = replace(info, frames=len(places))
     return Indexed(info, places)
 
@@ -84,7 +84,7 @@ class IndexedVideo(OpenMedia):
         return self._indexed.info
 
     def frame_name(self, number: int) -> str:
-        """Return the position: in the index of a clip, numbers are not those of the video."""
+        """Return the byte position, because frame numbers of a clip are not those of the video."""
         assert self._indexed.places is not None
         return f"the image at byte {self._indexed.places[number, 0]:,}"
 

@@ -1,4 +1,4 @@
-"""What media contain, and the interface of media that are open."""
+"""What media contain, and the interface of open media."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class VideoInfo:
     mirrored: bool = False
     """See :attr:`orientation`; for image files, that of the first."""
     warning: str = ""
-    """Anomalies of a video whose frames can all be decoded."""
+    """Anomalies of a video that can still be decoded completely."""
 
     @property
     def orientation(self) -> Orientation:
-        """The turn and mirroring that make the frames upright."""
+        """The rotation and mirroring that make the frames upright."""
         return Orientation(self.rotation, self.mirrored)
 
     def square(self, square: Square) -> Crop:

@@ -44,7 +44,7 @@ class Decoder(ABC):
     """
 
     part_bytes = 2**26
-    """Largest size of one of :meth:`parts`."""
+    """Largest size of each of :meth:`parts`, in bytes."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
@@ -73,7 +73,7 @@ class Decoder(ABC):
 
     @property
     def part_frames(self) -> int:
-        """Number of frames of each of :meth:`parts` but the last."""
+        """Number of frames in each of :meth:`parts` but the last."""
         return max(1, self.part_bytes // (3 * self.image_size**2))
 
     @abstractmethod

@@ -76,7 +76,7 @@ class PyAVDecoder(Decoder):
             yield self._resize(frame, orientation, crop)
 
     def _select(self, opened: OpenVideo, frame_ids: FrameIds, crop: Crop) -> list[np.ndarray]:
-        """Resize the frames of these indices, which count frames at any frame rate."""
+        """Resize the frames with these indices, which ignore the frame rate."""
         ids = None if frame_ids is None else {int(i) for i in frame_ids}
         resized: dict[int, np.ndarray] = {}
         count = 0

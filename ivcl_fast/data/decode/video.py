@@ -5,10 +5,10 @@ tables of the container declare. Any other anomaly is a warning.
 
 * AVI counts its chunks in its header, and lists them in its index unless they are empty.
 * MP4 and MOV list every frame; an edit list may hide some of them.
-* WebM and Matroska, FLV, and MP4 in fragments give a duration.
+* WebM and Matroska, FLV, and fragmented MP4 declare a duration.
 
 CATER's videos are Motion-JPEG in AVI: every packet is a JPEG image, so frame ``i`` is packet ``i``.
-In other videos, decoding starts at the key frame before a frame, where timestamps make that exact.
+In other videos, decoding starts at the key frame before a frame, if timestamps make that exact.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ DROP_BYTES = 19
 """Largest MPEG-4 packet that may repeat the previous frame."""
 MP4 = ("mov,mp4,m4a,3gp,3g2,mj2",)
 DURATION = ("matroska,webm", "flv")
-"""Containers by FFmpeg's names; those of DURATION declare no number of frames."""
+"""Containers by FFmpeg's names; those in DURATION do not declare the number of frames."""
 HDR = {16: "PQ", 18: "HLG"}
-"""Transfer functions of video with a high dynamic range."""
+"""Transfer functions of HDR video."""
 MISSING_SECONDS = 0.1
 """Tolerance of a container's duration, in addition to twice the longest gap between frames."""
 HOLES = 0.02
-"""Share of long gaps between frames up to which they look like damage."""
+"""Largest share of long gaps between frames that counts as damage."""
 
 
 @dataclass(frozen=True)
 class Packets:
-    """What one pass over the packets of a video finds, in decoding order."""
+    """Results of one pass over the packets of a video, in decoding order."""
 
     pts: list[int | None]
     shown: list[bool]
@@ -98,7 +98,7 @@ class OpenVideo(OpenMedia):
         frames = packets.slots[-1] + 1 if packets.slots else sum(packets.shown)
         if self.has_images:
             image = next(self.all_images(), b"")
-        if not self.has_images or self._format != "avi":  # which has no display matrix
+        if not self.has_images or self._format != "avi":  # AVI has no display matrix
             first = next(self._decoded(), None)
             if first is None:
                 raise VideoError("holds no frames")
@@ -127,12 +127,12 @@ class OpenVideo(OpenMedia):
         if self._format == "avi" and not self._tables:
             found.append("its header declares no frames: its writer may not have finished")
         if packets.slots and (repeated := frames - len(packets.pts)) > 0:
-            found.append(f"{repeated} of {frames} frames repeat the one before: its chunk is empty")
+            found.append(f"{repeated} of {frames} frames repeat the one before: empty chunks")
         hidden = max(self._tables, len(packets.pts)) - sum(packets.shown)
         if hidden and self._format in MP4:
             found.append(f"its edit list hides {hidden} of {frames + hidden} frames")
         if hdr := HDR.get(self._transfer):
-            found.append(f"its colours are HDR ({hdr}) and are read as they are")
+            found.append(f"its colours are HDR ({hdr}) and are not converted")
         return "; ".join(found)
 
     @cached_property
@@ -164,8 +164,8 @@ class OpenVideo(OpenMedia):
     def _read(self, all_streams: bool = False) -> tuple[VideoStream, Iterator[Packet | None]]:
         """Open the file, and return its video and an iterator over the packets.
 
-        The last one is None, which flushes the decoder; then the file is closed. Every pass over
-        the file opens it, because seeking is not exact in every container.
+        The last one is None, which flushes the decoder; then the file is closed. Every pass reopens
+        the file, because seeking is not exact in every container.
         """
         container, stream = self._unread or open_stream(self.path)
         self._unread = None
@@ -184,12 +184,12 @@ class OpenVideo(OpenMedia):
     def _check_complete(self, packets: Packets) -> None:
         count, promised = len(packets.pts), max(self._tables, self._indexed)
         if self._format in MP4 and self._indexed < self._tables:
-            # FFmpeg's index omits frames hidden by the edit list, unless told to ignore it.
+            # By default, FFmpeg's index omits frames that the edit list hides.
             container, stream = open_stream(self.path, ignore_editlist="1")
             in_file = len(stream.index_entries)
             container.close()
             promised = self._indexed if in_file >= self._tables else self._tables
-        came = packets.slots[-1] + 1 if packets.slots else count  # an empty chunk is no packet
+        came = packets.slots[-1] + 1 if packets.slots else count  # empty chunks have no packets
         if came < promised or count < self._indexed:
             raise VideoError(f"truncated: {count} of {promised} frames")
         slack = 2 * max(self._gaps(packets), default=0.0) + MISSING_SECONDS
@@ -348,7 +348,7 @@ def open_stream(path: Path, **options: str) -> tuple[InputContainer, VideoStream
         container = av.open(f"file:{path}", options={"format_whitelist": FORMATS, **options})
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"not a video file: {_reason(error)}") from None
-    cover = Disposition.attached_pic  # the cover of music, which is no video
+    cover = Disposition.attached_pic  # cover art of a music file
     streams = [one for one in container.streams.video if not one.disposition & cover]
     if not streams:
         raise VideoError("holds no video stream")

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def check_sizes(image_size: int, patch_size: int) -> None:
-    """Raise :class:`UserError` unless patches of this size fill the frames of a store."""
+    """Raise :class:`UserError` unless the image size is a multiple of the patch size."""
     if image_size < 1 or patch_size < 1 or image_size % patch_size:
         raise UserError(f"image_size: expected a multiple of {patch_size}, got {image_size}")
 
@@ -47,7 +47,7 @@ def default_store_path(
     task: str | None = None,
     crop: Square = "none",
 ) -> Path:
-    """Return the default folder of a data set's store; ``task``: if tasks have their own media."""
+    """Return the default folder of a data set's store; ``task``: if each has separate media."""
     made_by = "drawn" if decoder == "drawn" else resolve_decoder(decoder)
     parts = ["store", image_size, f"p{patch_size}", made_by]
     parts += [] if crop == "none" else [crop]
@@ -60,19 +60,19 @@ def find_store(
 ) -> tuple[Path, DecoderName]:
     """Return the folder of a data set's store and the decoder to build or open it with.
 
-    If ``auto`` is DALI, which has no store yet, a store of the same files that PyAV made, for
-    example on a machine without a GPU, is used. ``named``: task and crop of
+    If ``auto`` selects DALI but only PyAV has built a store of the same files, for example on a
+    machine without a GPU, that store is used. ``named``: task and crop for
     :func:`default_store_path`.
     """
     out = default_store_path(root, *sizes, decoder, **named)
     other = default_store_path(root, *sizes, "pyav", **named)
     if decoder != "auto" or other == out or (out / INDEX).exists():
         return out, decoder
-    with suppress(UserError):  # there is none, or it is damaged
+    with suppress(UserError):  # missing or damaged
         index = read_index(other)
         build = Build(VideoSource(media, "pyav"), other, index.about["settings"], append_frames)
         if build.is_current(index):
-            log.info("store: PyAV has made %s, which is used; --decoder dali makes another", other)
+            log.info("store: using %s, built by PyAV; --decoder dali builds another", other)
             return other, "pyav"
     return out, decoder
 
@@ -104,15 +104,15 @@ def build_store(
         image_size: height and width that frames are resized to; a multiple of ``patch_size``.
         decoder: ``auto``, ``dali`` or ``pyav``.
         workers: processes; default one per CPU, or per NVDEC. With 1 this process decodes, and
-            ends if a decoder crashes. The bytes do not depend on it.
+            ends if a decoder crashes. The store does not depend on the number.
         progress: called with (videos done, videos in total) when shards are complete.
         crop: part of the frames to resize to the square; by default all of them.
         placement, device, step_bytes: see :class:`FrameStore`; DALI decodes on ``device`` if it
             is a GPU.
 
     Raises:
-        UserError: ``out`` contains a store of other settings, a store more than half of whose
-            videos are missing, or something else; cannot be written, or the disk is full; or a
+        UserError: ``out`` contains a store with other settings, a store that has lost more than
+            half of its videos, or other files; it cannot be written, or the disk is full; or a
             worker process was killed.
 
     Example::
@@ -146,7 +146,7 @@ def build_part(
     """Build a part of a store, without waiting for other parts; see :func:`build_store`.
 
     Parts may run at the same time on machines that share the folder. Returns the number of videos
-    that other parts have to decode yet; 0 if the store is complete, which the last part does.
+    that other parts have yet to decode; the part for which it is 0 completes the store.
     """
     check_sizes(image_size, patch_size)
     if workers is not None and workers < 1:

@@ -2,7 +2,7 @@
 
 A store is a folder::
 
-    index.safetensors      settings; for each video its shard, place and number of frames
+    index.safetensors      settings; for each video its shard, position and number of frames
     bad_files.json         videos that cannot be used -> reason
     shard-<id>.u8, .json   uint8 [frames, N, 3PP]; which videos these are, and the checksum
     labels-<task>.safetensors   clips and labels of a task, see :mod:`ivcl_fast.data.store.labels`
@@ -30,16 +30,16 @@ from ivcl_fast.errors import UserError
 log = logging.getLogger(__name__)
 
 OPEN_SHARDS = 512
-"""Shards that are open at a time; a process has a limit of open files."""
+"""Largest number of open shards; the system limits the open files of a process."""
 PLACES = {"disk": "on disk", "ram": "in memory", "gpu": "in GPU memory"}
 
 
 class FrameStore:
     """An open frame store.
 
-    Opening checks the version and the length of every shard; :meth:`verify` checks the frames. On
-    disk, frames are read when they are needed, and all readers of a machine share the system's
-    cache; in RAM, every reader has its own copy; on a GPU, batches are gathered from a tensor.
+    Opening checks the version and the length of every shard; :meth:`verify` checks the frames. From
+    disk, frames are read on demand, and all readers of a machine share the system's cache. In RAM,
+    every reader holds a copy. On a GPU, batches are gathered from a tensor.
 
     Example::
 
@@ -60,7 +60,7 @@ class FrameStore:
         Args:
             placement: ``disk``, ``ram``, ``gpu``, or ``auto``: the fastest place with enough room.
             device: device for training, where ``gpu`` places the store.
-            step_bytes: returns what a training step takes there, which ``auto`` leaves free.
+            step_bytes: returns the memory of a training step, which ``auto`` leaves free.
 
         Raises:
             UserError: the folder is not a complete store, or there is no device for ``gpu``.
@@ -85,7 +85,7 @@ class FrameStore:
         self._firsts = np.cumsum([0] + [size // self._row for _, size, _ in self._files])
         """First frame of each shard, counted over all of them."""
         self._rows: torch.Tensor | None = None
-        """All frames in memory, uint8 ``[F, N * 3PP]``, unless they are on disk."""
+        """All frames, uint8 ``[F, N * 3PP]``; None if they are on disk."""
         if self.placement != "disk":
             self._rows = self._load(device if self.placement == "gpu" else None)
         # Opened now, because a build may replace shards while this store is used.
@@ -160,11 +160,14 @@ class FrameStore:
         return rows
 
     def _places(self, row: int, frame_ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return where frames of a video, which have to exist, are among those of all shards."""
+        """Return the positions of a video's frames among those of all shards.
+
+        Raises ``IndexError`` for a frame that does not exist.
+        """
         ids, frames = np.asarray(frame_ids, np.int64), self.index.frames[row]
         if ids.size and not 0 <= ids.min() <= ids.max() < frames:
             name = self.index.names[row]
-            raise IndexError(f"{name}: has frames 0 to {frames - 1}, not all of {ids.tolist()}")
+            raise IndexError(f"{name}: expected frames 0 to {frames - 1}, got {ids.tolist()}")
         columns = self.index.columns
         return self._firsts[columns["shard"][row]] + columns["start"][row] // self._row + ids
 
@@ -174,12 +177,12 @@ class FrameStore:
             size = path.stat().st_size if path.exists() else 0
             if size != built:
                 raise UserError(
-                    f"{path}: {size:,} bytes, not {built:,} as built; delete it, and the command "
+                    f"{path}: expected {built:,} bytes, got {size:,}; delete it, and the command "
                     "that built the store builds it again"
                 )
 
     def _read(self, places: np.ndarray, out: np.ndarray) -> None:
-        """Read frames from disk, by their places among those of all shards."""
+        """Read frames from disk, by their positions among those of all shards."""
         shards = np.searchsorted(self._firsts, places, "right") - 1
         starts = (places - self._firsts[shards]) * self._row
         handles = [file.fileno() for file in self._open]

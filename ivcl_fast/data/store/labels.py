@@ -1,7 +1,7 @@
-"""Clips and labels of a data set, kept in its frame store: ``store:DIR`` needs no videos.
+"""Clips and labels of a data set, saved in its frame store: ``store:DIR`` needs no videos.
 
-``labels-<task>.safetensors`` holds the clips of every split: names, videos, labels, and frames
-where the data set determines them.
+``labels-<task>.safetensors`` holds the clips of every split: names, videos, labels, and fixed
+frames, if any.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def stored_tasks(store: Path) -> tuple[str, ...]:
 
 
 def write_labels(store: Path, dataset: Dataset, traits: dict[str, Any], has_grid: bool) -> None:
-    """Keep the clips and labels of a task in a store.
+    """Save the clips and labels of a task in a store.
 
-    ``traits``: those of the data set's format. ``has_grid``: whether classes are cells of a grid.
-    Raises :class:`UserError` if the split to train on or that of the results cannot be read.
+    ``traits``: fields of the data set's format. ``has_grid``: whether classes are cells of a grid.
+    Raises :class:`UserError` if the training split or the split of the results cannot be read.
     """
     columns = dict[str, np.ndarray]()
     splits = list[str]()
     for number, split in enumerate(dataset.splits):
-        with suppress(*(UserError,) * (number > 1)):  # another one may be missing
+        with suppress(*(UserError,) * (number > 1)):  # other splits may be missing
             clips = dataset.clips(split)
             columns |= string_columns(f"{split}/name", (clip.name for clip in clips))
             columns |= string_columns(f"{split}/media", (clip.media for clip in clips))
@@ -70,14 +70,14 @@ def write_labels(store: Path, dataset: Dataset, traits: dict[str, Any], has_grid
 
 
 def _rows(name: str, rows: Iterable[tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Return the columns of rows of different lengths."""
+    """Convert rows of different lengths to columns."""
     rows = list(rows)
     values = np.array([value for row in rows for value in row], np.int64)
     return {name: values, f"{name}_end": np.cumsum([len(row) for row in rows], dtype=np.int64)}
 
 
 class StoredClips(Sequence[Clip]):
-    """The clips of a split, made when they are read."""
+    """The clips of a split, created on access."""
 
     def __init__(self, columns: Columns, split: str, multi_label: bool) -> None:
         self._names = Strings(columns, f"{split}/name")
@@ -89,7 +89,7 @@ class StoredClips(Sequence[Clip]):
         self.media_hashes = columns[f"{split}/hash"]
         """Hashes of the names of the videos."""
         self.frame_counts = np.diff(columns[f"{split}/frames_end"], prepend=0)
-        """Number of frames of each clip that determines them; otherwise 0."""
+        """Number of fixed frames of each clip, or 0."""
         self._multi_label = multi_label
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ def media_rows(clips: Sequence[Clip], index: Index) -> np.ndarray:
 
 
 def frame_counts(clips: Sequence[Clip]) -> np.ndarray:
-    """Return the number of frames that each clip determines, otherwise 0: int64 ``[n]``."""
+    """Return the number of fixed frames of each clip, or 0: int64 ``[n]``."""
     if isinstance(clips, StoredClips):
         return clips.frame_counts
     return np.array([len(clip.frames or ()) for clip in clips], np.int64)
@@ -143,7 +143,7 @@ class StoredDataset:
         self.splits: Sequence[str] = about["splits"]
         self.curve_split: str = about["curve_split"]
         self.has_grid: bool = about["has_grid"]
-        """Whether the classes are cells of a grid, as of CATER's floor."""
+        """Whether the classes are cells of a grid, such as CATER's floor."""
         self._classes: list[str] = about["classes"]
 
     def clips(self, split: str) -> Sequence[Clip]:
@@ -161,7 +161,7 @@ class StoredDataset:
 
 
 def read_labels(store: Path, task: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read the labels of a task; :class:`UserError` if that is not possible."""
+    """Read the labels of a task; raises :class:`UserError` if that fails."""
     file = labels_file(store, task)
     try:
         columns, about = read_table(file)
@@ -175,7 +175,7 @@ def read_labels(store: Path, task: str) -> tuple[dict[str, np.ndarray], dict[str
 
 
 def check_frames(store: Path, image_size: int, patch_size: int, crop: Square) -> None:
-    """Raise :class:`UserError` if the frames of ``store:DIR`` are not those of the model."""
+    """Raise :class:`UserError` if the frames of ``store:DIR`` do not fit the model."""
     settings = read_index(store).about["settings"]
     asked = {"image_size": image_size, "patch_size": patch_size, "crop": crop}
     for name, value in asked.items():

@@ -1,4 +1,4 @@
-"""Choice of the memory for the frames of an open store: disk, RAM or GPU."""
+"""Choice of where the frames of an open store are kept: disk, RAM or GPU."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def choose_placement(
     device: torch.device | None = None,
     step_bytes: Callable[[], int] | None = None,
 ) -> tuple[Placed, str]:
-    """Choose the place of a store of ``size`` bytes for training on ``device``, with the reason.
+    """Choose where to keep a store of ``size`` bytes for training on ``device``, with the reason.
 
-    ``step_bytes`` returns what a training step takes, and is called only for ``auto`` where the
-    store could be on a GPU: to predict it takes seconds. Raises :class:`UserError` for an
-    unknown placement, and for one with too little memory.
+    ``step_bytes`` returns the memory of a training step. It takes seconds, so it is called only if
+    ``auto`` could choose a GPU. Raises :class:`UserError` for an unknown placement, and for one
+    with too little memory.
     """
     if placement not in (names := get_args(Placement)):
         raise UserError(f"placement: expected one of {', '.join(names)}, got {placement!r}")
@@ -48,7 +48,7 @@ def choose_placement(
                     f"--placement: expected auto or disk for a frame store of {size / 1e9:.1f} GB "
                     f"with {free / 1e9:.1f} GB free, got {placement}"
                 )
-        return placement, "as asked for"
+        return placement, "as requested"
     if has_gpu:
         free = torch.cuda.mem_get_info(device)[0]
         fits = size <= GPU_SHARE * free
@@ -61,10 +61,10 @@ def choose_placement(
 
 
 def available_memory() -> int:
-    """Return the bytes that are available without swapping.
+    """Return the bytes of memory that are available without swapping.
 
-    They are within the limits of a container, and of a job of a cluster (control groups, version
-    2; see Linux, ``cgroup-v2.rst``).
+    Respects the limits of containers and cluster jobs (control groups, version 2; see
+    ``cgroup-v2.rst`` of Linux).
     """
     available = [_entry(Path("/proc/meminfo"), "MemAvailable:") * 1024]
     try:
@@ -72,7 +72,7 @@ def available_memory() -> int:
     except OSError:  # the system has no control groups
         return available[0]
     own = Path("/sys/fs/cgroup") / name
-    for group in (own, *own.parents):  # in a container, the root may be its own group
+    for group in (own, *own.parents):  # in a container, the root may have limits
         try:
             limit = int((group / "memory.max").read_text())
             used = int((group / "memory.current").read_text())
@@ -84,7 +84,7 @@ def available_memory() -> int:
 
 
 def _entry(file: Path, name: str) -> int:
-    """Return the number after a name at the start of a line; 0 if there is none."""
+    """Return the number in the line that starts with a name; 0 if there is none."""
     try:
         lines = [line.split() for line in file.read_text().splitlines()]
     except OSError:

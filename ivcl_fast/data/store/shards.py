@@ -1,9 +1,9 @@
 """Shards: the parts of a store or of an index, which any number of processes build together.
 
 ``shard-<id>.u8`` holds the data of some clips; ``shard-<id>.json``, written last, lists them in
-order, those that cannot be used, and the checksum. The id is a digest of the settings, of the names
-of the clips and of the state of what they are made from. So a shard that is there is up to date,
-what is not there is missing, and a change of the clips changes their shards only.
+order, the unusable ones, and the checksum. The id is a digest of the settings, and of the names and
+the state of the clips. So an existing shard is always up to date, and changed clips change only
+their shards.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ VERSION = 4
 INDEX, BAD_FILES, LOCK = "index.safetensors", "bad_files.json", "build.lock"
 SHARD_FILES = f"shard-{'[0-9a-f]' * 16}-{'[0-9a-f]' * 16}"
 SHARD_CLIPS = 64
-"""Most clips of a shard, on average."""
+"""Largest average number of clips in a shard."""
 SHARDS = 64
-"""Fewest shards, on average, of a data set with more clips than that."""
+"""Smallest average number of shards of a data set with more clips than this."""
 MOVED = 10
-"""Fewest shards whose files all get other times when they are copied; fewer are soon built."""
+"""Smallest number of shards to accept with changed file times, as after copying the files."""
 WAIT_SECONDS = 1.0
 """Seconds between two checks of the shards that other processes build."""
 
 Progress = Callable[[int, int], None]
 Append = Callable[[Source, str, dict[str, Any], BinaryIO], tuple[int, str]]
-"""Append the data of a clip to the file of its shard; return its number of frames, and facts.
+"""Append the data of a clip to its shard; return its number of frames, and further facts.
 
 Called with the source, the name of the clip, the settings and the file, in a worker process.
 Raises :class:`VideoError` if the clip cannot be used.
@@ -54,19 +54,19 @@ Raises :class:`VideoError` if the clip cannot be used.
 
 
 class Part(NamedTuple):
-    """The ``number``-th of ``total`` parts of the shards, from 0."""
+    """Part ``number`` of ``total`` of the shards, from 0."""
 
     number: int
     total: int
 
 
 class Shard(NamedTuple):
-    """A shard that is built, or has to be."""
+    """A shard, built or still to build."""
 
     path: Path
-    """Its file."""
+    """The data file."""
     names: list[str]
-    """Its clips."""
+    """Names of the clips."""
 
     def read(self) -> dict[str, Any] | None:
         """Read the record; None unless the shard is complete."""
@@ -96,7 +96,7 @@ class Task:
 
 
 def build_shard(task: Task) -> int:
-    """Build a shard; return its number of clips, 0 if another process does so or has done so."""
+    """Build a shard; return its number of clips, 0 if another process builds or has built it."""
     path, names = task.shard
     with locked(path.with_suffix(".lock"), wait=False) as held:
         if not held or task.shard.read() is not None:
@@ -137,7 +137,7 @@ def refuse(task: Task, reason: str) -> Task:
         name = task.marker.read_text(errors="surrogateescape")
     except FileNotFoundError:
         raise UserError(f"a worker process was lost: {reason}") from None
-    reason = f"decoding it failed: {reason}; touch the file to try again"
+    reason = f"decoding failed: {reason}; touch the file to try again"
     log.warning("%s: %s", name, reason)
     return replace(task, refused=task.refused | {name: reason})
 
@@ -153,7 +153,7 @@ class Build:
         append: Append,
         verb: str = "decoding",
     ) -> None:
-        """Find out which shards there have to be; ``verb``: what the log says it does.
+        """Divide the clips into shards; ``verb``: for the log.
 
         Raises :class:`UserError` if there are no clips, or two with the same name.
         """
@@ -172,7 +172,7 @@ class Build:
         self._records: dict[str, dict[str, Any]] = {}
 
     def _accept_copies(self) -> None:
-        """If most files differ in their times alone, they were copied: use their shards."""
+        """Use existing shards if most files differ only in their times: they were copied."""
         there = {path.stem for path in self.out.glob(f"{SHARD_FILES}.json")}
         of_sizes = {name.rpartition("-")[0]: name for name in sorted(there)}
         copied = [
@@ -185,7 +185,7 @@ class Build:
             self.shards = copied
 
     def is_current(self, index: Index) -> bool:
-        """Whether an index is of these shards, and their files are complete."""
+        """Whether an index describes these shards, and their files are complete."""
         files = index.about["shards"]
         if [name for name, *_ in files] != [shard.path.name for shard in self.shards]:
             return False
@@ -194,11 +194,11 @@ class Build:
         return False
 
     def run(self, part: Part, workers: int, progress: Progress) -> int:
-        """Build the missing shards of a part, together with other processes that do so.
+        """Build the missing shards of a part, together with other processes.
 
-        Returns the number of clips that other parts have to build. Without any, the index is
-        written. Raises :class:`UserError` if the folder contains something else, cannot be written,
-        or is full.
+        Returns the number of clips left to other parts; if it is 0, writes the index. Raises
+        :class:`UserError` if the folder contains other files or cannot be written, or the disk is
+        full.
         """
         with storage_errors(self.out):
             self._claim()
@@ -233,7 +233,7 @@ class Build:
         return left
 
     def _claim(self) -> None:
-        """Make the folder; :class:`UserError` if it contains something else."""
+        """Create the folder; raises :class:`UserError` if it contains other files."""
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"{self.out}: expected a folder, got a file")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ class Build:
         return sum(len(shard.names) for shard in shards)
 
     def _finish(self) -> None:
-        """Write the index, and delete what it does not name."""
+        """Write the index, and delete files that it does not list."""
         with locked(self.out / LOCK):
             index = self._index()
             write_json(self.out / BAD_FILES, index.bad_files)
@@ -291,8 +291,8 @@ class Build:
 def grouped(names: Sequence[str]) -> Iterator[list[str]]:
     """Divide clips, in order, into shards.
 
-    A shard begins at clips that are chosen by their name, so that other shards stay as they are if
-    clips are added or removed, as long as their number does not double.
+    The name of a clip decides whether it begins a shard, so adding or removing clips changes only
+    their shards, unless the number of clips doubles.
     """
     size = 1 << (max(1, min(SHARD_CLIPS, len(names) // SHARDS)).bit_length() - 1)
     group: list[str] = []
@@ -315,7 +315,7 @@ def shard_id(source: Source, names: Sequence[str], settings: dict[str, Any]) -> 
 
 
 def read_index(folder: Path) -> Index:
-    """Read an index; :class:`UserError` if it is missing, damaged or of another version."""
+    """Read an index; raises :class:`UserError` if it is missing, damaged or of another version."""
     file = Path(folder) / INDEX
     try:
         index = Index.read(file)
@@ -335,7 +335,7 @@ def read_index(folder: Path) -> Index:
 
 
 def check_clips(folder: Path, index: Index, source: Source) -> None:
-    """Raise :class:`UserError` if most of the clips of a store are no longer there."""
+    """Raise :class:`UserError` if most of the clips of a store no longer exist."""
     known = set(source.names)
     gone = sum(name not in known or source.state(name) == GONE for name in index.names)
     if gone > len(index) / 2:
@@ -347,7 +347,7 @@ def check_clips(folder: Path, index: Index, source: Source) -> None:
 
 @contextmanager
 def storage_errors(out: Path) -> Iterator[None]:
-    """Turn refusals of the file system into :class:`UserError`."""
+    """Turn errors of the file system into :class:`UserError`."""
     try:
         yield
     except OSError as error:
@@ -355,6 +355,6 @@ def storage_errors(out: Path) -> Iterator[None]:
             raise UserError(f"{out}: cannot be written: {error.strerror}") from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
-                f"{out}: {error.strerror}; make room, and the same command continues"
+                f"{out}: {error.strerror}; free some space, and run the same command to continue"
             ) from None
         raise

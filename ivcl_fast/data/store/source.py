@@ -10,7 +10,7 @@ A generator of synthetic clips that draws straight into a store, without video f
     ...     def only(self, names: Sequence[str]) -> "Drawn":
     ...         return Drawn([int(name[5:]) for name in names])
     ...     def state(self, name: str) -> State:
-    ...         return State(1, 1)  # of the settings that a clip depends on
+    ...         return State(1, 1)  # digest of the settings that a clip depends on
     ...     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
     ...         yield squares(draw(int(name[5:])), image_size)  # draw: uint8 [F, H, W, 3]
 """
@@ -31,7 +31,7 @@ from ivcl_fast.data.decode.interface import DecoderName
 
 
 class State(NamedTuple):
-    """Identifies the content that frames are made from; it changes when frames may change."""
+    """Identifies the input that frames are made from; it changes when frames may change."""
 
     size: int
     """Digest of the sizes of the files."""
@@ -48,7 +48,7 @@ class Source(Protocol):
 
     @property
     def decoder(self) -> str:
-        """How the frames are made; a store records it."""
+        """How the frames are made, recorded in the store."""
 
     @property
     def names(self) -> Sequence[str]:

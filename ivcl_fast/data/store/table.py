@@ -1,7 +1,6 @@
-"""Tables in NumPy columns, mapped into memory: no Python object per row.
+"""Memory-mapped tables of NumPy columns, without a Python object per row.
 
-A table is a safetensors file, so that other tools read it too; facts about the whole table are JSON
-in its header.
+A table is a safetensors file, which other tools can read too; its metadata are JSON in the header.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ def write_table(path: Path, columns: Columns, about: Mapping[str, Any]) -> None:
 
 
 def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Map the columns of a table, and read its facts.
+    """Map the columns of a table, and read its metadata.
 
     Raises ``OSError`` if the file cannot be read, and ``ValueError`` if it is not a table.
     """
     try:
-        with safe_open(path, "pt") as file:  # as tensors, they are mapped
+        with safe_open(path, "pt") as file:  # only tensors are memory-mapped
             about, names = json.loads(file.metadata()["about"]), file.keys()
             return {name: file.get_tensor(name).numpy() for name in names}, about
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -43,10 +42,10 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 class Strings(Sequence[str]):
-    """Strings that are decoded when they are read."""
+    """A sequence of strings, decoded on access."""
 
     def __init__(self, columns: Columns, name: str) -> None:
-        """``name``: that of the columns, which :func:`string_columns` made."""
+        """``name``: as given to :func:`string_columns`."""
         self._text, self._ends = columns[name], columns[f"{name}_end"]
 
     def __len__(self) -> int:
@@ -65,7 +64,7 @@ class Strings(Sequence[str]):
 
 
 def string_columns(name: str, strings: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return the columns of :class:`Strings`: all of them as UTF-8, and where each ends."""
+    """Return the columns of :class:`Strings`: the UTF-8 bytes, and where each string ends."""
     encoded = [one.encode(errors="surrogateescape") for one in strings]
     ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
     return {name: np.frombuffer(b"".join(encoded), np.uint8), f"{name}_end": ends}
@@ -99,7 +98,7 @@ class Index:
         about: Mapping[str, Any],
         facts: Sequence[str] = (),
     ) -> Index:
-        """Make an index from the names of media, its other columns, and facts about each medium."""
+        """Make an index from names of media, further columns, and a string of facts for each."""
         names = list(names)
         hashes = hashes_of(names)
         order = np.argsort(hashes)
@@ -108,7 +107,7 @@ class Index:
 
     @classmethod
     def read(cls, path: Path) -> Index:
-        """Open an index; raises ``OSError`` or ``ValueError`` if that is not possible."""
+        """Open an index; raises ``OSError`` or ``ValueError`` if that fails."""
         try:
             return cls(*read_table(path), path.parent)
         except KeyError as error:

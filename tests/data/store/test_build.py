@@ -300,7 +300,7 @@ def test_a_build_continues_after_a_full_disk(own, tmp_path):
     big = [*own, media(write_painted(tmp_path / "v9.avi", 50, 90))]
     resource.setrlimit(resource.RLIMIT_FSIZE, (40 * FRAME_BYTES, hard))
     try:
-        with pytest.raises(UserError, match="File too large; make room, and the same command"):
+        with pytest.raises(UserError, match="File too large; free some space"):
             build(big, tmp_path / "store")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

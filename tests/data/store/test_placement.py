@@ -48,7 +48,7 @@ def test_ranks_share_the_memory(machine, monkeypatch):
 
 def test_as_asked_for(machine):
     for wanted in ("disk", "ram", "gpu"):
-        assert choose_placement(wanted, 70 * GB, GPU) == (wanted, "as asked for")  # type: ignore[arg-type]
+        assert choose_placement(wanted, 70 * GB, GPU) == (wanted, "as requested")  # type: ignore[arg-type]
     assert choose_placement("disk", 10**15)[0] == "disk"
     for wanted in ("ram", "gpu"):
         with pytest.raises(UserError, match=rf"--placement: .* got {wanted}"):
