@@ -93,8 +93,8 @@ def run_command(main: Callable[[], None], continues: bool = False) -> NoReturn:
 
     ``continues``: whether running a stopped command again continues it. A :class:`UserError`, an
     operating-system error in :data:`REFUSALS` and a lack of memory print one line on stderr and
-    exit with status 2. Signals exit with 128 plus their number; so does a closed pipe (``... |
-    head``), without a message.
+    exit with status 2. Signals exit with 128 plus their number; so does a closed pipe
+    (``... | head``), without a message.
     """
     to_stderr = logging.StreamHandler()
     to_stderr.setFormatter(PrintableFormatter("%(message)s"))

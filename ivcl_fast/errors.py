@@ -13,8 +13,9 @@ MOST = 10**12
 class UserError(ValueError):
     """An error that the user can fix.
 
-    The message is one line that starts with the name of the argument or flag: ``--batch-size:
-    expected at least 1, got 0``. Commands print it without a traceback and exit with status 2.
+    The message is one line that starts with the name of the argument or flag:
+    ``--batch-size: expected at least 1, got 0``. Commands print it without a traceback and exit
+    with status 2.
     """
 
 

@@ -1,7 +1,7 @@
-"""Where a model's first weights come from: random ones, or another model's backbone.
+"""Initial weights of a model: random, or the backbone of another model.
 
-The backbone is the encoder and the temporal transformer, which pretraining hands on. A *source* is
-a folder of ``save_pretrained``, a run's folder (for its pretrained model), a model of the package
+The backbone is the encoder and the temporal transformer. A *source* is a folder of
+``save_pretrained``, a run's folder (for its pretrained model), a packaged model
 (``ivcl_fast/tiny-pretrained``), a ``.safetensors`` file, a state dict, or ``timm:NAME`` or
 ``timm:PATH`` (:mod:`~ivcl_fast.models.timm_weights`).
 """
@@ -37,9 +37,9 @@ SIZES = (
     "patch_size", "embed_dim", "num_heads", "num_slots", "depth", "temporal_depth", "mlp_ratio",
     "pixel_mean", "pixel_std",
 )  # fmt: skip
-"""The config's fields that have to be equal in both models."""
+"""Config fields that must be equal in both models."""
 OWN_ENCODER = "joint", "slot_attention"
-"""Objectives whose encoder differs, so that finetuning has to use the same objective."""
+"""Objectives with a different encoder, which finetuning must share."""
 
 
 def check_source(source: str) -> None:
@@ -51,17 +51,18 @@ def check_source(source: str) -> None:
 
 
 def has_public_name(source: str) -> bool:
-    """Whether weights have this name on every machine: those of timm and of this package do."""
+    """Return whether the source is a timm or packaged model, with the same name on every
+    machine."""
     if timm_weights.is_timm(source):
         return timm_weights.local_path(source) is None
     return packaged_model(source) is not None
 
 
 def zero_branches(model: nn.Module) -> None:
-    """Make every block of ``model`` the identity, to start training from.
+    """Initialise every block of ``model`` as the identity.
 
-    Sets the matrices at the end of a block's two branches, ``attn.proj`` and ``mlp.fc2``, to zero,
-    as Goyal et al. (2017) do with the last norm of a residual branch.
+    Zeroes the last matrices of a block's branches, ``attn.proj`` and ``mlp.fc2``, similar to the
+    zero-initialised norms of Goyal et al. (2017).
     """
     for part in model.modules():
         if isinstance(part, Block):
@@ -70,12 +71,12 @@ def zero_branches(model: nn.Module) -> None:
 
 
 def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:
-    """Start a model's encoder and temporal transformer from other weights.
+    """Load the backbone of another model.
 
-    Loads every key of ``source`` that the model has under ``encoder.`` or ``temporal.``; positions
-    and times of another length are interpolated, with a log line. Returns the keys loaded. Raises
-    :class:`UserError` naming the first key whose shape does not fit, and for weights of other
-    depths, of other heads (where their config lies beside them), or of a joint encoder for another.
+    Loads every key of ``source`` that the model has under ``encoder.`` or ``temporal.``; position
+    and time embeddings of another length are interpolated, with a log line. Returns the loaded
+    keys. Raises :class:`UserError` naming the first key whose shape does not fit, and for a
+    different depth, number of heads (if known from a config) or kind of encoder.
     """
     if timm_weights.is_timm(source):
         weights = timm_weights.encoder_weights(source, model)
@@ -103,7 +104,7 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
 
 
 def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    """Return why a source's parts differ from the model's even if all shapes fit, or None."""
+    """Return why a source does not match the model even though all shapes fit, or None."""
     if "encoder.time_embed" in weights and "encoder.time_embed" not in own:
         return "its encoder is a joint space-time one (objective joint), and this model's is not"
     competition = "encoder.slot_attention.key.weight"
@@ -122,7 +123,7 @@ def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
 
 
 def other_settings(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str | None:
-    """Return which setting in the source's config differs without changing a shape, or None."""
+    """Describe the first config difference that does not change a shape, or return None."""
     theirs = description(source).get("cfg", {})
     for name in ("num_heads", "pixel_mean", "pixel_std"):
         ours = getattr(cfg, name)
@@ -132,7 +133,7 @@ def other_settings(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLCo
 
 
 def description(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the config stored beside a source, or ``{}`` if there is none."""
+    """Return the config stored next to a source, or ``{}`` if there is none."""
     if isinstance(source, Mapping) or timm_weights.is_timm(source):
         return {}
     try:
@@ -142,10 +143,10 @@ def description(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, A
 
 
 def default_sizes(source: str) -> tuple[str | None, dict[str, Any]]:
-    """Return a source's preset, and the config fields that a model initialised from it shares.
+    """Return a source's preset, and the config fields that a model initialised from it must share.
 
-    These are the sizes that weights have to fit, the frame size, and an objective with its own
-    encoder. Returns ``(None, {})`` if no config is stored beside the weights.
+    These are the sizes of the weights, the frame size, and an objective with a different encoder.
+    Returns ``(None, {})`` if no config is stored next to the weights.
     """
     if source == "random":
         return None, {}
@@ -160,7 +161,7 @@ def default_sizes(source: str) -> tuple[str | None, dict[str, Any]]:
 def load_last_frame(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load the weights of a single-frame model into a model of clips.
 
-    Its frame is the last one: the time embeddings of the other frames are kept.
+    Its frame becomes the last one; the time embeddings of the other frames are unchanged.
     """
     loaded = dict(weights)
     for key, own in model.state_dict().items():
@@ -170,7 +171,7 @@ def load_last_frame(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLConfig) -> str:
-    """Return advice for a source of other sizes, which names them if its config is known."""
+    """Return advice for a source with other sizes, naming them if its config is known."""
     advice = "build the model with the config that these weights were trained with"
     if theirs := description(source).get("cfg"):
         folder, ours = weights_file(source).parent, vars(cfg)  # type: ignore[arg-type]
@@ -181,7 +182,8 @@ def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLCon
 
 
 def can_resize(key: str, value: Tensor, shape: torch.Size) -> bool:
-    """Whether a tensor holds positions or times that differ from ``shape`` in length only."""
+    """Return whether a tensor is a position or time embedding that differs from ``shape`` only in
+    length."""
     if value.ndim != len(shape) or value.numel() == 0 or value.shape[-1] != shape[-1]:
         return False
     if key.endswith("time_embed"):
@@ -191,10 +193,10 @@ def can_resize(key: str, value: Tensor, shape: torch.Size) -> bool:
 
 
 def resize_embedding(key: str, value: Tensor, shape: torch.Size) -> Tensor:
-    """Interpolate learned positions ``[1, N, D]`` or times ``[T, D]`` to another length."""
+    """Interpolate position ``[1, N, D]`` or time ``[T, D]`` embeddings to another length."""
     is_time = key.endswith("time_embed")
     if is_time and shape[0] == 1:  # a single frame is the last one
-        log.info("%s: a single frame takes the last of %d places in time", key, len(value))
+        log.info("%s: a single frame uses the last of %d time embeddings", key, len(value))
         return value[-1:]
     log.info("%s: interpolated from %d to %d", key, value.shape[-2], shape[-2])
     value = value.to(torch.promote_types(value.dtype, torch.float32))  # 16 bits are not supported

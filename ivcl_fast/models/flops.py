@@ -1,8 +1,8 @@
 """FLOPs of a training step, as PyTorch counts them for the model on the ``meta`` device.
 
-Counts the matrix products that the fast model computes, attention's included. Outputs that nothing
-reads are not computed and not counted; activations that ``--grad-checkpoint`` computes again count
-once. Backward has two products for each of forward's, except that pixels get no gradient.
+Counts the matrix products of the fast model, including attention. Unused outputs are neither
+computed nor counted; activations recomputed by ``--grad-checkpoint`` count once. Backward has two
+products per forward product, except that pixels get no gradient.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, Supervised, pretraining_
 
 
 def training(cfg: IVCLConfig, num_classes: int | None = None, frames: float | None = None) -> int:
-    """FLOPs per clip of a training step: of pretraining without labels, or of a classifier if
-    ``num_classes`` is given.
+    """Return the FLOPs per clip of a training step, of a classifier if ``num_classes`` is given,
+    else of pretraining without labels.
 
-    ``frames``: frames that the classifier encodes per clip, fewer than T where clips share some.
+    ``frames``: frames encoded per clip, fewer than T if clips share frames.
     """
     if num_classes is None:
         return count(cfg, pretraining_class(cfg), pretraining_loss)
     build = functools.partial(IVCLClassifier, num_classes=num_classes)
     whole = count(cfg, build, call)
-    # A joint encoder sees whole clips and shares no frames.
+    # With a joint encoder, clips share no frames.
     if frames is None or cfg.objective == "joint":
         return whole
     encoder = count(cfg, build, lambda model, rows: model.slots(rows))
@@ -37,7 +37,7 @@ def training(cfg: IVCLConfig, num_classes: int | None = None, frames: float | No
 
 
 def supervised_training(cfg: IVCLConfig, num_classes: int) -> int:
-    """FLOPs per clip of a forward and backward pass of supervised pretraining."""
+    """Return the FLOPs per clip of supervised pretraining, forward and backward."""
     return count(cfg, functools.partial(Supervised, num_classes=num_classes), call)
 
 
@@ -52,7 +52,7 @@ def pretraining_loss(model: Any, rows: Tensor) -> Tensor:
 
 
 def count(cfg: IVCLConfig, build: Callable[..., Any], run: Callable[[Any, Tensor], Tensor]) -> int:
-    """FLOPs of ``run(model, rows)`` of one clip, forward and backward."""
+    """Return the FLOPs of ``run(model, rows)`` on one clip, forward and backward."""
     with torch.device("meta"):
         model = build(cfg)
         rows = torch.zeros(1, cfg.num_frames, cfg.num_patches, cfg.patch_dim, dtype=torch.uint8)

@@ -45,24 +45,15 @@ Reasoning?]({{ paper_url }}) (NeurIPS 2023).
 ```python
 from ivcl_fast import {{ name }}, load_clip
 
-# FOLDER: this folder, or OWNER/NAME on the Hugging Face hub
-model = {{ name }}.from_pretrained("FOLDER")
-video = load_clip("VIDEO", model.cfg{{ frames }})  # uint8 {{ video }}
-{{ result }} = model{{ method }}(video)  # float {{ shape }}
-```
-
-## Training
-
-{{ training }}
-
-## Config
-
-{{ fields }}
+# FOLDER: this folder, or OWNER/NAME on the Hugging Face hub model = {{ name
+}}.from_pretrained("FOLDER") video = load_clip("VIDEO", model.cfg{{ frames }})  # uint8 {{ video }}
+{{ result }} = model{{ method }}(video)  # float {{ shape }} ```  ## Training  {{ training }}  ##
+Config  {{ fields }}
 """
-"""A template for ``huggingface_hub``."""
+"""Model card template for ``huggingface_hub``."""
 
 MODEL_FILES = (MODEL, CHECKSUMS, CONFIG, "README.md")
-"""All files of a model's folder."""
+"""Files of a model's folder."""
 DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 """Arguments of ``from_pretrained`` that are passed on to ``huggingface_hub``."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -76,16 +67,16 @@ class PretrainedModel(
     paper_url="https://arxiv.org/abs/2307.08506",
     model_card_template=CARD,
 ):
-    """A model that a folder, or the Hugging Face hub, can hold."""
+    """A model that can be saved to a folder or the Hugging Face hub."""
 
     cfg: IVCLConfig
     kind: ClassVar[str]
-    """Name of the public class, a key of :data:`~ivcl_fast.models.weights.STAGES`."""
+    """Name of the public class; a key of :data:`~ivcl_fast.models.weights.STAGES`."""
     training_record: Mapping[str, Any] | None = None
     """Training metadata, as given to ``save_pretrained``."""
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that build this model, as ``config.json`` holds them."""
+        """Return the constructor arguments of this model for ``config.json``."""
         return {"cfg": vars(self.cfg)}
 
     def save_pretrained(
@@ -93,9 +84,9 @@ class PretrainedModel(
     ) -> str | None:
         """Write ``model.safetensors``, ``SHA256SUMS``, ``config.json`` and a model card.
 
-        ``training``: training metadata for the card, by name, in values that JSON can hold: for
-        example data, task, clips seen and scores. ``from_pretrained`` reads it, and saving again
-        keeps it. ``hub``: ``push_to_hub``, ``repo_id`` and others of ``huggingface_hub``'s method.
+        ``training``: JSON-serialisable training metadata for the card, such as data, task, clips
+        seen and scores. ``from_pretrained`` restores it, and saving again keeps it. ``hub``:
+        ``push_to_hub``, ``repo_id`` and other arguments of ``huggingface_hub``.
 
         Example::
 
@@ -124,7 +115,7 @@ class PretrainedModel(
         dtype: torch.dtype | str | None = None,
         **download: Any,
     ) -> Self:
-        """A model in evaluation mode, from a folder or the Hugging Face hub.
+        """Load a model from a folder or the Hugging Face hub, in evaluation mode.
 
         Args:
             pretrained_model_name_or_path: a folder written by ``save_pretrained``; a run's folder,
@@ -156,7 +147,7 @@ class PretrainedModel(
 
     @classmethod
     def _from_folder(cls, folder: Path, dtype: torch.dtype | None) -> Any:
-        """The model whose config and weights lie in a folder; None for the weights' dtype."""
+        """Load the model in a folder; ``dtype`` None keeps the dtype of the weights."""
         config, weights = read_config(folder / CONFIG), read_weights(folder / MODEL)
         if (kind := class_of(weights)) not in (cls.kind, None):
             finetune = f", or {cls.kind}(cfg, num_classes).load_pretrained({str(folder)!r})"
@@ -183,7 +174,8 @@ class PretrainedModel(
 def find_model(place: str | Path, stage: str, **download: Any) -> Path:
     """Return the folder of a model: local, packaged, or downloaded from the Hugging Face hub.
 
-    ``stage``: of the model if ``place`` is a run's folder. ``download``: see :data:`DOWNLOAD`.
+    ``stage``: stage of the model if ``place`` is a run's folder. ``download``: see
+    :data:`DOWNLOAD`.
     """
     if packaged := packaged_model(place):
         return packaged
@@ -201,7 +193,7 @@ def find_model(place: str | Path, stage: str, **download: Any) -> Path:
 
 
 def dtype_named(dtype: Any) -> torch.dtype | None:
-    """Return the dtype that ``from_pretrained`` was given, None for that of the saved weights.
+    """Parse the ``dtype`` of ``from_pretrained``; None stands for the dtype of the saved weights.
 
     Raises :class:`UserError` for a dtype that is not in :data:`FLOATS`.
     """
@@ -219,18 +211,18 @@ def dtype_named(dtype: Any) -> torch.dtype | None:
 # --- Model card -----------------------------------------------------------------------------------
 
 
-NOT_RECORDED = "This model was saved without a record of its training."
+NOT_RECORDED = "This model was saved without training metadata."
 
 
 def card_fields(model: Any) -> dict[str, Any]:
-    """Return the values of :data:`CARD` for a model."""
+    """Return the values of the template :data:`CARD` for a model."""
     cfg, clip = model.cfg, [1, model.cfg.num_frames]
     record = model.training_record or {}
     asked = {"frame_stride": record.get("frame stride"), "crop": record.get("crop")}
     result, method = "logits", ""
     learnt = {
         "IVCL": "reconstructs masked patches of a clip's frames",
-        "SlotAutoencoder": "draws each frame of a clip from slots that compete for its patches",
+        "SlotAutoencoder": "decodes each frame of a clip from slots that compete for its patches",
     }
     if model.kind in learnt:
         purpose = f"A pretraining model, which {learnt[model.kind]}."
@@ -261,7 +253,7 @@ def card_fields(model: Any) -> dict[str, Any]:
 
 
 def values_table(head: str, values: Mapping[str, Any]) -> str:
-    """Return a Markdown table of names and values; lists and dicts are in one cell."""
+    """Return a Markdown table of names and values; a list or dict is one cell."""
 
     def cell(value: Any) -> str:
         if isinstance(value, Mapping):

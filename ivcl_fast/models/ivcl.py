@@ -1,8 +1,8 @@
-"""IV-CL on fused kernels: the reference's models with other forward passes.
+"""IV-CL on fused kernels: the reference's models with fused forward passes.
 
-Each class here is the reference's class of the same name with some methods replaced, so parameters,
-keys, initial weights and arguments are the reference's own, and an instance can change from one to
-the other in place (``accelerate.py``). Their parts are in ``transformer.py``.
+Each class subclasses the reference's class of the same name and overrides some methods. Parameters,
+keys, initial weights and arguments are the same, and an instance can change from one to the other
+in place (``accelerate``). Their layers are in ``transformer.py``.
 """
 
 from __future__ import annotations
@@ -38,49 +38,49 @@ class FastModel(PretrainedModel):
     """Base of the fast models: compiling and checkpointing of blocks, saving and loading."""
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile every transformer block in place, slot attention, and the layers of its decoder;
-        blocks of one shape share their graph.
+        """Compile in place each transformer block, slot attention, and the layers of its decoder;
+        blocks of one shape share a graph.
 
         ``options`` go to ``torch.compile``.
         """
         from torch._dynamo import config as dynamo  # takes a second to import
 
-        # One code object serves all blocks of the process: pretraining, finetuning and evaluation
-        # at several shapes are more graphs than the default allows.
+        # All blocks share one code object, and pretraining, finetuning and evaluation at several
+        # shapes need more graphs than the default limit.
         dynamo.recompile_limit = max(64, dynamo.recompile_limit)
-        # Blocks are what overlaps with the exchange of gradients (DDP); it would cut them in two.
+        # DDP overlaps communication between blocks; its graph splitting would cut them in two.
         dynamo.optimize_ddp = False
         options = {"fullgraph": True, "dynamic": False, **options}
         for part in self.modules():  # type: ignore[attr-defined]
             if isinstance(part, reference.Block | SlotAttention):
                 part.compile(**options)
             elif isinstance(part, slot_autoencoder.MixtureDecoder):
-                # Not what mixes: a compiler hands its backward zeros for the gradients of frames
-                # and shares that no loss is made of, for which the fused one has no kernel.
+                # Not the mixture: a compiled backward gets zero gradients of frames and shares that
+                # are not in the loss, for which the fused op has no kernel.
                 part.draw = torch.compile(part.draw, **options)  # type: ignore[method-assign]
 
     def checkpoint_blocks(self) -> None:
-        """Keep no activations inside blocks: backward computes them again, which saves memory."""
+        """Recompute the blocks' activations in the backward pass, to save memory."""
         for part in self.modules():  # type: ignore[attr-defined]
             if isinstance(part, Block):
                 part.forward = part.recomputed  # type: ignore[method-assign]
 
 
 class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
-    """The pretraining model on fused kernels; arguments, keys and results are the reference's.
+    """Pretraining model on fused kernels, with the reference's arguments, keys and results.
 
     ``forward(video, ids_keep=None, query=None, seed=None)`` returns a named tuple: ``loss``
     (float32 scalar), ``pred`` ``[B, Q, N-K, 3*P*P]``, ``ids_keep`` ``[B, T, K]``, ``ids_mask``
     ``[B, T, N-K]`` and ``query`` ``[B, Q]`` (int64). ``video``: frames ``[B, T, 3, H, W]``, uint8
-    RGB or float in [0, 1], or uint8 patch rows ``[B, T, N, 3*P*P]``. Masks that are not given are
-    drawn on the device from ``seed``, int64 ``[B]``, bit for bit as the reference draws them.
+    RGB or float in [0, 1], or uint8 patch rows ``[B, T, N, 3*P*P]``. Missing masks are drawn on the
+    device from ``seed``, int64 ``[B]``, and are bitwise equal to the reference's.
 
-    ``reconstruct(video, out=None)`` returns whole query frames, float32 ``[B, Q, 3, H, W]`` in
-    [0, 1], of ``out``, the result of a forward pass on ``video``, or of a new one;
+    ``reconstruct(video, out=None)`` returns whole query frames, float32 ``[B, Q, 3, H, W]`` in [0,
+    1], from ``out``, the result of a forward pass on ``video``, or from a new one.
     ``encode(video)`` returns the slots of every frame, ``[B, T, S, D]``.
 
-    Raises ``ValueError`` naming the argument or the config's field that is not accepted. Source:
-    :class:`ivcl_fast.reference.IVCL`, which defines what is computed.
+    Raises ``ValueError``, naming the invalid argument or config field.
+    :class:`ivcl_fast.reference.IVCL` defines the computation.
 
     Example::
 
@@ -104,7 +104,7 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
             return super().context(rows, ids_keep, query)
         (clips, frames, keep), slots = ids_keep.shape, self.cfg.num_slots
         # The temporal transformer sees all slots, and the patches of the context frames.
-        patches = frames * slots  # the place of the first patch behind the slots
+        patches = frames * slots  # position of the first patch, after the slots
         if self.cfg.context_tokens == "slots":
             context_frames = query
             read_patches = arange(query.shape[1] * keep, rows, patches).expand(clips, -1)
@@ -120,7 +120,7 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
             dim=1,
         )
         x = self.encoder.tokens(rows, ids_keep, flat_index(seen, frames * width))
-        # Not one embedding of all tokens, whose gradients a GPU would add one after another.
+        # Not one embedding of all tokens: a GPU would accumulate its gradients serially.
         embed = self.temporal.time_embed
         times = [embed.repeat_interleave(slots, 0).expand(clips, -1, -1)]
         times.append(F.embedding(context_frames, embed).repeat_interleave(keep, 1))
@@ -139,23 +139,23 @@ class IVCL(FastModel, reference.IVCL, tags=["self-supervised-learning"]):
 
 
 class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-classification"):
-    """The finetuned model on fused kernels; arguments, keys and results are the reference's.
+    """Finetuning model on fused kernels, with the reference's arguments, keys and results.
 
-    ``forward(video, frame_index=None)`` returns logits ``[B, num_classes]`` of a video as
-    :class:`IVCL` takes it. Clips may share frames: with ``frame_index``, int64 ``[B, C, T]``, a
-    video has any number of frames, each is encoded once, and logits are ``[B*C, num_classes]``.
-    With ``every_frame=True`` logits are ``[B, T, num_classes]``, an answer for every frame (for
+    ``forward(video, frame_index=None)`` returns logits ``[B, num_classes]`` of a video (see
+    :class:`IVCL`). Clips may share frames: with ``frame_index``, int64 ``[B, C, T]``, a video may
+    have any number of frames, each is encoded once, and logits are ``[B*C, num_classes]``. With
+    ``every_frame=True`` logits are ``[B, T, num_classes]``, an answer for every frame (for
     ``readout="last"``).
 
-    ``slots(video, frame_index=None)`` returns the encoder's slots of each frame, ``[B, T, S,
-    D]`` (not for a joint encoder). ``forward`` takes them in place of a video, so that clips that
-    are seen often need to be encoded once only.
+    ``slots(video, frame_index=None)`` returns the encoder's slots of each frame, ``[B, T, S, D]``
+    (not for a joint encoder). ``forward`` accepts them instead of a video, so that repeated clips
+    are encoded only once.
 
-    ``class_names``, one string for each class, are an attribute of the model that
-    ``save_pretrained`` and ``from_pretrained`` keep; None by default.
+    The attribute ``class_names``, one string per class or None, is saved by ``save_pretrained`` and
+    restored by ``from_pretrained``.
 
-    Raises ``ValueError`` naming the argument or the config's field that is not accepted. Source:
-    :class:`ivcl_fast.reference.IVCLClassifier`, which defines what is computed.
+    Raises ``ValueError``, naming the invalid argument or config field.
+    :class:`ivcl_fast.reference.IVCLClassifier` defines the computation.
 
     Example::
 
@@ -192,14 +192,13 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
         return self.temporal.transform(x, flat_index(read, x.shape[1])).mean(dim=1)
 
     def load_pretrained(self, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:
-        """Start the encoder and the temporal transformer from a pretrained model's weights.
+        """Load a pretrained model's weights into the encoder and the temporal transformer.
 
         ``source``: a folder of ``save_pretrained``; a run's folder, for its pretrained model; a
-        model of the package such as ``ivcl_fast/tiny-pretrained``; a ``.safetensors`` or ``.pth``
-        file; a state dict; or a timm ViT's ``timm:NAME`` or ``timm:PATH``, for the encoder alone.
-        Returns the keys loaded. Raises :class:`~ivcl_fast.errors.UserError`, a ``ValueError`` of
-        one line, where there are no such weights, or naming the first key that does not fit and the
-        sizes to build this model with.
+        packaged model such as ``ivcl_fast/tiny-pretrained``; a ``.safetensors`` or ``.pth`` file; a
+        state dict; or a timm ViT, ``timm:NAME`` or ``timm:PATH``, for the encoder only. Returns the
+        loaded keys. Raises :class:`~ivcl_fast.errors.UserError`, a one-line ``ValueError``, if the
+        weights cannot be found, or naming the first key that does not fit and the sizes that would.
         """
         return backbone.load_backbone(self, source)
 
@@ -209,12 +208,12 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
 
 
 class Supervised(FastModel, supervised.Supervised):
-    """Supervised pretraining on fused kernels; arguments, keys and results are the plain model's.
+    """Supervised pretraining on fused kernels, with the plain model's arguments, keys and results.
 
-    ``forward(video)`` returns logits of a video as :class:`IVCL` takes it, with ``num_classes`` at
-    the end: ``[B, T, ...]`` for ``objective="classification"``, ``[B, T, N, ...]`` for "detection",
-    ``[B, T, S, ...]`` for "objects". Raises ``ValueError`` naming a bad argument or field. Source:
-    :class:`ivcl_fast.supervised.Supervised`, which defines what is computed.
+    ``forward(video)`` returns logits of a video (see :class:`IVCL`), with last dimension
+    ``num_classes``: ``[B, T, ...]`` for ``objective="classification"``, ``[B, T, N, ...]`` for
+    "detection", ``[B, T, S, ...]`` for "objects". Raises ``ValueError``, naming the invalid
+    argument or config field. :class:`ivcl_fast.supervised.Supervised` defines the computation.
 
     Example::
 
@@ -236,15 +235,15 @@ class Supervised(FastModel, supervised.Supervised):
 class SlotAutoencoder(
     FastModel, slot_autoencoder.SlotAutoencoder, tags=["self-supervised-learning"]
 ):
-    """Slot attention as pretraining; arguments, keys and results are the plain model's.
+    """Pretraining by slot attention, with the plain model's arguments, keys and results.
 
-    ``forward(video)`` draws the frames of a video as :class:`IVCL` takes it from their slots and a
+    ``forward(video)`` decodes the frames of a video (see :class:`IVCL`) from their slots and a
     background, and returns a named tuple: ``loss`` (float32 scalar), ``pred`` ``[B, T, N, 3*P*P]``
-    and ``shares`` ``[B, T, S+1, N, P*P]``, the shares of every pixel that the slots and, last, the
-    background have. ``draw(video)`` returns both as pictures, ``[B, T, 3, H, W]`` in [0, 1] and
-    ``[B, T, S+1, H, W]``; ``encode(video)`` the slots, ``[B, T, S, D]``. Raises ``ValueError``
-    naming a bad argument or field. Source:
-    :class:`ivcl_fast.slot_autoencoder.SlotAutoencoder`, which defines what is computed.
+    and ``shares`` ``[B, T, S+1, N, P*P]``, the share of each slot and, last, of the background in
+    every pixel. ``draw(video)`` returns both as images, ``[B, T, 3, H, W]`` in [0, 1] and
+    ``[B, T, S+1, H, W]``; ``encode(video)`` the slots, ``[B, T, S, D]``. Raises ``ValueError``,
+    naming the invalid argument or config field. :class:`ivcl_fast.slot_autoencoder.SlotAutoencoder`
+    defines the computation.
 
     Example::
 
@@ -264,7 +263,7 @@ PretrainingModel = IVCL | SlotAutoencoder | Supervised
 
 
 def pretraining_class(cfg: IVCLConfig) -> type[PretrainingModel]:
-    """The class of the models that learn the objective of ``cfg``."""
+    """Return the model class for the objective of ``cfg``."""
     if cfg.objective == "slot_attention":
         return SlotAutoencoder
     return Supervised if cfg.supervised else IVCL
@@ -283,18 +282,18 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     supervised.Supervised: Supervised,
     slot_autoencoder.SlotAutoencoder: SlotAutoencoder,
 }
-"""The fast class of each of the reference's classes."""
+"""Fast class of each reference class."""
 
 
 def use_fast_parts(model: PretrainingModel | IVCLClassifier) -> None:
-    """Give every part of a new model its fast class."""
+    """Change each part of a new model to its fast class."""
     for part in model.modules():
         part.__class__ = FAST.get(type(part), type(part))
     set_attention_backend(model, model.cfg.attention)
 
 
 def set_attention_backend(model: nn.Module, backend: str) -> None:
-    """Choose the attention backend of everything inside ``model``."""
+    """Set the attention backend of all modules in ``model``."""
     for part in model.modules():
         if isinstance(part, Attention):
             part.attention_backend = backend

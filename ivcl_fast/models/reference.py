@@ -1,8 +1,8 @@
-"""IV-CL in plain PyTorch, to be read from top to bottom: it defines what the fast model computes.
+"""IV-CL in plain PyTorch, the definition of what the fast model computes; read from top to bottom.
 
 "Does Visual Pretraining Help End-to-End Reasoning?", NeurIPS 2023. Sizes that the paper leaves open
-are fields of the config. In shapes: B clips, T frames, N patches per frame (K visible), S slots,
-Q query frames, D width (Dd in the decoder), P patch size, F = B*T.
+are fields of the config. Shapes: B clips, T frames, N patches per frame (K visible), S slots, Q
+query frames, D width (Dd in the decoder), P patch size, F = B*T.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def as_pixels(rows: Tensor) -> Tensor:
 
 
 def take_rows(rows: Tensor, ids: Tensor) -> Tensor:
-    """Rows by their ids: ``[..., N, *rest]`` and int64 ids ``[..., K]`` to ``[..., K, *rest]``."""
+    """Gather rows: ``[..., N, *rest]`` and int64 ids ``[..., K]`` to ``[..., K, *rest]``."""
     lead, n = ids.ndim - 1, rows.shape[ids.ndim - 1]
     start = torch.arange(0, ids[..., 0].numel() * n, n, device=ids.device)
     index = (ids + start.view(*ids.shape[:-1], 1)).flatten()
@@ -52,8 +52,8 @@ def take_rows(rows: Tensor, ids: Tensor) -> Tensor:
 
 
 def select_frames(frames: Tensor, frame_index: Ids) -> Tensor:
-    """Videos ``[V, F, ...]`` to the clips ``[V*C, T, ...]`` of ``frame_index`` ``[V, C, T]``."""
-    if frame_index is None:  # a video is a clip
+    """Gather clips ``[V*C, T, ...]`` of videos ``[V, F, ...]`` by ``frame_index`` ``[V, C, T]``."""
+    if frame_index is None:  # each video is one clip
         return frames
     clips = take_rows(frames, frame_index.flatten(1))  # [V, C*T, ...]
     return clips.unflatten(1, frame_index.shape[1:]).flatten(0, 1)
@@ -65,20 +65,20 @@ def all_patches(rows: Tensor) -> Tensor:
 
 
 def hash64(x: Tensor) -> Tensor:
-    """Mix int64 counters to int64 noise (the finaliser of SplitMix64, Steele et al., 2014)."""
+    """Hash int64 counters to int64 noise (the finaliser of SplitMix64, Steele et al., 2014)."""
     x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47  # the masks drop copies of the sign
     x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15
     return x ^ ((x >> 31) & (2**33 - 1))
 
 
 def stream(seed: Tensor, count: int) -> Tensor:
-    """int64 seeds ``[...]`` to ``[..., count]`` numbers, each a function of (seed, index) alone."""
+    """int64 seeds ``[...]`` to ``[..., count]`` numbers, each a function of (seed, index)."""
     index = torch.arange(1, count + 1, device=seed.device)
     return hash64(seed.unsqueeze(-1) + index * -0x61C8864680B583EB)
 
 
 def sample_masks(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]:
-    """int64 seeds ``[...]`` to ascending ``(ids_keep, ids_mask)``, the smallest hashes kept."""
+    """int64 seeds ``[...]`` to ascending ``(ids_keep, ids_mask)``, keeping the smallest hashes."""
     index = torch.arange(num_patches, device=seed.device)
     keys = ((stream(seed, num_patches) >> 1) & ~0xFFFF & 0x7FFFFFFFFFFFFFFF) | index  # no ties
     order = keys.argsort(dim=-1)
@@ -134,7 +134,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks one after the other, then a norm."""
+    """A stack of blocks and a final norm."""
 
     def __init__(self, cfg: IVCLConfig, dim: int, num_heads: int, depth: int) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Transformer(nn.Module):
 
 
 def sincos_positions(count: int, dim: int) -> Tensor:
-    """Positions 0..count-1 as ``[count, dim]``: sines, then cosines, of falling frequency."""
+    """Embed positions 0..count-1, ``[count, dim]``: sines, then cosines, of falling frequency."""
     frequency = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
     angle = torch.arange(count).unsqueeze(-1) * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1).to(torch.get_default_dtype())
@@ -172,7 +172,7 @@ def grid_positions(grid: int, dim: int) -> Tensor:
 
 
 def init_linears(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases; a patch embedding counts as a linear map."""
+    """Initialise weights Xavier-uniform and biases zero; a patch embedding counts as linear."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(part.weight.flatten(1))
@@ -191,7 +191,7 @@ class Encoder(Transformer):
         proj = nn.Conv2d(3, cfg.embed_dim, cfg.patch_size, cfg.patch_size)
         self.patch_embed = nn.ModuleDict({"proj": proj})
         self.pos_embed = nn.Parameter(grid_positions(cfg.grid, cfg.embed_dim))
-        scale = 0.5 if self.competing else 0.02  # competitors have to differ from the start
+        scale = 0.5 if self.competing else 0.02  # competing slots must differ initially
         self.slot_tokens = nn.Parameter(scale * torch.randn(1, cfg.num_slots, cfg.embed_dim))
         if self.competing:
             self.slot_attention = SlotAttention(cfg.embed_dim)
@@ -268,7 +268,7 @@ class Output(NamedTuple):
 
 
 class IVCL(nn.Module):
-    """The pretraining model: encoder, temporal transformer, decoder and loss."""
+    """Pretraining model: encoder, temporal transformer, decoder and loss."""
 
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class IVCL(nn.Module):
 
         ``video``: frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
         ``[B, T, N, 3*P*P]``. ``ids_keep`` int64 ``[B, T, K]`` and ``query`` int64 ``[B, Q]``: drawn
-        from ``seed``, int64 ``[B]``, or torch's generator. Raises ``ValueError`` naming a bad one.
+        from ``seed``, int64 ``[B]``, or torch's generator. Invalid inputs raise ``ValueError``.
         """
         rows = patch_rows(video, self.cfg)
         ids_keep, ids_mask, query = self.masks(rows, ids_keep, query, seed)
@@ -330,7 +330,7 @@ class IVCL(nn.Module):
         return ((pred - take_rows(self.target(rows, query)[0], mask)) ** 2).mean()
 
     def target(self, rows: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The decoder's target ``[B, Q, N, 3*P*P]``, and the shift and scale by which pixels are
+        """The decoder's target ``[B, Q, N, 3*P*P]``, and the shift and scale such that pixels are
         ``(target * scale + shift) * pixel_std + pixel_mean``."""
         x = (as_pixels(take_rows(rows, query)) - self.cfg.pixel_mean) / self.cfg.pixel_std
         if not self.cfg.norm_pix:
@@ -343,7 +343,7 @@ class IVCL(nn.Module):
     def reconstruct(self, video: Tensor, out: Output | None = None) -> Tensor:
         """Query frames, float32 ``[B, Q, 3, H, W]`` in [0, 1], by default of ``model(video)``.
 
-        Visible patches are the input's own; masked ones get the true patch's shift and scale back.
+        Visible patches are copied; masked ones use the true patch's shift and scale.
         """
         out = self(video) if out is None else out
         rows, mask = as_pixels(patch_rows(video, self.cfg)), take_rows(out.ids_mask, out.query)
@@ -362,7 +362,7 @@ class IVCL(nn.Module):
 
 
 class IVCLClassifier(nn.Module):
-    """The finetuned model: encoder, temporal transformer and a linear head over the readout."""
+    """Finetuning model: encoder, temporal transformer and a linear head over the readout."""
 
     def __init__(
         self, cfg: IVCLConfig, num_classes: int = 36, class_names: list[str] | None = None
@@ -380,17 +380,17 @@ class IVCLClassifier(nn.Module):
         init_linears(self)
 
     def forward(self, video: Tensor, frame_index: Ids = None, every_frame: bool = False) -> Tensor:
-        """Logits ``[B, num_classes]`` of a video as :class:`IVCL` takes it, or of its ``slots``.
+        """Logits ``[B, num_classes]`` of a video (see :class:`IVCL`), or of its ``slots``.
 
         With ``every_frame`` ``[B, T, num_classes]``, for readout "last". With int64 ``frame_index``
-        ``[B, C, T]`` a video has any number of frames, C clips share them: ``[B*C, num_classes]``.
+        ``[B, C, T]``, C clips share the frames of a video of any length: ``[B*C, num_classes]``.
         """
         return self.head(self.features(video, frame_index, every_frame))
 
     def features(self, video: Tensor, frame_index: Ids = None, every_frame: bool = False) -> Tensor:
-        """The head's input, ``[D]`` per answer; arguments as for ``forward``."""
+        """The head's input, ``[D]`` per answer; the arguments are those of ``forward``."""
         self.cfg.check_readout(every_frame)
-        if self.cfg.objective == "joint":  # the encoder sees whole clips: they share no frames
+        if self.cfg.objective == "joint":  # the encoder sees whole clips, which share no frames
             rows = select_frames(patch_rows(video, self.cfg, frame_index), frame_index)
             slots, _, cls = self.encoder(rows, all_patches(rows), self.cls_token)
         else:
@@ -401,7 +401,7 @@ class IVCLClassifier(nn.Module):
         return slots[:, -1].mean(dim=1) if self.cfg.readout == "last" else slots.mean(dim=(1, 2))
 
     def slots(self, video: Tensor, frame_index: Ids = None) -> Tensor:
-        """Slots that the encoder gives each frame, ``[B, T, S, D]``; not for a joint encoder."""
+        """The encoder's slots of each frame, ``[B, T, S, D]``; not for a joint encoder."""
         if self.cfg.are_slots(video, frame_index):  # stored ones may have any dtype
             slots = video.to(self.encoder.slot_tokens.dtype)
         else:

@@ -1,7 +1,7 @@
-"""Slots that compete for a frame's patches, so that each comes to hold an object, in plain PyTorch.
+"""Slot attention in plain PyTorch: slots compete for a frame's patches.
 
-"Object-Centric Learning with Slot Attention" (Locatello et al., NeurIPS 2020). Letters in shapes as
-in :mod:`~ivcl_fast.reference`, whose encoder this is a part of: it imports nothing of the package.
+"Object-Centric Learning with Slot Attention" (Locatello et al., NeurIPS 2020). Shapes are written
+as in :mod:`~ivcl_fast.reference`, whose encoder uses this; it imports nothing of the package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 ROUNDS = 3
 SHARE_EPS = 1e-6
-"""Added to each share, so that the mean of a slot without patches is defined."""
+"""Added to each share, so that the mean is defined for a slot without patches."""
 
 
 class GRUCell(nn.GRUCell):
@@ -28,8 +28,8 @@ class GRUCell(nn.GRUCell):
 class LayerNorm(nn.LayerNorm):
     """LayerNorm in the weights' dtype, also under autocast.
 
-    On a CPU, autocast would sum the gradients of weight and bias in 16 bits, which makes them
-    several times too small.
+    On a CPU, autocast would sum the gradients of weight and bias in 16 bits, making them several
+    times too small.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,14 +37,14 @@ class LayerNorm(nn.LayerNorm):
 
 
 class SlotAttention(nn.Module):
-    """Iterative attention in which slots compete for patches and are updated with their share."""
+    """Iterative attention in which slots compete for patches."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), LayerNorm(dim)
         )
-        # A bias would shift the queries of all slots alike, which changes no share.
+        # A bias would shift all slots' queries equally, which does not change the shares.
         norm = nn.LayerNorm(dim, bias=False)
         self.query = nn.Sequential(norm, nn.Linear(dim, dim, bias=False))
         self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(2))
@@ -55,9 +55,10 @@ class SlotAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, slots: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Map first slots ``[1, S, D]`` and patches ``[..., N, D]`` to slots ``[..., S, D]``.
+        """Map initial slots ``[1, S, D]`` and patches ``[..., N, D]`` to slots ``[..., S, D]``.
 
-        Also returns the slots' last shares of each patch, ``[..., S, N]``, which sum to 1.
+        Also returns the final share of each slot in each patch, ``[..., S, N]``, which sum to 1
+        over slots.
         """
         x = self.features(patches)
         key, value = self.key(x) * x.shape[-1] ** -0.5, self.value(x)

@@ -1,10 +1,10 @@
-"""Slot attention as pretraining, in plain PyTorch: each slot draws its own share of every pixel.
+"""Pretraining by slot attention in plain PyTorch: frames are decoded as a mixture of slots.
 
-The encoder sees every frame whole and by itself. A frame is drawn from its slots and a background
-that is the same in all frames. A slot that draws one object well need not draw the others, so that
-slots come to hold one object each without labels (Locatello et al., NeurIPS 2020, whose slots draw
-the background, too). :class:`~ivcl_fast.reference.IVCLClassifier` then starts from the encoder.
-Letters in shapes as in :mod:`~ivcl_fast.reference`.
+The encoder sees each frame unmasked and separately. A frame is decoded from its slots and a
+background shared by all frames. Each slot only has to explain a part of the frame, so that slots
+learn to represent one object each without labels (Locatello et al., NeurIPS 2020, whose slots also
+decode the background). :class:`~ivcl_fast.reference.IVCLClassifier` then starts from the encoder.
+Shapes are written as in :mod:`~ivcl_fast.reference`.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from ivcl_fast.models.reference import (
 )
 
 BACKGROUND_LOGIT = 3.0
-"""The background's logit in the softmax over the slots: it gets the pixels that no slot claims."""
+"""Logit of the background in the softmax over slots: it gets the pixels that no slot claims."""
 SPREAD_WEIGHT = 0.1
-"""Weight of the penalty on the colour variance within a pixel. Without it, slots draw exaggerated
-colours with small shares of objects that other slots draw too."""
+"""Weight of the penalty on the colour variance within a pixel. Without it, several slots decode the
+same object, with small shares of exaggerated colours."""
 BACKGROUND_WEIGHT = 0.1
-"""Weight of the background's absolute error, which makes it the median of the frames: passing
-objects do not show in it, as they would in the mean."""
+"""Weight of the background's absolute error, which makes it the median of the frames, without the
+traces of moving objects that a mean has."""
 
 
 class Drawn(NamedTuple):
-    """What a forward pass of :class:`SlotAutoencoder` returns."""
+    """Output of :class:`SlotAutoencoder`."""
 
     loss: Tensor
     """Float32 scalar: mean squared error over all pixels of all frames, plus a tenth of the
-    variance of the colours that are mixed, weighted by their shares, plus a tenth of the mean
-    absolute error of the background by itself."""
+    share-weighted variance of the mixed colours, plus a tenth of the background's mean absolute
+    error."""
     pred: Tensor
-    """``[B, T, N, 3*P*P]``, the frames as drawn: (pixels - pixel_mean) / pixel_std."""
+    """``[B, T, N, 3*P*P]``, the decoded frames: (pixels - pixel_mean) / pixel_std."""
     shares: Tensor
-    """``[B, T, S+1, N, P*P]``, the shares of every pixel that the slots and, last, the background
-    have; they sum to 1."""
+    """``[B, T, S+1, N, P*P]``, the share of each slot and, last, of the background in every pixel;
+    shares sum to 1."""
 
 
 class MixtureDecoder(nn.Module):
-    """Draws a frame as a mixture of what each slot draws and of a background, always the same."""
+    """Decodes a frame as a mixture of its slots and a constant background."""
 
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__()
@@ -62,15 +62,13 @@ class MixtureDecoder(nn.Module):
         self.background = nn.Parameter(torch.zeros(cfg.num_patches, 3, pixels))
 
     def forward(self, slots: Tensor, true: Tensor) -> Drawn:
-        """Draw frames, in truth ``[F, N, 3*P*P]``, from their slots ``[F, S, D]``.
-
-        The result has F in place of B and T.
+        """Decode frames from their slots ``[F, S, D]``, with true frames ``[F, N, 3*P*P]``. The
+        result has F in place of B and T.
         """
         return self.mix(self.draw(slots), true)
 
     def draw(self, slots: Tensor) -> Tensor:
-        """Return three colours and a logit for every pixel of every patch, by slot:
-        ``[F, S, N, 4*P*P]``."""
+        """Return three colours and a logit for each pixel by slot: ``[F, S, N, 4*P*P]``."""
         x = F.gelu(self.embed(slots).unsqueeze(2) + self.pos_embed)  # [F, S, N, Dd]
         for layer in self.layers:
             x = F.gelu(layer(x))
@@ -110,7 +108,7 @@ class SlotAutoencoder(nn.Module):
         init_linears(self)
 
     def forward(self, video: Tensor) -> Drawn:
-        """Draw every frame of a video as :class:`~ivcl_fast.reference.IVCL` takes it."""
+        """Decode every frame of a video (see :class:`~ivcl_fast.reference.IVCL`)."""
         rows = patch_rows(video, self.cfg)
         slots = self.encoder.slots(rows)
         true = (as_pixels(rows) - self.cfg.pixel_mean) / self.cfg.pixel_std
@@ -123,8 +121,8 @@ class SlotAutoencoder(nn.Module):
 
     @torch.no_grad()
     def draw(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames as drawn, float32 ``[B, T, 3, H, W]`` in [0, 1], and the shares of their pixels
-        that the slots and, last, the background have, ``[B, T, S+1, H, W]``."""
+        """The decoded frames, float32 ``[B, T, 3, H, W]`` in [0, 1], and the share of each slot
+        and, last, of the background in every pixel, ``[B, T, S+1, H, W]``."""
         _, pred, shares = self(video)
         size = self.cfg.patch_size
         pixels = (pred.float() * self.cfg.pixel_std + self.cfg.pixel_mean).clamp(0, 1)

@@ -1,8 +1,8 @@
 """Supervised pretraining of the image encoder in plain PyTorch, a baseline for IV-CL.
 
-The reference's encoder sees every frame unmasked and by itself, and a linear head learns labels of
-the frame; :class:`~ivcl_fast.reference.IVCLClassifier` then starts from the encoder. Letters in
-shapes as in :mod:`~ivcl_fast.reference`.
+The reference's encoder sees each frame unmasked and separately, and a linear head learns labels of
+the frame; :class:`~ivcl_fast.reference.IVCLClassifier` then starts from the encoder. Shapes are
+written as in :mod:`~ivcl_fast.reference`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ivcl_fast.models.reference import Encoder, all_patches, init_linears, patch
 
 
 class Supervised(nn.Module):
-    """Image encoder and a linear head of ``num_classes`` independent classes.
+    """Image encoder and a linear head with ``num_classes`` independent classes.
 
     With ``objective="classification"``, ``label_head`` reads the mean of a frame's slots; with
     ``"detection"``, ``detect_head`` reads every patch; with ``"objects"``, ``slot_head`` reads
@@ -37,10 +37,10 @@ class Supervised(nn.Module):
         init_linears(self)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Logits of a video as :class:`~ivcl_fast.reference.IVCL` takes it.
+        """Logits of a video (see :class:`~ivcl_fast.reference.IVCL`).
 
-        ``[B, T, num_classes]``; in detection ``[B, T, N, num_classes]``, the patches row-major; of
-        objects ``[B, T, S, num_classes]``.
+        Shape ``[B, T, num_classes]``; for detection ``[B, T, N, num_classes]`` with row-major
+        patches; for objects ``[B, T, S, num_classes]``.
         """
         rows = patch_rows(video, self.cfg)
         if self.cfg.objective == "detection":

@@ -1,9 +1,9 @@
-"""Weights of timm's ViTs for the image encoder, which has timm's keys: ``--init timm:NAME``.
+"""Weights of timm ViTs for the image encoder, which uses timm's keys: ``--init timm:NAME``.
 
 Patch weights of another size are resampled by timm (the pseudo-inverse of antialiased bilinear
 resizing: FlexiViT, Beyer et al., 2023), positions bicubically. Cls and register tokens become the
-first slots; further slots, and slots that compete for patches, stay as initialised. The patch
-embedding absorbs other pixel means and deviations exactly.
+first slots; other slots, and competing slots, keep their initial values. A different pixel mean and
+deviation is folded exactly into the patch embedding.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ PREFIX = "timm:"
 TOKENS = ("cls_token", "reg_token")
 """Keys of the tokens before the patches, in this order."""
 SLOTS = ("slot_tokens", "slot_attention.")
-"""Prefixes of the keys of the encoder's slots."""
+"""Key prefixes of the encoder's slots."""
 UNUSED = re.compile(r"(head|fc_norm)\..*")
 ACCEPTED = "a plain ViT with learned positions, pre-norm blocks with biases and a final norm"
 
 
 class ViT(NamedTuple):
-    """The weights of a timm ViT, and its settings as far as known."""
+    """The weights of a timm ViT and its known settings."""
 
     weights: dict[str, Tensor]
     """State dict with timm's keys."""
     mean: Tensor | None = None
-    """Float32 ``[3]``, subtracted in its training from pixels in [0, 1]; None where unknown."""
+    """Float32 ``[3]``, subtracted from pixels in [0, 1] in its training; None if unknown."""
     std: Tensor | None = None
-    """Float32 ``[3]``, the divisor after that."""
+    """Float32 ``[3]``, the divisor after the subtraction; None if unknown."""
     num_heads: int | None = None
 
 
 def is_timm(source: Any) -> TypeGuard[str]:
-    """Whether ``source`` is ``timm:NAME`` or ``timm:PATH``."""
+    """Return whether ``source`` is ``timm:NAME`` or ``timm:PATH``."""
     return isinstance(source, str) and source.startswith(PREFIX)
 
 
 def check(source: str) -> None:
-    """Raise :class:`UserError` for weights that cannot be found, without a download."""
+    """Raise :class:`UserError` if the weights cannot be found, without downloading them."""
     if path := local_path(source):
         weights_file(path)
         return
     timm, name = import_timm(source), source.removeprefix(PREFIX)
     if not name.startswith("hf-hub:") and not timm.is_model(name.split(".")[0]):
-        raise UserError(f"{source}: expected a name of timm.list_models(), got another name")
+        raise UserError(f"{source}: expected a model of timm.list_models(), got an unknown name")
 
 
 def read(source: str) -> ViT:
-    """Read the ViT ``timm:NAME``, which timm downloads if needed, or ``timm:PATH``.
+    """Load the ViT ``timm:NAME``, which timm downloads if needed, or ``timm:PATH``.
 
     ``PATH``: a ``.safetensors`` or ``.pth`` file, or a folder as on the Hugging Face hub, with
     ``model.safetensors`` and optionally ``config.json``. Raises :class:`UserError`.
@@ -83,9 +83,9 @@ def read(source: str) -> ViT:
 
 
 def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
-    """Return a source's weights with the keys ``encoder.*`` of a model.
+    """Return a source's weights with a model's keys ``encoder.*``.
 
-    Positions keep their number. Raises :class:`UserError` for a ViT of other sizes or parts.
+    Positions are not interpolated. Raises :class:`UserError` for a ViT of other sizes or parts.
     """
     cfg: IVCLConfig = model.cfg
     own = model.encoder.state_dict()
@@ -96,7 +96,7 @@ def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
     check_parts(source, weights, own)
     tokens, positions = split_tokens(source, weights)
     fitted = {key: own[key].cpu().clone() for key in own if key.startswith(SLOTS)}
-    if cfg.objective != "slot_attention":  # there, slots are no tokens among the patches
+    if cfg.objective != "slot_attention":  # competing slots are not input tokens
         if len(tokens) > cfg.num_slots:
             raise UserError(
                 f"--num-slots: expected at least {len(tokens)}, the cls and register tokens of "
@@ -119,16 +119,16 @@ def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
 
 
 def split_tokens(source: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Tokens ``[any, D]`` before the patches, and the patches' positions ``[1, N, D]``.
+    """Return the tokens ``[any, D]`` before the patches, and the patches' positions ``[1, N, D]``.
 
-    The tokens' positions, if any, are added to them. Raises :class:`UserError` for a grid of
-    patches that is not square.
+    Positions of the tokens are added to them. Raises :class:`UserError` if the patch grid is not
+    square.
     """
     positions = weights["pos_embed"]
     parts = [weights[key][0] for key in TOKENS if key in weights]
     tokens = torch.cat([positions[0, :0], *parts])
     count, first = positions.shape[1], len(tokens)
-    if isqrt(count) ** 2 == count:  # positions of the patches alone
+    if isqrt(count) ** 2 == count:  # positions of patches only
         return tokens, positions
     if isqrt(count - first) ** 2 != count - first:
         raise UserError(f"{source}: expected a ViT of square images, got {count} positions")
@@ -139,7 +139,7 @@ def split_tokens(source: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Te
 
 
 def local_path(source: str) -> Path | None:
-    """Return the file or folder that a source names; None for one of timm's models."""
+    """Return the file or folder of a source, or None for a model name."""
     name = source.removeprefix(PREFIX)
     by_name = name.startswith("hf-hub:") or re.fullmatch(r"\w+(\.\w+)?", name)
     is_file = Path(name).exists() or name.endswith((".safetensors", *CHECKPOINTS))
@@ -155,21 +155,23 @@ def import_timm(source: str) -> Any:
 
 
 def pixel_statistics(config: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    """Return mean and deviation of a ``pretrained_cfg``, None where it has none."""
+    """Return the mean and deviation of a ``pretrained_cfg``, or None if it has none."""
     mean, std = (torch.tensor(config[k]) if config.get(k) else None for k in ("mean", "std"))
     return mean, std
 
 
 def log_assumptions(source: str, vit: ViT, cfg: IVCLConfig) -> None:
-    """Log settings of the ViT that a source lacks, for which the config's are assumed."""
+    """Log the ViT's unknown settings, for which the config's are assumed."""
     known = {"num_heads": vit.num_heads, "pixel_mean": vit.mean, "pixel_std": vit.std}
     assumed = [f"{name} {getattr(cfg, name)}" for name, value in known.items() if value is None]
     if assumed:
-        log.info("%s: lacks settings of its ViT, assumed: %s", source, ", ".join(assumed))
+        log.info(
+            "%s: settings not stored with the weights, assumed: %s", source, ", ".join(assumed)
+        )
 
 
 def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raise :class:`UserError` for a part that only one of the two has."""
+    """Raise :class:`UserError` if only one of the two has some part."""
     not_vits = {"time_embed", *(key for key in own if key.startswith(SLOTS))}
     unknown = sorted(weights.keys() - own.keys() - set(TOKENS))
     missing = sorted(own.keys() - weights.keys() - not_vits)
@@ -181,7 +183,7 @@ def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Te
 def check_sizes(
     source: str, weights: Mapping[str, Tensor], num_heads: int | None, cfg: IVCLConfig
 ) -> None:
-    """Raise :class:`UserError` for other sizes of the blocks; ``num_heads`` if it is known."""
+    """Raise :class:`UserError` if block sizes differ, or ``num_heads`` if it is known."""
     width = len(weights["norm.weight"]) if "norm.weight" in weights else cfg.embed_dim
     depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
     if (width, depth) != (cfg.embed_dim, cfg.depth):

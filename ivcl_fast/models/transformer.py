@@ -1,7 +1,7 @@
 """The model's transformers on fused kernels.
 
-Each class here is the reference's class of the same name with some methods replaced, so parameters,
-keys, initial weights and arguments are the reference's own.
+Each class subclasses the reference's class of the same name and overrides some methods, so
+parameters, keys, initial weights and arguments are the same.
 
 * Tokens stay packed, ``[F, N, D]``: there are no permutes and no copies between heads and tokens.
 * Video stays uint8: patches are embedded from, and compared with, uint8 patch rows.
@@ -48,10 +48,10 @@ from ivcl_fast.models.token_index import flat_index, select_tokens, slot_positio
 
 
 class Attention(reference.Attention):
-    """Attention on packed qkv, in place, by the backend that fits the shape."""
+    """Attention that reads packed qkv in place, with a backend chosen by shape."""
 
     attention_backend = "auto"
-    """A value of :data:`ivcl_fast.config.AttentionBackend`."""
+    """One of :data:`ivcl_fast.config.AttentionBackend`."""
 
     def forward(
         self, x: Tensor, token_index: Tensor | None = None, with_bias: bool = True
@@ -69,10 +69,10 @@ class Mlp(reference.Mlp):
 
 
 class Block(reference.Block):
-    """Block that is one op on a CPU; else it adds residuals in the norms that follow them."""
+    """Block that runs as one op on a CPU, and elsewhere fuses residual sums into the next norms."""
 
     def fused_unsupported_reason(self, x: Tensor) -> str | None:
-        """Why separate ops compute the block on ``x``, or None where ``transformer_block`` does."""
+        """Return why the block runs as separate ops on ``x``, or None for ``transformer_block``."""
         attn, mlp = self.attn, self.mlp
         if not (
             is_plain(attn, Attention)
@@ -80,7 +80,7 @@ class Block(reference.Block):
             and all(is_plain(norm, nn.LayerNorm) for norm in (self.norm1, self.norm2))
             and all(is_plain(p, nn.Linear) for p in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
         ):
-            return "a part of the block is not a plain one"
+            return "a part of the block is not plain"
         if attn.attention_backend not in ("auto", "short"):
             return "another attention backend is chosen"
         if any(p is None for p in self.parameter_list()) or self.norm1.eps != self.norm2.eps:
@@ -90,7 +90,7 @@ class Block(reference.Block):
         )
 
     def parameter_list(self) -> list[Tensor]:
-        """The parameters in the order of ``transformer_block``."""
+        """Return the parameters in the order of ``transformer_block``."""
         attn, mlp = self.attn, self.mlp
         layers = (self.norm1, attn.qkv, attn.proj, self.norm2, mlp.fc1, mlp.fc2)
         return [p for layer in layers for p in (layer.weight, layer.bias)]
@@ -121,28 +121,29 @@ class Block(reference.Block):
     def recomputed(self, *args: Any, **kwargs: Any) -> Any:
         """``forward`` with activation checkpointing: backward calls it again.
 
-        A block draws no random numbers: their state cannot be kept in a CUDA graph.
+        RNG state is not preserved, because blocks draw no random numbers and a CUDA graph cannot
+        save it.
         """
         options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         return checkpoint(type(self).forward, self, *args, **options, **kwargs)
 
 
 class Transformer(reference.Transformer):
-    """Blocks of which the last one processes only the tokens that are read."""
+    """Stack of blocks whose last block processes only the tokens that are read."""
 
     def transform(
         self, x: Tensor, token_index: Tensor | None = None, branch: Branch | None = None
     ) -> Tensor:
-        """Blocks and norm of ``x + branch``, ``[F, N, D]``, of all tokens or of those at
+        """Apply blocks and norm to ``x + branch``, ``[F, N, D]``; return all tokens or those at
         ``token_index``."""
         x, last = x.to(self.residual_dtype(x)), len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             index = token_index if i == last else None
-            # Hooks get a block's whole input and output, except FSDP's, which do not use them.
+            # Hooks get a block's whole input and output, except FSDP's, which do not need them.
             is_hooked = type(block) is Block and has_own_hooks(block)
             if runs(block, Block) and runs(block.attn, Attention) and not is_hooked:
                 x, branch = block(x, branch, index, defer=True)
-            else:  # or a user's block
+            else:  # or a user-defined block
                 x, branch = block(x if branch is None else x + branch.total()), None
                 x = x if index is None else select_tokens(x, index)
         return add_norm(x, branch, self.norm)[1]
@@ -152,7 +153,8 @@ class Encoder(Transformer, reference.Encoder):
     """Image encoder that reads uint8 patch rows."""
 
     def tokens(self, rows: Tensor, ids_keep: Tensor, token_index: Tensor) -> Tensor:
-        """The tokens at ``token_index``, ``[*index.shape, D]``; a frame has slots, then patches."""
+        """Return the tokens at ``token_index``, ``[*index.shape, D]``; a frame has slots, then
+        patches."""
         patches = self.embed(rows, ids_keep)
         slots = self.slot_tokens.to(patches).expand(*ids_keep.shape[:2], -1, -1)
         return self.transform(torch.cat([slots, patches], dim=2).flatten(0, 1), token_index)
@@ -183,7 +185,7 @@ class Temporal(Transformer, reference.Temporal):
 
 
 class Decoder(Transformer, reference.Decoder):
-    """Decoder that predicts the masked patches alone."""
+    """Decoder that predicts only the masked patches."""
 
     def forward(self, slots: Tensor, visible: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         pos, parts = self.pos_embed.squeeze(0), [slots, visible] if self.use_slots else [visible]
@@ -197,7 +199,7 @@ class Decoder(Transformer, reference.Decoder):
 
 
 class MixtureDecoder(slot_autoencoder.MixtureDecoder):
-    """Decoder whose tokens, one for each slot and patch, have autocast's dtype throughout."""
+    """Decoder whose tokens, one per slot and patch, have autocast's dtype throughout."""
 
     def draw(self, slots: Tensor) -> Tensor:
         x = linear(self.embed, slots)

@@ -1,7 +1,7 @@
-"""Finished models on disk: finding, checking and reading their weights.
+"""Find, verify and read the weights of finished models on disk.
 
-A finished model is a folder with ``model.safetensors``, ``SHA256SUMS``, ``config.json`` and a model
-card, as ``save_pretrained`` writes it. A run's folder holds one such folder for each stage.
+A finished model is a folder written by ``save_pretrained``, with ``model.safetensors``,
+``SHA256SUMS``, ``config.json`` and a model card. A run's folder has one such folder per stage.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STAGES = {
     "Supervised": "pretrain",
     "IVCLClassifier": "finetune",
 }
-"""The folder inside a run's folder that holds the model of each class."""
+"""Folder in a run's folder with the model of each class."""
 CLASS_OF_KEY = {
     "head.weight": "IVCLClassifier",
     "decoder.mask_token": "IVCL",
@@ -38,33 +38,33 @@ CLASS_OF_KEY = {
     "detect_head.weight": "Supervised",
     "slot_head.weight": "Supervised",
 }
-"""A key that the state dict of only one class has, and that class."""
+"""State-dict keys that only one class has, and that class."""
 CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt")
-"""Suffixes of files that may be ``torch.save``'s."""
+"""Suffixes of files that may come from ``torch.save``."""
 STATE_DICTS = ("model", "state_dict", "model_state_dict")
-"""Names under which public checkpoints hold the model's weights."""
+"""Keys of the model's weights in public checkpoints."""
 PACKAGED = Path(__file__).resolve().parent.parent / "pretrained"
-"""The folder of the models that come with the package."""
+"""Folder of the packaged models."""
 PREFIX = "ivcl_fast/"
-"""What their names begin with."""
+"""Prefix of their names."""
 
 
 # --- Checksums ------------------------------------------------------------------------------------
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the SHA-256 hex digest of a file."""
     with errors_name(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum_line(path: Path) -> str:
-    """A file's checksum in the format of ``sha256sum``."""
+    """Return a file's checksum in the format of ``sha256sum``."""
     return f"{sha256(path)}  {path.name}\n"
 
 
 def write_checksums(folder: Path, names: Sequence[str]) -> None:
-    """Write the checksums of these files of a folder to :data:`CHECKSUMS`."""
+    """Write the checksums of these files in a folder to :data:`CHECKSUMS`."""
     write_text(folder / CHECKSUMS, "".join(checksum_line(folder / name) for name in names))
 
 
@@ -112,8 +112,8 @@ def model_folder(place: str | os.PathLike, stage: str) -> Path:
 def weights_file(source: str | os.PathLike) -> Path:
     """Return the file of weights of ``source``: a file, a model, or a run's pretrained model.
 
-    A name such as ``ivcl_fast/tiny-localize`` is that of a packaged model. Raises
-    :class:`UserError` for weights that cannot be found.
+    A name such as ``ivcl_fast/tiny-localize`` is a packaged model. Raises :class:`UserError` if the
+    weights cannot be found.
     """
     if Path(source).is_file():
         return Path(source)
@@ -121,22 +121,22 @@ def weights_file(source: str | os.PathLike) -> Path:
 
 
 def class_in(folder: Path) -> str:
-    """Return the name of the class of the model in a folder."""
+    """Return the class name of the model in a folder."""
     with suppress(Exception), safe_open(folder / MODEL, "pt") as file:
         return class_of(file.keys()) or "weights of another model"
     return "not readable"
 
 
 def class_of(keys: Collection[str]) -> str | None:
-    """Name of the class whose state dict has these keys; None for those of another model."""
+    """Return the class name for these state-dict keys, or None if they are not of IV-CL."""
     return next((name for key, name in CLASS_OF_KEY.items() if key in keys), None)
 
 
 def packaged_model(place: str | os.PathLike) -> Path | None:
     """Return the folder of a packaged model, such as ``ivcl_fast/tiny-localize``.
 
-    None for every other place, also for a folder of that name. Raises :class:`UserError` if the
-    package has no such model.
+    Returns None for other places, including a local folder of that name. Raises :class:`UserError`
+    if there is no such packaged model.
     """
     if not isinstance(place, str) or not place.startswith(PREFIX) or Path(place).is_dir():
         return None
@@ -144,17 +144,18 @@ def packaged_model(place: str | os.PathLike) -> Path | None:
     if (name := place.removeprefix(PREFIX)) in names:
         return PACKAGED / name
     accepted = ", ".join(PREFIX + name for name in names)
-    raise UserError(f"{place}: expected one of the packaged models {accepted}, got another name")
+    raise UserError(f"{place}: expected one of the packaged models {accepted}, got an unknown name")
 
 
 def is_local(place: str | os.PathLike) -> bool:
-    """Whether a model's place is a folder, not ``OWNER/NAME`` on the Hugging Face hub.
+    """Return whether a model's place is a folder rather than ``OWNER/NAME`` on the Hugging Face
+    hub.
 
     Raises :class:`UserError` if it can be neither.
     """
     if Path(place).is_dir():
         return True
-    is_run = Path(place).parts[:1] == ("runs",)  # the hub's answer would mislead
+    is_run = Path(place).parts[:1] == ("runs",)  # the hub's error would mislead
     if isinstance(place, str) and not Path(place).exists() and not is_run:
         with suppress(HFValidationError):
             validate_repo_id(place)
@@ -171,9 +172,9 @@ def is_local(place: str | os.PathLike) -> bool:
 def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read the state dict of a source (see :func:`weights_file`); a state dict passes through.
 
-    A file may also be a checkpoint of ``torch.save`` (``.pth``) of tensors and plain values; code
-    in it does not run. Raises :class:`UserError` for a file without weights, and for one that
-    differs from its checksum in :data:`CHECKSUMS`.
+    A file may also be a ``torch.save`` checkpoint (``.pth``) of tensors and plain values; code in
+    it is not run. Raises :class:`UserError` for a file without weights or with a wrong checksum in
+    :data:`CHECKSUMS`.
     """
     if isinstance(source, Mapping):
         return dict(source)
@@ -191,19 +192,20 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
 def load_tensors(file: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file.
 
-    Raises ``SafetensorError`` if it is damaged, ``OSError`` with its name if it cannot be opened.
+    Raises ``SafetensorError`` if it is damaged, and ``OSError``, with its name, if it cannot be
+    opened.
     """
     with file.open("rb"):
         return load_file(file)
 
 
 def read_checkpoint(file: Path) -> dict[str, Tensor]:
-    """The state dict in a file of ``torch.save``: all that it holds, or what it calls a model."""
+    """Return the state dict in a ``torch.save`` file, at the top level or under a model's key."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # each kind of damage raises another
+    except Exception:  # the type depends on the damage
         raise UserError(
             f"{file}: not a readable safetensors file, nor one of torch.save that holds tensors "
             "and plain values alone"
@@ -219,7 +221,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a model's ``config.json``; raises :class:`UserError` if it is not a model's."""
+    """Read a model's ``config.json``; raise :class:`UserError` if it is not a model's."""
     if not file.is_file():
         raise UserError(
             f"{file.parent}: expected a folder written by save_pretrained, with {CONFIG}"
@@ -233,7 +235,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def misfit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
-    """The first key or shape in which ``weights`` differ from the model's, or None."""
+    """Describe the first difference in keys or shapes from the model's, or return None."""
     own = model.state_dict()
     for key in sorted(own.keys() | weights.keys()):
         ours, theirs = (list(d[key].shape) if key in d else "none" for d in (own, weights))

@@ -199,9 +199,9 @@ def animation(
 def draw_floor(axes: Axes, trajectory: SnitchTrajectory, at: int) -> None:
     """Draw CATER's floor from above after the ``at``-th frame of a trajectory.
 
-    It is oriented as seen from CATER's initial camera pose. Cell ``c`` of n x n is in column ``c %
-    n`` and row ``c // n``. Cells are darker where the predicted probability is higher; a red cross
-    marks the most likely cell, a green outline the true one.
+    It is oriented as seen from CATER's initial camera pose. Cell ``c`` of n x n is in column
+    ``c % n`` and row ``c // n``. Cells are darker where the predicted probability is higher; a red
+    cross marks the most likely cell, a green outline the true one.
     """
     n, probabilities = trajectory.grid, trajectory.probabilities[at]
     turned = Affine2D().rotate_deg(-45) + axes.transData

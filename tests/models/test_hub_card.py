@@ -84,5 +84,5 @@ def test_the_card_tells_of_training_and_classes(tmp_path):
     assert "2 classes: no, yes \\| maybe?# Heading (`model.class_names`" in card
     ivcl_fast.IVCL(CFG).save_pretrained(tmp_path / "fresh")
     card = (tmp_path / "fresh" / "README.md").read_text()
-    assert "saved without a record of its training" in card
+    assert "saved without training metadata" in card
     assert 'load_clip("VIDEO", model.cfg)' in card

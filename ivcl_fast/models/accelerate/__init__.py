@@ -1,11 +1,11 @@
-"""Fused kernels for a model that already exists: replace its attention in place, and back.
+"""Replace the attention of an existing model by fused kernels in place, and restore it.
 
-Modules of the classes in ``table.py`` get an adapter: their class changes, and their parameters,
-keys, hooks and place in the model stay. A call runs the fused forward pass if it asks for nothing
-but the output, if the module has no hooks or parametrisations, if a comparison with the module's
-own forward pass found them equal (``comparison.py``), and if the fused one is faster
-(``crossovers.py``). Every other call runs the module's own. The reference's modules become those of
-the fast model (:mod:`ivcl_fast.models.ivcl`).
+Modules of the classes in ``table.py`` get an adapter: their class changes, but their parameters,
+keys, hooks and place in the model do not. A call runs the fused forward pass if it only requests
+the output, the module has no hooks or parametrisations, a comparison with the original forward pass
+succeeded (``comparison.py``), and the fused one is faster (``crossovers.py``). Every other call
+runs the original forward pass. The reference's modules become those of the fast model
+(:mod:`ivcl_fast.models.ivcl`).
 """
 
 from __future__ import annotations
@@ -24,35 +24,32 @@ from ivcl_fast.models.hub import PretrainedModel
 from ivcl_fast.models.ivcl import FAST, set_attention_backend
 
 REFERENCE = "_accelerated_from"
-"""Attribute of a replaced module of the reference: the class it had."""
+"""Attribute of a replaced reference module with its original class."""
 
 
 NONE_KNOWN = (
     "the model has no module of a known class; see the list in ivcl_fast.models.accelerate.table"
 )
-ALL_FUSED = "all known modules were replaced before"
+ALL_FUSED = "all known modules were already replaced"
 
 
 @dataclass
 class Report:
-    """What :func:`accelerate` did, and what has changed since. ``print`` shows a line for each
-    class of modules and reason."""
+    """Result of :func:`accelerate`. ``print`` shows a line per module class and reason."""
 
     replaced: dict[str, str] = field(default_factory=dict)
-    """Name and class of each module that was replaced."""
+    """Name and class of each replaced module."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Name of each module of a known class that was not replaced, and the reason."""
+    """Name of each module of a known class that was not replaced, with the reason."""
     parts: dict[str, nn.Module] = field(default_factory=dict, repr=False)
-    """The replaced modules of other packages."""
+    """Replaced modules of other packages."""
     fused_before: bool = False
-    """Whether modules had been replaced before."""
+    """Whether some modules were already replaced."""
 
     @property
     def kept(self) -> dict[str, str]:
-        """Name of each module that runs its own forward pass now, and the reason.
-
-        Read it again after a training step: a hook that was added to a replaced module, or a
-        comparison that failed at a call, appears here.
+        """Name of each module that runs its original forward pass, with the reason. This may change
+        after a training step, if a hook is added to a replaced module or a comparison fails.
         """
         kept = dict(self.refused)
         for name, part in self.parts.items():
@@ -76,7 +73,7 @@ class Report:
 
 
 def reason_now(part: Adapter) -> str | None:
-    """Why a replaced module runs its own forward pass, for some or all calls, or None."""
+    """Return why a replaced module runs its original forward pass in some or all calls, or None."""
     if reason := part.own_reason():
         return reason
     differences = found_differences(part.key()) if isinstance(part, ComparedAdapter) else []
@@ -84,12 +81,12 @@ def reason_now(part: Adapter) -> str | None:
 
 
 def accelerate(module: nn.Module) -> Report:
-    """Run ``module`` on fused kernels from now on, in place; :func:`restore` undoes it.
+    """Replace modules in ``module`` by fused kernels in place; :func:`restore` undoes it.
 
-    ``module``: a module of :mod:`ivcl_fast.reference`, or any model with attention of timm, Hugging
-    Face, torchvision, open_clip or vit-pytorch, also wrapped (DDP) or compiled. Outputs stay the
-    same up to rounding. Returns a :class:`Report` of the modules that were replaced and those that
-    were not, with the reasons.
+    ``module``: a module of :mod:`ivcl_fast.reference`, or any model with attention modules of timm,
+    Hugging Face, torchvision, open_clip or vit-pytorch, possibly wrapped (DDP) or compiled. Outputs
+    stay the same up to rounding. Returns a :class:`Report` of the replaced modules and of those
+    kept, with the reasons.
 
     Example::
 
@@ -103,7 +100,7 @@ def accelerate(module: nn.Module) -> Report:
     in_reference = tuple(f"{name}." if name else "" for name in fast)
     for name, part in module.named_modules():
         if isinstance(part, Adapter) and part.own_reason():
-            unswap(part)  # changed since; another adapter may fit
+            unswap(part)  # its class has changed; another adapter may fit
         old: Any = type(part)
         if old in FAST:
             part.__class__ = FAST[old]
@@ -120,7 +117,7 @@ def accelerate(module: nn.Module) -> Report:
 
 
 def replace(name: str, part: nn.Module, report: Report) -> None:
-    """Give ``part`` the first adapter that fits it, and note it, or the reason why none does."""
+    """Apply the first adapter that fits ``part``; record it, or the reason why none fits."""
     adapters = adapters_of(part)
     if not adapters or (PatchConvolution in adapters and not embeds_patches(part)):
         return
@@ -137,20 +134,19 @@ def replace(name: str, part: nn.Module, report: Report) -> None:
 
 
 def restore(module: nn.Module) -> None:
-    """Undo :func:`accelerate` in place: give every module inside ``module`` its class back.
-
-    A model without replaced modules stays as it is.
+    """Undo :func:`accelerate` in place: restore the class of each module in ``module``. A model
+    without replaced modules is unchanged.
     """
     check_is_module(module)
     for part in module.modules():
         unswap(part)
         if (origin := part.__dict__.get(REFERENCE)) is not None:
             part.__dict__.pop("attention_backend", None)
-            if type(part) is FAST[origin]:  # nothing else has changed it since
+            if type(part) is FAST[origin]:  # unchanged since accelerate
                 part.__class__ = part.__dict__.pop(REFERENCE)
 
 
 def check_is_module(module: object) -> None:
-    """Raise ``TypeError`` for anything but a module."""
+    """Raise ``TypeError`` unless ``module`` is a module."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")

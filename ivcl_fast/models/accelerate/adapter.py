@@ -1,8 +1,8 @@
 """The base classes of the adapters in :mod:`ivcl_fast.models.accelerate.table`.
 
 An adapter is a mixin in front of a known class: :func:`swap` changes the class of one instance to
-``(adapter, known class)``. Parameters, keys, hooks and attributes stay, and :func:`unswap` gives
-the class back.
+``(adapter, known class)``. Parameters, keys, hooks and attributes are unchanged, and :func:`unswap`
+restores the class.
 """
 
 from __future__ import annotations
@@ -19,60 +19,60 @@ from ivcl_fast.models.layers import PLAIN, compute_dtype
 
 
 class Adapter:
-    """Base of all adapters. ``super().forward`` is the module's own forward pass."""
+    """Base class of adapters. ``super().forward`` is the original forward pass."""
 
     origin: ClassVar[Any]
-    """The known class."""
+    """The original class."""
     adapter: ClassVar[type[Adapter]]
     swapped: ClassVar[type]
-    """The class that :func:`swap` gives. An instance of a subclass was changed afterwards, for
-    example by a parametrisation, and runs its own forward pass."""
+    """The class set by :func:`swap`. An instance whose class has changed since, for example by a
+    parametrisation, runs its original forward pass."""
     kind: ClassVar[str | None] = None
-    """Its rows in ``crossovers.py``."""
+    """Kind of attention in ``crossovers.py``."""
 
     def own_reason(self) -> str | None:
-        """Why this module runs its own forward pass whatever it is given, or None."""
+        """Return why this module always runs its original forward pass, or None."""
         return None if type(self) is self.swapped else "its class was changed"
 
-    def __reduce_ex__(self, protocol: Any) -> tuple:  # the class is not importable by its name
+    def __reduce_ex__(self, protocol: Any) -> tuple:  # the swapped class is not importable by name
         return _make, (self.origin, self.adapter), self.__getstate__()
 
 
 class ComparedAdapter(Adapter):
-    """Base of adapters with a forward pass of their own, which is compared with the module's.
+    """Base class of adapters with a fused forward pass, which is compared with the original.
 
     Subclasses define ``fused_input``, ``fused_output`` and ``settings``, and extend ``own_reason``.
     """
 
     def fused_input(self, *args: Any, **kwargs: Any) -> Tensor | None:
-        """The tokens of a call, or None if it asks for more than the fused forward pass does."""
+        """Return the tokens of a call, or None if the fused forward pass does not support it."""
         raise NotImplementedError
 
     def fused_output(self, x: Tensor) -> Any:
-        """What the module's own forward pass returns for these tokens."""
+        """Run the fused forward pass; return the same structure as the original."""
         raise NotImplementedError
 
     def own_output(self, x: Tensor) -> Any:
-        """The module's own forward pass, called for these tokens."""
+        """Run the original forward pass."""
         return self.origin.forward(self, x)
 
     def settings(self) -> tuple:
-        """Simple attributes and sizes that the result depends on. Modules of one class with equal
-        settings are compared once."""
+        """Attributes and sizes that affect the result. Modules of one class with equal settings are
+        compared once."""
         raise NotImplementedError
 
     def speed_reason(self, x: Tensor) -> str | None:
-        """Why the module's own forward pass is expected to be as fast for ``x``, or None."""
+        """Return why the original forward pass is expected to be as fast on ``x``, or None."""
         if self.kind is not None and is_slower(self, x, self.kind, x.shape[1]):
             return "its own forward pass is as fast at this length and in this dtype"
         return None
 
     def key(self) -> tuple:
-        """Identifies the class and settings."""
+        """Key of the class and settings."""
         return self.origin.__module__, self.origin.__qualname__, *self.settings()
 
     def reason(self, x: Tensor) -> str | None:
-        """Why this call runs the module's own forward pass, or None."""
+        """Return why this call runs the original forward pass, or None."""
         if type(x) not in PLAIN or torch.compiler.is_exporting():
             return "not a plain tensor, or exported"
         if x.numel() == 0 or not is_fixed(x.shape[1:]):
@@ -92,20 +92,20 @@ class ComparedAdapter(Adapter):
 
 
 def is_slower(part: Any, x: Tensor, kind: str, num_tokens: int) -> bool:
-    """Whether ``crossovers.py`` says that the fused forward pass of ``x`` gains nothing.
+    """Return whether the fused forward pass is not faster on ``x``, according to ``crossovers.py``.
 
-    A reentrant checkpoint calls a module without gradients first and with them later, and both
-    calls have to drop the same, so the module's mode counts as training as well.
+    A module in training mode counts as training even without gradients, because a reentrant
+    checkpoint calls it both without and with gradients, and both calls must drop the same values.
     """
     training = part.training or torch.is_grad_enabled()
-    # Compiled code has no cost per call.
+    # Compiled code has no overhead per call.
     if not torch.compiler.is_compiling() and is_small(x, training):
         return True
     return num_tokens > longest(kind, x.device.type, compute_dtype(x), training)
 
 
 def is_fixed(shape: torch.Size) -> bool:
-    """Whether a shape has no dynamic sizes of ``torch.compile``."""
+    """Return whether a shape has no dynamic sizes of ``torch.compile``."""
     if not all(type(n) is int for n in shape):
         return False
     if torch.compiler.is_compiling():
@@ -117,7 +117,7 @@ def is_fixed(shape: torch.Size) -> bool:
 
 @functools.cache
 def adapted(origin: Any, adapter: Any) -> Any:
-    """The class of swapped modules of the class ``origin``."""
+    """Return the swapped class for the class ``origin``."""
     members = {"origin": origin, "adapter": adapter, "__module__": origin.__module__}
     made: Any = type(origin.__name__, (adapter, origin), members)
     made.swapped = made
@@ -125,13 +125,13 @@ def adapted(origin: Any, adapter: Any) -> Any:
 
 
 def _make(origin: Any, adapter: Any) -> Any:
-    """Make an instance without state, for copying and unpickling."""
+    """Create an instance without state, for copying and unpickling."""
     made = adapted(origin, adapter)
     return made.__new__(made)
 
 
 def swap(part: Any, adapter: Any) -> str | None:
-    """Give ``part`` the forward pass of ``adapter``; returns the reason if that does not fit."""
+    """Apply ``adapter`` to ``part``; return the reason if it does not fit."""
     device = next(part.parameters()).device.type
     if adapter.kind is not None and (reason := no_gain_reason(adapter.kind, device)):
         return reason
@@ -145,6 +145,6 @@ def swap(part: Any, adapter: Any) -> str | None:
 
 
 def unswap(part: Any) -> None:
-    """Undo :func:`swap`, unless something else has changed the class since."""
+    """Undo :func:`swap`, unless the class has changed since."""
     if isinstance(part, Adapter) and type(part) is part.swapped:
         part.__class__ = part.origin

@@ -1,8 +1,8 @@
 """Adapters of attention modules.
 
-Where queries, keys and values are one tensor, the whole module is fused and reads it in place. In
-other modules only PyTorch's ``scaled_dot_product_attention`` is replaced, while the module runs, on
-this thread: norms, rotations and hooks around it stay the module's own code.
+If queries, keys and values are one tensor, the whole module is fused and reads it in place. In
+other modules only the call of ``scaled_dot_product_attention`` is replaced, on the current thread:
+norms, rotations and hooks around it run unchanged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TimmAttention(ComparedAdapter):
     kind = PACKED
 
     def fused_input(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Tensor | None:
-        # attn_mask=None and is_causal=False, in versions that have them
+        # attn_mask=None and is_causal=False, in recent versions
         is_bare = all(value is None or value is False for value in (*args, *kwargs.values()))
         return x if is_bare and is_tokens(x, self.qkv.in_features) else None
 
@@ -81,7 +81,7 @@ class VitPytorchAttention(ComparedAdapter):
 
 
 class TorchMultiheadAttention(ComparedAdapter):
-    """``nn.MultiheadAttention``: batch first, of one width, without returned weights."""
+    """``nn.MultiheadAttention`` with ``batch_first``, equal widths and without returned weights."""
 
     kind = PACKED
 
@@ -127,12 +127,12 @@ class TorchMultiheadAttention(ComparedAdapter):
 
 
 def is_tokens(x: Any, width: int) -> bool:
-    """Whether ``x`` is a tensor ``[B, N, width]``."""
+    """Return whether ``x`` is a tensor ``[B, N, width]``."""
     return isinstance(x, Tensor) and not x.is_nested and x.ndim == 3 and x.shape[2] == width
 
 
 def changed_child(part: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | None:
-    """Why a child is not a plain module of one of these classes, or None if all are."""
+    """Return why a child is not a plain module of the expected class, or None."""
     for name, child in part._modules.items():
         if child is not None and type(child) not in kinds:
             return f"{name} is a {type(child).__name__}"
@@ -142,7 +142,7 @@ def changed_child(part: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | 
 
 
 def heads_reason(width: int, heads: int, scale: float | None = None) -> str | None:
-    """Why the op cannot have this number of heads and scale, or None; ``width`` is of all three."""
+    """Return why the op does not support the heads or scale, or None; ``width``: of packed qkv."""
     if heads < 1 or width % (3 * heads):
         return "its heads do not divide its width"
     usual = (width // 3 // heads) ** -0.5
@@ -152,21 +152,21 @@ def heads_reason(width: int, heads: int, scale: float | None = None) -> str | No
 
 
 def layer_settings(layer: Any) -> tuple:
-    """What the result of a linear layer depends on, beside the values of its parameters."""
+    """Return the settings of a linear layer that affect its result."""
     weight = layer.weight
     return *weight.shape, layer.bias is not None, weight.dtype, weight.device.type
 
 
 def dropout_of(part: Any, dropout: Any) -> float:
-    """The share of attention weights to drop."""
+    """Return the dropout rate of the attention weights."""
     return dropout.p if dropout is not None and part.training else 0.0
 
 
 def dropout_reason(part: Any, dropout: Any) -> str | None:
-    """Why the op cannot drop attention weights as ``part`` does, or None."""
+    """Return why the op does not support the attention dropout of ``part``, or None."""
     if dropout is None or dropout.p == 0:
         return None
-    # Some versions ask the module whether this is training, and some the dropout.
+    # Whether the training mode of the module or of its dropout counts depends on the version.
     if dropout.p < 1 and dropout.training == part.training:
         return None
     return "its dropout is 1, or in another mode than the module"
@@ -184,7 +184,7 @@ class SdpaAttention(Adapter):
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         x = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        # Without a gain for this dtype, the mode's cost per operation is saved.
+        # Without a gain for this dtype, skip the mode's overhead per operation.
         if x is None or torch.compiler.is_exporting() or is_slower(self, x, SEPARATE, 1):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         with Redirect(self):
@@ -192,7 +192,7 @@ class SdpaAttention(Adapter):
 
 
 class Redirect(TorchFunctionMode):
-    """Context in which PyTorch's attention is fused where that is faster for ``part``."""
+    """Mode that replaces PyTorch's attention by the fused op if that is faster for ``part``."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
@@ -227,9 +227,8 @@ class Redirect(TorchFunctionMode):
 
 
 def can_fuse(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> bool:
-    """Whether this is self-attention of plain tensors of one length, at the usual scale.
-
-    Autocast may give them their one dtype: some rotations widen queries and keys, but not values.
+    """Return whether this is self-attention of plain tensors of one length, at the default scale.
+    Dtypes may differ under autocast: some rotary embeddings widen queries and keys, but not values.
     """
     return (
         type(query) in PLAIN and type(key) in PLAIN and type(value) in PLAIN
@@ -253,8 +252,8 @@ def fused(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Te
 
 
 class SelfAttention(nn.Module):
-    """What :mod:`~ivcl_fast.models.accelerate.comparison` compares for SDPA, of stacked queries,
-    keys and values ``[B, 3, heads, N, d]``."""
+    """SDPA of stacked queries, keys and values ``[B, 3, heads, N, d]``, for
+    :mod:`~ivcl_fast.models.accelerate.comparison`."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -276,7 +275,7 @@ def self_attention(device: str) -> SelfAttention:
 
 @constant_when_compiled
 def sdpa_difference(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
-    """How fused attention differs from SDPA for stacked inputs ``[B, *shape]``, or None."""
+    """Return how fused attention differs from SDPA on stacked inputs ``[B, *shape]``, or None."""
     key = ("scaled_dot_product_attention", device)
     remember(key, self_attention(device))
     return difference(key, shape, dtype)

@@ -1,13 +1,13 @@
-"""Comparison of a fused forward pass with the module's own, before it is first used.
+"""Comparison of a fused forward pass with the original one, before its first use.
 
 Both run on a copy of the module with random weights, on two random inputs of the call's shape: in
-float64, where they have to be equal, and in the call's dtype, where the fused one may be twice as
-far from float64 as the module's own. This happens at the first call of each compute dtype, and
-again whenever the size of one input reaches another power of two, once for all modules of one class
-with equal settings.
+float64, where they must be equal, and in the call's dtype, where the fused one may have twice the
+original's error relative to float64. This happens at the first call of each compute dtype, and
+again whenever the input size reaches another power of two, once for all modules of a class with
+equal settings.
 
-It runs in a thread of its own, where the caller's autocast, inference mode, function modes and
-tracing do not hold. No global random state changes.
+It runs in a separate thread, without the caller's autocast, inference mode, function modes and
+tracing. Global random state is unchanged.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from ivcl_fast.kernels._op import constant_when_compiled
 from ivcl_fast.text import first_line
 
 EQUAL_IN_FLOAT64 = 2e-6
-"""Largest difference relative to the largest output; some modules compute parts in float32."""
+"""Maximum difference relative to the largest output; some modules compute partly in float32."""
 
 _examples: WeakValueDictionary[tuple, Any] = WeakValueDictionary()
 _differences: dict[tuple, str | None] = {}
 
 
 def remember(key: tuple, part: Any) -> None:
-    """Keep a weak reference to a module of this key, of which a copy can be compared."""
+    """Keep a weak reference to a module with this key, to copy for comparisons."""
     _examples.setdefault(key, part)
 
 
 def found_differences(key: tuple) -> list[str]:
-    """How the forward passes of a key differ, as found so far."""
+    """Return the known difference of the forward passes of a key."""
     return [reason for (known, *_), reason in _differences.items() if known == key and reason]
 
 
 @constant_when_compiled
 def difference(key: tuple, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
-    """How both forward passes differ for inputs ``[B, *shape]``, or None if they are equal."""
+    """Return how the forward passes of a key differ on inputs ``[B, *shape]``, or None if they are
+    equal."""
     size_class = torch.Size(shape).numel().bit_length()
     entry = (key, dtype, size_class)
     if entry not in _differences:
@@ -62,7 +63,7 @@ def difference(key: tuple, shape: tuple[int, ...], dtype: torch.dtype) -> str | 
 
 @torch.no_grad()
 def compare(part: Any, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
-    """How both forward passes of ``part`` differ for inputs ``[B, *shape]``, or None."""
+    """Return how the forward passes of ``part`` differ on inputs ``[B, *shape]``, or None."""
     where = f"{dtype}, shape {list(shape)}"
     try:
         twin = copy.deepcopy(part).eval()
@@ -82,19 +83,19 @@ def compare(part: Any, shape: tuple[int, ...], dtype: torch.dtype) -> str | None
     exact_error = (fused_exact - exact).abs().max().item()
     allowed = 2 * own_error + torch.finfo(dtype).eps * largest
     if not (exact_error <= EQUAL_IN_FLOAT64 * largest and fused_error <= allowed):
-        return f"the fused forward pass returns something else ({where})"
+        return f"the fused forward pass returns a different result ({where})"
     return None
 
 
 def both(twin: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The outputs of a module's own and its fused forward pass, without what follows in a tuple."""
+    """Return the first outputs of the original and the fused forward pass."""
     outputs = (twin.own_output(x), twin.fused_output(x))
     own, fused = (out[0] if isinstance(out, tuple) else out for out in outputs)
     return own, fused
 
 
 def randomise(twin: nn.Module) -> None:
-    """Set random weights, under which no part is hidden by zeros or ones."""
+    """Set random weights, because zeros or ones could hide a difference."""
     generator = torch.Generator().manual_seed(0)
     for parameter in twin.parameters():
         noise = torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter)

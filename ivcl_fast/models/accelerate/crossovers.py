@@ -1,7 +1,7 @@
 """The longest sequence at which fused attention is faster, by hardware, dtype and use.
 
 Measured on the attention of a ViT-B against the faster of SDPA and an explicit softmax
-(``benchmarks/results/crossovers-*.json``). CPUs and dtypes that were not measured use the rows of
+(``benchmarks/results/crossovers-*.json``). Unmeasured CPUs and dtypes use the rows of
 :data:`NEAREST`. GPU thresholds are unmeasured. MLPs and whole blocks gained nothing in float32 on
 any CPU, and in bfloat16 less than attention alone, so they are not in the table.
 """
@@ -16,11 +16,11 @@ from ivcl_fast.kernels._op import constant_when_compiled, unsupported_reason
 from ivcl_fast.models.layers import compute_dtype
 
 PACKED, SEPARATE = "attention", "separate_attention"
-"""Attention on one tensor of queries, keys and values, or on three, which have to be packed."""
+"""Attention on one packed tensor of queries, keys and values, or on three that must be packed."""
 LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
     ("amx", PACKED, "bfloat16"): (400, 257),
     ("amx", PACKED, "float32"): (257, 257),
-    # Inference was set to 0 by hand: public models lost up to 5 % with it.
+    # Inference is set to 0 by hand: public models were up to 5 % slower.
     ("amx", SEPARATE, "bfloat16"): (400, 0),
     ("amx", SEPARATE, "float32"): (0, 0),
     ("avx2", PACKED, "float32"): (0, 0),
@@ -34,18 +34,17 @@ LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
 }
 """Longest sequence in training and in inference, by (hardware, kind, dtype)."""
 LEAST = {"cpu": 1 << 16, "cuda": 1 << 22}
-"""Size of the input ``B*N*D`` below which a call costs more than it gains.
-
-On a CPU these are the checks of a call, except in bfloat16 training, which gains at every size. On
-a GPU it is the launch of kernels; that number is an estimate.
+"""Input size ``B*N*D`` below which the overhead of a call exceeds the gain. On a CPU the overhead
+is the checks, except in bfloat16 training, which gains at every size. On a GPU it is kernel
+launches; that number is an estimate.
 """
 NEAREST = "avx512bf16"
-"""The hardware whose rows other CPUs use."""
+"""Hardware whose rows are used for other CPUs."""
 
 
 @constant_when_compiled
 def longest(kind: str, device: str, dtype: torch.dtype, training: bool) -> int:
-    """The longest sequence for which the fused forward pass is used; 0 where it never is."""
+    """Return the longest sequence for the fused forward pass; 0 if it is never used."""
     if unsupported_reason(torch.device(device), dtype) is not None:
         return 0
     name = str(torch.bfloat16 if dtype == torch.float16 else dtype).removeprefix("torch.")
@@ -55,14 +54,14 @@ def longest(kind: str, device: str, dtype: torch.dtype, training: bool) -> int:
 
 
 def is_small(x: Tensor, training: bool) -> bool:
-    """Whether an input is too small for a fused forward pass to gain anything."""
+    """Return whether an input is too small for the fused forward pass to be faster."""
     if x.numel() >= LEAST.get(x.device.type, 0):
         return False
     return x.is_cuda or not (training and compute_dtype(x) == torch.bfloat16)
 
 
 def no_gain_reason(kind: str, device: str) -> str | None:
-    """Why no dtype gains anything on a device, or None."""
+    """Return why no dtype is faster on a device, or None."""
     dtypes = (torch.bfloat16, torch.float16, torch.float32)
     if any(longest(kind, device, dtype, t) for dtype in dtypes for t in (True, False)):
         return None

@@ -1,12 +1,12 @@
 """Adapter of patch embeddings: a convolution whose windows do not overlap is a linear layer.
 
-PyTorch's library computes it as any other convolution. On a CPU in bfloat16 the matrix product of
-the patches is faster: for windows of 8 to 32 pixels, 1.03 to 7 times in inference and 1.2 to 27
-times with the weight's gradient (one thread of an Intel Xeon with AMX, and with its library held to
-AVX-512; widths 128 to 768, 1 and 8 images). In float32, and for smaller windows as between the
-stages of hierarchical models, it is not always faster, and the convolution runs.
+On a CPU in bfloat16, the matrix product of the patches is faster than PyTorch's convolution: for
+windows of 8 to 32 pixels, by 1.03 to 7 times in inference and 1.2 to 27 times with the weight
+gradient (one thread of an Intel Xeon with AMX, and restricted to AVX-512; widths 128 to 768, 1 and
+8 images). In float32, and for the smaller windows between stages of hierarchical models, it is not
+always faster, and the convolution runs.
 
-Nothing of this is a kernel of ours, so derivatives of every kind are PyTorch's own.
+This uses only PyTorch operations, so all derivatives are supported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ivcl_fast.models.accelerate.adapter import ComparedAdapter
 from ivcl_fast.models.layers import PLAIN, compute_dtype
 
 LEAST_WINDOW = 8
-"""Pixels of a side."""
+"""Minimum window side in pixels."""
 
 
 class PatchConvolution(ComparedAdapter):
@@ -37,14 +37,14 @@ class PatchConvolution(ComparedAdapter):
         return input if fits else None
 
     def own_reason(self: Any) -> str | None:
-        # A parametrisation's weight is computed at each reading.
+        # A parametrised weight is recomputed at each access.
         weight = self._parameters.get("weight")
         if reason := super().own_reason():
             return reason
         if not embeds_patches(self):
             return "its windows are small, overlap or have gaps between them"
         if type(weight) not in PLAIN or tuple(weight.shape[2:]) != self.kernel_size:
-            return "its weight is of another kind, or not of its kernel's size"
+            return "its weight is not a plain tensor of its kernel's size"
         if weight.device.type != "cpu":
             return "the convolution is as fast on this device"
         return None
@@ -61,7 +61,7 @@ class PatchConvolution(ComparedAdapter):
 
 
 def embeds_patches(conv: Any) -> bool:
-    """Whether the windows of a convolution are large, touch and do not overlap."""
+    """Return whether a convolution's windows are large and adjacent, without overlap or gaps."""
     return (
         conv.stride == conv.kernel_size
         and conv.padding in ((0,) * len(conv.kernel_size), "valid")
@@ -72,8 +72,8 @@ def embeds_patches(conv: Any) -> bool:
 
 
 def of_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution of ``x`` ``[B, C, *size]`` by ``weight`` ``[D, C, *window]``, its windows
-    side by side: ``[B, D, *grid]``. Pixels behind the last whole window are not read."""
+    """Convolve ``x`` ``[B, C, *size]`` with ``weight`` ``[D, C, *window]`` on adjacent windows:
+    ``[B, D, *grid]``. Pixels after the last whole window are ignored."""
     for axis, side in enumerate(weight.shape[2:], start=2):
         x = x.unfold(axis, side, side)
     axes = weight.ndim - 2

@@ -1,8 +1,8 @@
-"""The classes that :func:`ivcl_fast.accelerate` knows, and the adapter of each.
+"""The classes known to :func:`ivcl_fast.accelerate`, and their adapters.
 
 To add a class, add a line: its full name, and the adapters to try in order. Only instances of
-exactly this class are changed, not those of its subclasses. MLPs and whole blocks are not listed:
-fusing them gained nothing on the CPUs that were measured.
+exactly this class are replaced, not of its subclasses. MLPs and whole blocks are not listed,
+because fusing them gained nothing on the measured CPUs.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ TABLE: dict[str, tuple[type[Adapter], ...]] = {
 
 
 def adapters_of(part: nn.Module) -> tuple[type[Adapter], ...]:
-    """The adapters to try for a module, none if its class is not known."""
+    """Return the adapters to try for a module; empty if its class is unknown."""
     return TABLE.get(f"{type(part).__module__}.{type(part).__qualname__}", ())
