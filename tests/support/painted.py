@@ -9,6 +9,7 @@ import io
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -162,6 +163,7 @@ def _chunk(name: bytes, payload: bytes) -> bytes:
     return name + struct.pack("<I", len(payload)) + payload
 
 
+@cache
 def scenes(count: int) -> list[np.ndarray]:
     """CATER-like pictures, uint8 [240, 320, 3]: shaded saturated discs on a lit grey floor."""
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import torch
 
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.decode import decoder as decode
-from ivcl_fast.data.decode.decoder import default_workers, make_decoder, resolve_decoder
+from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.decode.pyav import PyAVDecoder
 from ivcl_fast.errors import UserError
@@ -82,8 +82,3 @@ def test_pyav_decodes_what_dali_gets_wrong(tmp_path, monkeypatch, caplog, change
     assert len(calls) == (1 if reason == "differ" else 2)
     assert caplog.text.count("PyAV decodes a file instead of DALI") == (reason is not None)
     assert reason is None or f"mjpeg in .avi: {reason}" in caplog.text or reason in caplog.text
-
-
-def test_a_thread_keeps_its_last_decoder():
-    decoder = make_decoder("pyav", 32)
-    assert make_decoder("pyav", 32) is decoder is not make_decoder("pyav", 64)

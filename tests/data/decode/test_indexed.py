@@ -17,7 +17,6 @@ from tests.support.painted import (
     picture,
     write_avi,
     write_blender_avi,
-    write_images,
     write_video,
 )
 
@@ -49,12 +48,6 @@ def test_the_same_frames(tmp_path, name, write, located):
     assert torch.equal(decoded(one, indexed, [8, 0, 8]), whole[[8, 0, 8]])
     with pytest.raises(IndexError, match="frames 0 to 8"):
         decoded(one, indexed, [9])
-
-
-def test_images(tmp_path):
-    one = write_images(tmp_path, "p", 1, 5)
-    assert index_one(one) == Indexed(probe(one))
-    assert len(decoded(one, index_one(one), [4, 0])) == 2
 
 
 def test_a_file_that_has_changed(tmp_path):

@@ -41,7 +41,7 @@ def test_the_frames_of_a_clip(tmp_path, name, codec, options):
             decoder.decode_open(opened, [FRAMES])
 
 
-@pytest.mark.parametrize(("name", "codec", "options"), [KINDS[0], KINDS[3], KINDS[4]])
+@pytest.mark.parametrize(("name", "codec", "options"), [KINDS[0], KINDS[4]])
 def test_only_what_a_clip_needs_is_decoded(tmp_path, monkeypatch, name, codec, options):
     path = write_video(tmp_path / name, PICTURES, codec, **options)
     fed: list[bool] = []
