@@ -45,10 +45,19 @@ Reasoning?]({{ paper_url }}) (NeurIPS 2023).
 ```python
 from ivcl_fast import {{ name }}, load_clip
 
-# FOLDER: this folder, or OWNER/NAME on the Hugging Face hub model = {{ name
-}}.from_pretrained("FOLDER") video = load_clip("VIDEO", model.cfg{{ frames }})  # uint8 {{ video }}
-{{ result }} = model{{ method }}(video)  # float {{ shape }} ```  ## Training  {{ training }}  ##
-Config  {{ fields }}
+# FOLDER: this folder, or OWNER/NAME on the Hugging Face hub
+model = {{ name }}.from_pretrained("FOLDER")
+video = load_clip("VIDEO", model.cfg{{ frames }})  # uint8 {{ video }}
+{{ result }} = model{{ method }}(video)  # float {{ shape }}
+```
+
+## Training
+
+{{ training }}
+
+## Config
+
+{{ fields }}
 """
 """Model card template for ``huggingface_hub``."""
 
