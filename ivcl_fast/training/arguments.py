@@ -13,7 +13,14 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.registry import check_frame_labels, check_options, clip_frames, find_task
 from ivcl_fast.errors import UserError, flag
 from ivcl_fast.models.backbone import default_sizes
-from ivcl_fast.training.settings import CHANGEABLE, TrainConfig, load_settings
+from ivcl_fast.training.settings import (
+    CHANGEABLE,
+    CONFIG,
+    OutputConfig,
+    TrainConfig,
+    load_settings,
+    read_settings,
+)
 
 QUICK: dict[str, Any] = dict(
     quick=True, pretrain_clips=96, finetune_clips=64, train_videos=48, val_videos=16, batch_size=16
@@ -60,6 +67,8 @@ def values_given(arguments: Sequence[str]) -> dict[str, str]:
 
 def defaults(given: dict[str, str]) -> TrainConfig:
     """Return the settings for what is not given, which depend on some that are."""
+    if given.get("config"):
+        return settings_of_file(given)
     sizes: dict[str, Any] = {}
     preset = given.get("preset")
     if preset is None:
@@ -71,6 +80,18 @@ def defaults(given: dict[str, str]) -> TrainConfig:
     if (typed := given.get("num_frames", "")).isdecimal() and int(typed) > 0:
         sizes["num_query_frames"] = min(sizes["num_query_frames"], int(typed))
     config = TrainConfig(preset=preset, model=IVCLConfig.preset(preset, **sizes))
+    return config.replace(**QUICK) if "quick" in given else config
+
+
+def settings_of_file(given: dict[str, str]) -> TrainConfig:
+    """Return the settings in the file that ``--config`` names, for a run in a folder of its own."""
+    if "preset" in given:
+        raise UserError("--preset: expected no --config, which has the sizes; change single ones")
+    file = Path(given["config"])
+    place = {"out": OutputConfig.out, "name": None}
+    config = read_settings(file / CONFIG if file.is_dir() else file, **place)
+    if "data" in given:
+        config = config.replace(task="auto")
     return config.replace(**QUICK) if "quick" in given else config
 
 
@@ -90,7 +111,7 @@ def checked(config: TrainConfig) -> TrainConfig:
     if config.stages.frame_labels and model.readout != "last":
         raise UserError(f"--frame-labels: expected --readout last, got {model.readout}")
     check_options(data)
-    return config.replace(task=find_task(data.source, data.task))
+    return config.replace(task=find_task(data.source, data.task), config=None)
 
 
 def continued(config: TrainConfig, run: TrainConfig) -> TrainConfig:
@@ -98,7 +119,7 @@ def continued(config: TrainConfig, run: TrainConfig) -> TrainConfig:
 
     Raises :class:`UserError` for flags that would change its result.
     """
-    accepted = CHANGEABLE - {"overwrite", "name", "out"}
+    accepted = CHANGEABLE - {"config", "overwrite", "name", "out"}
     before, now = run.flat(), config.flat()
     if different := sorted(name for name in now.keys() - accepted if now[name] != before[name]):
         flags = ", ".join(map(flag, sorted(accepted - {"resume"})))

@@ -176,6 +176,8 @@ class TrainConfig:
     """Model sizes: tiny, small, base64 or base224."""
     quick: bool = False
     """Run every part once on a little data; the model learns nothing."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Start from the settings of another run, its config.json; flags take precedence."""
     seed: int = 0
     """Seed of the weights, the order of clips, the sampled frames and the masks."""
     data: OmitArgPrefixes[DataConfig] = DataConfig()
@@ -256,7 +258,7 @@ class TrainConfig:
 GROUPS = ("data", "stages", "optim", "speed", "output")
 """Fields of :class:`TrainConfig` that are groups of settings."""
 CHANGEABLE = {
-    "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes", "device",
+    "config", "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes", "device",
     "placement", "require_all", "shard", "compile", "cuda_graph", "grad_accum_steps",
     "grad_checkpoint", "compare_scratch", "compare_memoryless", "pictures", "viewer",
 }  # fmt: skip
@@ -280,6 +282,14 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"{folder}: expected the folder of a run, got one without {CONFIG}")
+    return read_settings(file, **{"out": folder.parent, "name": folder.name} | changes)
+
+
+def read_settings(file: Path, **changes: Any) -> TrainConfig:
+    """Read the settings in a file such as ``config.json``, and replace some.
+
+    Raises :class:`UserError` if the file does not hold the settings of a run.
+    """
     saved = read_json(file, "the settings of a run")
     if isinstance(saved, dict) and isinstance(saved.get("data"), str):
         raise UserError(f"{file}: expected settings of this version, got those of an older one")
@@ -287,7 +297,7 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
         model = IVCLConfig.from_dict(saved.pop("model"))
         groups = {name: type(getattr(TrainConfig, name))(**saved.pop(name)) for name in GROUPS}
         config = TrainConfig(model=model, **groups, **saved)
-        place = {"out": folder.parent, "name": folder.name, "resume": None, "overwrite": False}
-        return config.replace(data_dir=Path(config.data.data_dir), **place | changes)
+        new = {"resume": None, "overwrite": False, "data_dir": Path(config.data.data_dir)}
+        return config.replace(**new | changes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: expected the settings of a run, got others ({error})") from None

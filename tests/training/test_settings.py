@@ -62,6 +62,27 @@ def test_settings_are_read_as_they_were_written(tmp_path):
     assert load_settings(config.folder) == config
 
 
+def test_settings_of_another_run_are_a_start(tmp_path):
+    """All but its folder; a run on other data has another task."""
+    flags = ["--lr", "0.5", "--depth", "3", "--data", "acre:x", "--seed", "7", "--no-pictures"]
+    before = parse([*flags, "--name", "old", "--out", str(tmp_path)])
+    before.folder.mkdir()
+    write_settings(before)
+    file = str(before.folder / "config.json")
+    assert parse(["--config", file]) == parse(flags)
+    assert parse([f"--config={before.folder}", "--lr", "0.1"]) == parse([*flags, "--lr", "0.1"])
+    moved = parse(["--config", file, "--data", "cater:x", "--num-frames", "8"])
+    assert (moved.data.task, moved.optim.lr, moved.model.depth) == ("localize", 0.5, 3)
+    for other, flag in (
+        (("--preset", "small"), "preset"),
+        (("--resume", str(before.folder)), "config"),
+    ):
+        with pytest.raises(UserError, match=f"^--{flag}: expected"):
+            parse(["--config", file, *other])
+    with pytest.raises(UserError, match="expected the settings of a run"):
+        parse(["--config", str(tmp_path / "none.json")])
+
+
 @pytest.mark.parametrize("readout", ["mean", "cls"])
 def test_labels_of_all_frames_need_an_answer_for_each_frame(readout):
     with pytest.raises(UserError, match=r"^--frame-labels: expected --readout last"):
