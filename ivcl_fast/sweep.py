@@ -1,10 +1,16 @@
 """``python -m ivcl_fast.sweep STUDY``: run a study, which compares several variants in one table.
 
+Examples:
+
+  python -m ivcl_fast.sweep pretraining                  three seeds of every variant
+  python -m ivcl_fast.sweep --vary num-slots=2,4,8       values of any flag of ivcl_fast.train
+  python -m ivcl_fast.sweep --vary lr=1e-3,3e-3 --data videos:DIR
+
 Every variant is pretrained (once, or more often with ``--pretrainings``) and finetuned with several
 seeds; everything else is equal. Flags of ``ivcl_fast.train``, such as ``--data`` and ``--preset``,
-apply to every run; ``--quick`` runs every part once. A study that was stopped is continued by the
-same command. Several GPUs share the runs; with ``--parallel`` several runs share the cores of a
-CPU, which is faster for small models.
+apply to every run; ``--quick`` runs every part once, with one seed. A study that was stopped is
+continued by the same command. Several GPUs share the runs; with ``--parallel`` several runs share
+the cores of a CPU, which is faster for small models.
 """
 
 from __future__ import annotations

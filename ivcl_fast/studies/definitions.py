@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.errors import UserError
+from ivcl_fast.training.settings import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -228,3 +229,32 @@ def find_study(name: str) -> Study:
     if name not in STUDIES:
         raise UserError(f"study: expected one of {', '.join(STUDIES)}, got {name!r}")
     return STUDIES[name]
+
+
+FINETUNING = {
+    "finetune-clips", "last-frame-clips", "label-fraction", "freeze-encoder", "slot-noise",
+    "frame-labels", "finetune-lr", "backbone-lr-scale", "whole-clip-lr-scale",
+}  # fmt: skip
+"""Flags that only finetuning reads: their values share one pretraining."""
+
+
+def study_of_flag(text: str) -> tuple[str, Study]:
+    """Return the study of ``FLAG=A,B,...`` and its name; ``true`` and ``false`` are a switch's.
+
+    Raises :class:`UserError` for an unknown flag, and without two different values.
+    """
+    flag, _, listed = text.partition("=")
+    name, values = flag_name(flag), listed.split(",")
+    known = {"data" if field == "source" else field for field in TrainConfig().flat()}
+    if name.replace("-", "_") not in known or not 2 <= len(values) == len(set(values)):
+        raise UserError(
+            f"--vary: expected a flag of ivcl_fast.train and its values, such as lr=1e-3,3e-3, got "
+            f"{text!r}"
+        )
+    switch = {"true": f"--{name}", "false": f"--no-{name}"}
+    stage = "finetune" if name in FINETUNING else "model"
+    variants = [
+        Variant(value, **{stage: switch.get(value, f"--{name} {shlex.quote(value)}")})
+        for value in values
+    ]
+    return f"vary-{name}", Study(f"What does --{name} change?", f"--{name}", tuple(variants))

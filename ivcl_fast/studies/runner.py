@@ -25,9 +25,10 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.files import locked, remove_temporaries
 from ivcl_fast.models.weights import MODEL
+from ivcl_fast.progress import duration
 from ivcl_fast.report import study as study_report
 from ivcl_fast.report.run import REPORT, SCORES
-from ivcl_fast.studies.definitions import Study, Variant, find_study, flag_name
+from ivcl_fast.studies.definitions import Study, Variant, find_study, flag_name, study_of_flag
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import changed_settings, has_progress
 from ivcl_fast.training.settings import TrainConfig, load_settings
@@ -101,18 +102,18 @@ def variant_folder(variant: Variant) -> Path:
     return Path(*(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part))
 
 
-def run_jobs(jobs: list[Job], parallel: int, gpus: int) -> None:
+def run_jobs(jobs: list[Job], parallel: int, gpus: int, study: list[Job]) -> None:
     """Run the jobs that are not done, each in a process of its own, ``parallel`` at a time.
 
-    Each has one of the GPUs, or its share of the CPU's cores. A single one writes to the terminal,
-    several to ``log.txt`` in their folders. If one fails, or a signal arrives, all are stopped, and
-    each saves a checkpoint.
+    They are counted among all jobs of the ``study``. Each has one of the GPUs, or its share of the
+    CPU's cores. A single one writes to the terminal, several to ``log.txt`` in their folders. If
+    one fails, or a signal arrives, all are stopped, and each saves a checkpoint.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // parallel))}
     environment = os.environ | ({} if gpus else threads)
     waiting, free_slots = [job for job in jobs if not job.done], list(range(parallel))
-    finished, total = len(jobs) - len(waiting), len(jobs)
-    running: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
+    running: dict[subprocess.Popen[bytes], tuple[Job, int, float]] = {}
+    number = {job.folder: f"run {i}/{len(study)}" for i, job in enumerate(study, 1)}
     signals: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda signum, frame: signals.append(signum))
     try:
@@ -122,22 +123,22 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int) -> None:
                 device = ["--device", f"cuda:{slot % gpus}"] if gpus > 1 else []
                 command = [sys.executable, "-m", "ivcl_fast.train", *job.arguments, *device]
                 job.folder.mkdir(parents=True, exist_ok=True)
-                print(f"{job.folder}: started", flush=True)
+                print(f"{number[job.folder]}: {job.folder}", flush=True)
                 if parallel == 1:
                     process = subprocess.Popen(command, env=environment)
                 else:
                     with open(job.folder / "log.txt", "ab") as log:
                         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-                running[process] = job, slot
+                running[process] = job, slot, time.monotonic()
             for process in [process for process in running if process.poll() is not None]:
-                job, slot = running.pop(process)
+                job, slot, start = running.pop(process)
                 free_slots.append(slot)
                 if process.returncode:
                     where = "above" if parallel == 1 else "log.txt"
                     status = process.returncode
                     raise UserError(f"{job.folder}: exited with status {status}; see {where}")
-                finished += 1
-                print(f"{job.folder}: done, {finished} of {total} runs", flush=True)
+                took = duration(time.monotonic() - start)
+                print(f"{number[job.folder]}: done in {took}, {job.folder}", flush=True)
             if signals:
                 raise distributed.Interrupted(signals[0])
             time.sleep(POLL_SECONDS)
@@ -153,14 +154,27 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int) -> None:
 class SweepConfig:
     """Flags of ``ivcl_fast.sweep``."""
 
-    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
-    """The study; see above."""
-    seeds: int = 3
+    # With unknown flags, tyro gives the text "[]" for an optional positional that is no tuple.
+    study: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[STUDY]", help_behavior_hint=""),
+    ] = ()
+    """Name of the study; see above."""
+    vary: Annotated[str | None, tyro.conf.arg(metavar="FLAG=A,B,...", help_behavior_hint="")] = None
+    """Instead of a study: compare these values of any flag of ivcl_fast.train, such as
+    num-slots=2,4,8."""
+    seeds: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 3, with --quick 1)"),
+    ] = None
     """Number of finetunings of every variant."""
     pretrainings: int = 1
     """Number of pretrainings of every variant; its finetunings start from them in turn."""
-    parallel: int | None = None
-    """Number of runs at a time; by default one per GPU, or one on a CPU."""
+    parallel: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one per GPU, one on a CPU)"),
+    ] = None
+    """Number of runs at a time."""
     out: Path = Path("sweeps")
     """Folder that holds the studies."""
 
@@ -176,18 +190,19 @@ def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
         raise UserError(
             f"WORLD_SIZE: expected 1, got {ranks}; ivcl_fast.sweep gives each GPU a run of its own"
         )
-    study, seeds, pretrainings = find_study(config.study), config.seeds, config.pretrainings
+    (name, study), pretrainings = chosen_study(config), config.pretrainings
     require_at_least(config, 1, "seeds", "pretrainings", "parallel")
+    settings = parse(common)  # also raises errors before any work
+    seeds = config.seeds or (pretrainings if settings.quick else 3)
     if pretrainings > seeds:
         raise UserError(f"--pretrainings: expected at most --seeds ({seeds}), got {pretrainings}")
-    settings = parse(common)  # also raises errors before any work
     if settings.quick:
         study = study.quick()
-    check_flags(config.study, study, common)
+    check_flags(name, study, common)
     flags = study.flags(common)
     # If --device names the GPU to use, the runs share it.
     gpus = torch.cuda.device_count() if settings.speed.device in ("auto", "cuda") else 0
-    folder = config.out / (config.study + ("-quick" if settings.quick else ""))
+    folder = config.out / (name + ("-quick" if settings.quick else ""))
     stages = plan_jobs(study, folder, seeds, flags, pretrainings)
     for job in chain(*stages):
         if has_progress(job.folder) and (changed := changed_settings(parse(job.arguments))):
@@ -198,19 +213,34 @@ def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, busy="run"):
         remove_temporaries(folder, study_report.FILES)
+        start, jobs = time.monotonic(), [*chain(*stages)]
         for stage in stages:
-            run_jobs(stage, config.parallel or max(1, gpus), gpus)
+            run_jobs(stage, config.parallel or max(1, gpus), gpus, jobs)
+        print(f"{len(jobs)} runs done; this took {duration(time.monotonic() - start)}", flush=True)
         folders: study_report.Folders = {}
         for variant in study.variants:
             runs = [folder / variant_folder(variant) / f"seed-{seed}" for seed in range(seeds)]
             data = load_settings(runs[0]).data  # variants that share it can be compared
             folders.setdefault(f"{data.task} on {data.source}", {})[variant.label] = runs
-        command = [config.study, *common, "--seeds", str(seeds)]
+        asked = [f"--vary={config.vary}"] if config.vary else [name]
+        command = [*asked, *common, "--seeds", str(seeds)]
         if pretrainings > 1:
             command += "--pretrainings", str(pretrainings)
         about = study.question, study.varied
         study_report.write(folder, *about, folders, command, seeds, pretrainings)
     return folder
+
+
+def chosen_study(config: SweepConfig) -> tuple[str, Study]:
+    """Return the study that the flags name or describe, and its name."""
+    if config.vary is not None and not config.study:
+        name, study = study_of_flag(config.vary)
+        if study.own_flags & SET_BY_STUDY:
+            raise UserError(f"--vary: expected no flag that studies set, got {config.vary!r}")
+        return name, study
+    if config.vary is not None or len(config.study) != 1:
+        raise UserError("STUDY: expected the name of one study, or --vary FLAG=A,B,...")
+    return config.study[0], find_study(config.study[0])
 
 
 def check_flags(name: str, study: Study, common: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.studies import runner
 from ivcl_fast.studies.definitions import STUDIES, Study, Variant
 from ivcl_fast.sweep import main
+from ivcl_fast.training.settings import load_settings
 from tests.support.small_models import RUN_FLAGS
 
 SMALL = (*RUN_FLAGS, "--batch-size", "2", "--pretrain-clips", "4", "--finetune-clips", "4")
@@ -29,7 +30,7 @@ COMPARED = Study(
 
 
 def run_study(name, flags, out, seeds=1, parallel=None, **options) -> Path:
-    config = runner.SweepConfig(name, seeds, parallel=parallel, out=out, **options)
+    config = runner.SweepConfig((name,), seeds=seeds, parallel=parallel, out=out, **options)
     return runner.run_study(config, flags)
 
 
@@ -54,10 +55,12 @@ def test_a_study_from_data_to_table_and_again(data, tmp_path, monkeypatch, capfd
     assert "decoding" in capfd.readouterr().err, "a single run shows what it does"
 
     run_study("small", flags, tmp_path)
-    assert "started" not in capfd.readouterr().out, "all runs are done"
+    assert "run 1/" not in capfd.readouterr().out, "all runs are done"
     (folder / "none" / "seed-0" / "scores.json").unlink()
     run_study("small", flags, tmp_path, parallel=2)
-    assert "none/seed-0: done, 2 of 2 runs" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert re.search(r"^run 3/3: done in \d+ s, .*none/seed-0$", printed, re.M), "of all runs"
+    assert "3 runs done; this took" in printed
     assert "report: " in (folder / "none" / "seed-0" / "log.txt").read_text()
     again = json.loads((folder / "results.json").read_text())["values"][title]
     assert again == values, "in parallel as one after the other"
@@ -65,6 +68,19 @@ def test_a_study_from_data_to_table_and_again(data, tmp_path, monkeypatch, capfd
     with pytest.raises(UserError, match=r"^--out: .*pretrained .*\(finetune_lr, lr\); choose"):
         run_study("small", (*flags, "--lr", "0.5", "--finetune-lr", "0.5"), tmp_path)
     assert (folder / "study.md").read_text() == page
+
+
+def test_the_values_of_any_flag_are_compared(data, tmp_path, command):
+    """Without a name. A quick study takes one seed, and finetunings share a pretraining."""
+    flags = ["--vary", "label-fraction=0.5,1.0", "--quick", "--data", data, *SMALL]
+    code, printed, _ = command(main, *flags, "--out", tmp_path)
+    folder = tmp_path / "vary-label-fraction-quick"
+    assert code == 0 and "3 runs done" in printed
+    page = (folder / "study.md").read_text()
+    assert "| --label-fraction | clips |" in page
+    assert "ivcl_fast.sweep --vary=label-fraction=0.5,1.0 --quick" in page and "--seeds 1`" in page
+    fractions = [load_settings(run).stages.label_fraction for run in folder.glob("*/seed-*")]
+    assert sorted(fractions) == [0.5, 1.0]
 
 
 STAND_IN = """#!/bin/sh
@@ -136,6 +152,11 @@ def test_a_scheduler_stops_runs_at_once(data, tmp_path, started, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "STUDY: expected the name of one study, or --vary FLAG=A,B,..."),
+        (["--vary", "lr=0.1"], "--vary: expected a flag of ivcl_fast.train and its values"),
+        (["--vary", "depht=1,2"], "--vary: expected a flag of ivcl_fast.train and its values"),
+        (["--vary", "seed=1,2"], "--vary: expected no flag that studies set"),
+        (["--vary", "lr=1,2", "--lr", "1"], "--lr: the study vary-lr sets this"),
         (["nothing"], "study: expected one of pretraining, supervision"),
         (["slots", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
         (["slots", "--parallel", "0"], "--parallel: expected at least 1, got 0"),
@@ -145,7 +166,7 @@ def test_a_scheduler_stops_runs_at_once(data, tmp_path, started, command):
         (["slots", "--num_slots=3"], "--num_slots=3: the study slots sets this"),
         (["pretraining", "--objective", "mae"], "--objective: the study pretraining sets this"),
         (["causes", "--data", "cater:x"], "--data: the study causes sets this"),
-        (["supervision", "--data", "acre:x"], "--objective: "),
+        (["supervision", "--data", "acre:x"], "--objective classification: "),
     ],
 )
 def test_mistakes_are_reported_in_one_line(arguments, message, tmp_path, command):

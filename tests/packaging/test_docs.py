@@ -23,8 +23,7 @@ from ivcl_fast import IVCLConfig, SlotAutoencoder
 from ivcl_fast.data import registry as catalog
 from ivcl_fast.errors import UserError
 from ivcl_fast.report import plan
-from ivcl_fast.studies.definitions import find_study
-from ivcl_fast.studies.runner import check_flags
+from ivcl_fast.studies.runner import check_flags, chosen_study
 from ivcl_fast.training.arguments import parse as parse_flags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,7 +123,7 @@ def check_python(arguments: list[str]) -> None:
     if module == "ivcl_fast.sweep":
         found, flags = found
         parse_flags(flags)
-        check_flags(found.study, find_study(found.study), tuple(flags))
+        check_flags(*chosen_study(found), tuple(flags))
 
 
 def run(module: str, flags: list[str]) -> None:

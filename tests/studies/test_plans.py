@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.studies.definitions import STUDIES
+from ivcl_fast.studies.definitions import STUDIES, study_of_flag
 from ivcl_fast.studies.runner import check_flags, plan_jobs, variant_folder
 from ivcl_fast.training.arguments import parse
 
@@ -60,6 +60,19 @@ def test_a_study_has_its_own_budget_which_the_command_may_change():
     assert (config.stages.pretrain_clips, config.stages.finetune_clips) == (30_000, 120_000)
     assert (config.data.train_videos, config.data.val_videos) == (7, 1000)
     assert study.quick().flags(("--quick",)) == ("--batch-size", "4", "--quick")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("num_slots=2,4", ["--num-slots 2", "--num-slots 4"]),
+        ("--compile=true,false", ["--compile", "--no-compile"]),
+        ("data=videos:a,videos:b c", ["--data videos:a", "--data 'videos:b c'"]),
+    ],
+)
+def test_a_flag_makes_a_study(text, flags):
+    _, study = study_of_flag(text)
+    assert [variant.model for variant in study.variants] == flags
 
 
 @pytest.mark.parametrize("flag", ["--pretrain-clips", "--train-videos=9", "--embed_dim"])
