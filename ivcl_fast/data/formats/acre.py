@@ -9,7 +9,7 @@ as ``ACRE_IID``::
 
 with split ``train``, ``val`` or ``test``, problem ``%06d`` and panel ``%02d``. Panels 0 to 5 show
 objects and a machine that is on or off. Panels 6 to 9 show no machine and ask for its state: for
-single objects (6, 7), or for a panel that was off, with objects added (8, 9). Results are reported
+single objects (6, 7), or for an off panel with objects added (8, 9). Results are reported
 on ``test``; ``val`` is for choosing settings.
 """
 
@@ -33,7 +33,7 @@ Light = Literal["on", "off", "no"]
 SPLITS = ("train", "test", "val")
 TYPES: tuple[QuestionType, ...] = get_args(QuestionType)
 OFF, UNDETERMINED, ON = range(3)
-"""The labels."""
+"""Labels of the clips."""
 CONTEXT = range(6)
 PANELS = range(10)
 QUERIES = range(6, 10)
@@ -104,8 +104,8 @@ _COMP_TEST = _table(_PALETTE_B, _PALETTE_A, ("metal",))
 def object_table(regime: Regime, split: str) -> tuple[Attributes, ...]:
     """Return the attributes of each object id: 48 objects, or 24 in ``comp``.
 
-    In ``comp``, the same ids stand for other objects in ``train`` than in ``val`` and ``test``,
-    which ACRE's files do not state: object 0 is a gray rubber cube in ``train``, else a red one.
+    In ``comp``, ids stand for different objects in ``train`` than in ``val`` and ``test``. ACRE's
+    files do not state this: object 0 is a gray rubber cube in ``train`` and a red one elsewhere.
     """
     if regime != "comp":
         return _ALL
@@ -173,7 +173,7 @@ class Acre:
         ]
 
     def describe(self, label: int) -> str:
-        """Return a class in words."""
+        """Describe a class in words."""
         return _ANSWERS[label]
 
     def queries(self, split: str) -> dict[str, Query]:
@@ -186,7 +186,7 @@ class Acre:
         }
 
     def problems(self, split: str) -> list[Problem]:
-        """Return the problems of a split; raises :class:`UserError` as :meth:`clips` does."""
+        """Return the problems of a split; raises :class:`UserError` like :meth:`clips`."""
         if split not in SPLITS:
             raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         path = self._config(split)
@@ -202,7 +202,7 @@ class Acre:
 def covariation(problem: Problem) -> list[int]:
     """Answer the queries by counting how often the machine was on in trials with each object.
 
-    The object of a query with the highest share decides: on from 60 %, off below 40 %, else
+    The object with the highest share decides each query: on from 60 %, off below 40 %, otherwise
     undetermined. ACRE's own baseline of this kind (``NS-RW``) has the same thresholds.
     """
     answers = []

@@ -6,9 +6,9 @@ Source: github.com/rohitgirdhar/CATER, ``generate/`` and ``baselines/``. A packa
     scenes/CATER_new_000123.json     the objects, their locations and their movements
     lists/<task>/<split>.txt         lines of "<video file name> <label>[,<label>...]"
 
-Lists contain file names (the released ones) or paths (generated ones), of which only the last part
+Lists contain file names (the released ones) or paths (generated ones), of which only the file name
 is read. CATER's generator writes the videos to ``images/``. Converted videos may have another
-suffix than in the lists. Results are reported on ``val``.
+suffix than the lists. Results are reported on ``val``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Task:
 
 
 def describe_action(action: tuple[str, str]) -> str:
-    """Return an action in words: ``("spl", "_pick_place")`` is ``snitch: pick place``."""
+    """Describe an action in words: ``("spl", "_pick_place")`` is ``snitch: pick place``."""
     shape, name = action
     return f"{'snitch' if shape == 'spl' else shape}: {name.strip('_').replace('_', ' ')}"
 
@@ -137,7 +137,7 @@ class Cater:
     def media(self) -> list[Media]:
         """Return the videos of all lists of all tasks, sorted by name; they need not exist.
 
-        A name with another suffix is the same video.
+        Names that differ only in their suffix are the same video.
         """
         lists = (self.root / "lists").glob("*/*.txt")  # may include notes
         items = [self._read_list(path) for path in lists if path.stem in SPLITS]
@@ -156,7 +156,7 @@ class Cater:
         return [Media(stem, (file(stem, name),)) for stem, name in listed.items()]
 
     def describe(self, label: int) -> str:
-        """Return a class in words."""
+        """Describe a class in words."""
         if self.task == "actions_present":
             return describe_action(ACTION_CLASSES[label])
         if self.task == "actions_order_uniq":
@@ -181,7 +181,7 @@ class Cater:
         """Read the scene of a clip.
 
         ``frames``: required number of frames, for labels of single frames. Raises
-        :class:`UserError` if the scene is missing or malformed, or has another number of frames.
+        :class:`UserError` if the scene is missing or malformed, or has a different number.
         """
         path = self._scene_file(clip_name)
         scene = read_json(path, "a CATER scene")

@@ -62,7 +62,7 @@ def contained(scene: Scene, frame: int) -> set[str]:
 
 
 def movements_until(scene: Scene, frame: int) -> dict[str, list[list[Any]]]:
-    """Return the movements that began before this frame, as if the scene ended with it.
+    """Return the movements that began before this frame, as if the scene ended there.
 
     A ``_contain`` that has not ended becomes the ``_pick_place`` with which it begins.
     """

@@ -22,7 +22,7 @@ Scene = Mapping[str, Any]
 GRID_HALF_WIDTH = 3.0
 """Objects are placed at x and y between -3 and 3 (world units)."""
 OUTSIDE = 0.05
-"""How far beyond the border an object may be until it first moves: more than its mesh's offset."""
+"""Distance that an object may be outside before it moves: more than the offset of its mesh."""
 
 ACTION_CLASSES: tuple[tuple[str, str], ...] = (
     ("sphere", "_slide"),
@@ -72,8 +72,8 @@ for _label, (_first, _second, _name) in enumerate(ORDER_CLASSES):
 def cell_label(x: float, y: float, n: int = 6) -> int:
     """Return the cell, ``row * n + column``, of a world position on the ``n`` x ``n`` grid.
 
-    A snitch that has not moved may be up to :data:`OUTSIDE` beyond the border; it counts to the
-    cell there. (CATER's own lists give it a cell of another row.) Raises :class:`UserError` for a
+    A snitch that has not moved may be up to :data:`OUTSIDE` beyond the border; it belongs to the
+    nearest cell. (CATER's own lists give it a cell of another row.) Raises :class:`UserError` for a
     position farther outside.
     """
     if not max(abs(x), abs(y)) <= GRID_HALF_WIDTH + OUTSIDE:
@@ -119,14 +119,14 @@ def actions_present(scene: Scene) -> list[int]:
 
 
 def actions_order(scene: Scene) -> list[int]:
-    """Return the indices into :data:`ORDER_CLASSES` that two movements satisfy, ascending."""
+    """Return the indices into :data:`ORDER_CLASSES` that any two movements satisfy, ascending."""
     movements = [m for m in _movements(scene) if m[:2] in _ACTION_INDEX]
     actions = np.array([_ACTION_INDEX[m[:2]] for m in movements], dtype=np.intp)
     start, end = (np.array([m[i] for m in movements]) for i in (2, 3))
     before, after = end[:, None] <= start, start[:, None] >= end
     order = np.where(before, 0, np.where(after, 2, 1))
     classes = _ORDER_TABLE[actions[:, None], actions, order]
-    classes[np.diag_indices(len(movements))] = -1  # with itself
+    classes[np.diag_indices(len(movements))] = -1  # a movement has no order with itself
     return [label for label in np.unique(classes).tolist() if label >= 0]
 
 

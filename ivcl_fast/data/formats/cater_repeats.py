@@ -1,7 +1,7 @@
 """Scenes that occur more than once in a CATER package.
 
-CATER's generator starts each of its processes with the same random numbers, so different videos may
-show the same objects in the same movements, possibly in training and in validation.
+CATER's generator starts each of its processes with the same random seed, so different videos may
+show the same objects with the same movements, possibly in training and in validation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ivcl_fast.data.formats.cater import Cater
 
 _OBJECT = ("shape", "size", "color", "material", "rotation", "3d_coords", "instance")
-"""What identifies an object; its pixels depend on the camera, which differs from video to video."""
+"""Keys that identify an object; its pixels depend on the camera, which differs between videos."""
 
 
 def scene_hash(scene: Scene) -> str:
@@ -30,7 +30,7 @@ def scene_hash(scene: Scene) -> str:
 
 
 def find_repeats(dataset: Cater, splits: Iterable[str] = ("val", "train")) -> dict[str, str]:
-    """Return the clips whose scene has occurred, and the clip where; splits are read in order.
+    """Return the clips whose scene occurred in an earlier clip, and that clip, in order of splits.
 
     Clips without a scene are ignored.
     """
@@ -47,7 +47,7 @@ def find_repeats(dataset: Cater, splits: Iterable[str] = ("val", "train")) -> di
 
 
 def describe_repeats(dataset: Cater, repeats: Mapping[str, str]) -> str:
-    """Return in words how many scenes occur again, within and across splits."""
+    """Describe how many scenes occur again, within and across splits."""
     val = {clip.name for clip in dataset.clips("val")}
     across = {name: of for name, of in repeats.items() if (name in val) != (of in val)}
     if not repeats:

@@ -43,7 +43,7 @@ _FILES = (*SPLITS, "labels")
 
 
 def _split_set(folder: str, *names: str) -> Places:
-    """Return the places of the files; ``names``: of train, validation and labels, if unusual."""
+    """Return the paths of the files; ``names``: of train, validation and labels, if unusual."""
     return {
         file: tuple(f"{parent}/{folder}/{name}.json" for parent in _SPLIT_FOLDERS)
         for file, name in zip(_FILES, names or _FILES, strict=True)
@@ -157,7 +157,7 @@ class SomethingElse:
 
 def _read_labels(path: Path) -> dict[str, int]:
     """Read a label file; Something-Else has classes as numbers, Something-Something as strings."""
-    expected = "a dict from templates to classes, each from 0 on once"
+    expected = "a dict from templates to classes 0, 1, ..., each once"
     labels = read_json(path, expected)
     try:
         labels = {name: int(label) for name, label in labels.items()}
@@ -195,7 +195,7 @@ def _frame_files(folder: Path) -> tuple[Path, ...]:
         names = [match for name in os.listdir(folder) if (match := _FRAME.fullmatch(name))]
     except OSError:
         names = []
-    # Of several naming schemes, the most common one is read.
+    # Read the most common naming scheme.
     kinds = Counter((match[1] or "", len(match[2])) for match in names)
     (prefix, digits), _ = (kinds.most_common(1) or [(("", 4), 0)])[0]
     found = [int(m[2]) for m in names if ((m[1] or ""), len(m[2])) == (prefix, digits)]

@@ -1,7 +1,7 @@
-"""Draws the media of synthetic CATER and ACRE when their frames are needed.
+"""Render the frames of synthetic CATER and ACRE on demand.
 
-So a frame store is made without encoding and decoding videos. The data set is complete without
-them: the scenes and lists are there.
+A frame store can then be built without encoding and decoding videos; the data set has scenes and
+lists only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ivcl_fast.data.synthetic.writer import SyntheticSpec, missing_items, read_s
 
 
 class DrawnSpec(SyntheticSpec):
-    """Describes a synthetic data set whose media can be drawn at any size."""
+    """Describes a synthetic data set whose media can be rendered at any size."""
 
     complete_by_index = False
     renderer: Renderer
@@ -30,17 +30,17 @@ class DrawnSpec(SyntheticSpec):
     @property
     @abstractmethod
     def fps(self) -> float:
-        """Frames per second; 0 if the frames are no video."""
+        """Frames per second; 0 if the frames are not a video."""
 
     @abstractmethod
     def media_names(self) -> dict[str, int]:
-        """Return the numbers of the items by the names of their media."""
+        """Return the number of the item of each medium, by name."""
 
     @abstractmethod
     def draw_item(self, out: Path, number: int, width: int, height: int) -> Iterator[np.ndarray]:
-        """Draw an item, some frames at a time: uint8 RGB ``[F, height, width, 3]``.
+        """Render an item, some frames at a time: uint8 RGB ``[F, height, width, 3]``.
 
-        Tables of states have a size of their own. A scene that is missing below ``out`` is written.
+        Tables of states ignore the size. Writes the scene of the item if it is missing in ``out``.
         """
 
 
@@ -55,7 +55,7 @@ class Drawn:
         spec: DrawnSpec,
         names: Sequence[str] | None = None,
     ) -> None:
-        """``names``: those of the media to draw, by default all."""
+        """``names``: names of the media to render; by default all."""
         if parent_process() is None:
             warn_if_slow()
         self.root, self.spec = root, spec
@@ -71,7 +71,7 @@ class Drawn:
 
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         if name not in self.numbers:
-            raise VideoError("no such video, and the data set's settings describe none")
+            raise VideoError("the settings of the data set describe no such video")
         if parent_process() is not None:  # there is a process for each CPU
             torch.set_num_threads(1)
         number, size = self.numbers[name], (image_size, image_size)
@@ -80,7 +80,7 @@ class Drawn:
 
 
 def drawn_media(dataset: Dataset) -> Drawn | None:
-    """Return the media of a synthetic CATER or ACRE that was not written with them, else None."""
+    """Return the media of a synthetic CATER or ACRE that was written without them, else None."""
     from ivcl_fast.data.formats.acre import Acre
     from ivcl_fast.data.formats.cater import Cater
     from ivcl_fast.data.synthetic.acre.write import SyntheticAcre

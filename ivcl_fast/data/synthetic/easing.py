@@ -1,4 +1,4 @@
-"""Blender's interpolation between keys of an animation, as the published videos have it.
+"""Blender's interpolation between keys of an animation, as in the published videos.
 
 Keys have auto-clamped handles by the rule of Blender 2.79: a handle is as long as 1 / 2.5614 of the
 interval on its side, and is horizontal at extrema and at the first and the last key. Values agree
@@ -11,7 +11,7 @@ import numpy as np
 
 _SHARE = 2.5614
 _LONGEST = 5.0
-"""A handle is at most as long as if its interval were five times that on the key's other side."""
+"""Largest ratio of the interval on a handle's side to the interval on the key's other side."""
 _NEWTON_STEPS = 12
 
 
@@ -68,7 +68,7 @@ def _handles(
     before = np.minimum(before, _LONGEST * after) / _SHARE
     after = np.minimum(after, _LONGEST * before * _SHARE) / _SHARE
 
-    # Not beyond the neighbours' values; a handle that would be turns the other one as well.
+    # Clamp handles to the neighbours' values; clamping one also turns the other.
     most_left = np.abs(rise) / before[:, None]
     most_right = np.abs(fall) / after[:, None]
     steepness = np.abs(slope)

@@ -1,11 +1,11 @@
-"""Pictures of samples of light, in NumPy."""
+"""Convert light samples to pictures, in NumPy."""
 
 from __future__ import annotations
 
 import numpy as np
 
 FILTER = 0.3977, 0.1023
-"""Weight of a pixel's own samples and of the nearest ones beside it, in one direction."""
+"""Filter weights of the samples in a pixel, and of the nearest samples beside it, along an axis."""
 
 
 def filtered(light: np.ndarray) -> np.ndarray:
@@ -22,7 +22,7 @@ def filtered(light: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(light: np.ndarray) -> np.ndarray:
-    """sRGB bytes of linear light, as Blender's Standard view."""
+    """Convert linear light to sRGB bytes, like Blender's Standard view."""
     x = np.clip(light, 0, 1)
     power = 1.055 * np.maximum(x, 0.0031308) ** (1 / 2.4) - 0.055
     curve = np.where(x <= 0.0031308, 12.92 * x, power)

@@ -9,9 +9,9 @@ PROFILE = (
     (-1.17, 0.93), (-0.02, 1.58), (1.11, 2.92), (2.09, 5.64), (2.82, 9.92), (3.49, 16.26),
     (4.08, 23.21),
 )  # fmt: skip
-"""Height of the backdrop along its own x axis."""
+"""Height of the backdrop along its local x axis."""
 WIDTH, POSITION, TURN = 56.48, (-24.0628, -17.9967), 2.698
-"""Width along its own y axis, from 0 down; place of its origin, and rotation about z."""
+"""Width along its local y axis, from 0 down; position of its origin, and rotation about z."""
 CELLS_PER_UNIT = 16
 AXIS_LENGTH, TICK, AXIS_RADIUS = 3.0, 0.25, 0.012
 MACHINE_HALF, MACHINE_HEIGHT, EDGE = 2.8, 1.0, 0.012
@@ -19,9 +19,9 @@ _NEWTON, _EXACT = 9, 2e-3
 
 
 def _table() -> np.ndarray:
-    """Height and slope of the profile, float32 [2, N], sampled from its lower end on.
+    """Height and slope of the profile, float32 [2, N], sampled from its lower end.
 
-    Between the points it is a cubic curve that is as monotone as they are.
+    A cubic curve interpolates the points and preserves their monotonicity.
     """
     x, z = np.array(PROFILE).T
     width, slope = np.diff(x), np.diff(z) / np.diff(x)
@@ -94,13 +94,13 @@ def backdrop(o: np.ndarray, d: np.ndarray, level: float) -> tuple[np.ndarray, np
 
 
 def _within(at: np.ndarray, half: np.ndarray, limit: float) -> np.ndarray:
-    """The share of intervals around ``at`` that lies between -limit and limit."""
+    """Fraction of the intervals around ``at`` that lies between -limit and limit."""
     part = np.minimum(at + half, limit) - np.maximum(at - half, -limit)
     return np.maximum(part, 0) / (2 * half)
 
 
 def axes_cover(x: np.ndarray, y: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The share of boxes around floor points that the tubes along x and those along y cover.
+    """Fraction of the boxes around floor points that the tubes along x, and along y, cover.
 
     ``reach`` [3, N]: half the boxes' widths.
     """
@@ -127,7 +127,7 @@ def machine_hits(o: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def edges_cover(p: np.ndarray, n: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """The share of boxes around points on the machine that its edges cover."""
+    """Fraction of the boxes around points on the machine that its edges cover."""
     cover = np.zeros_like(p[0])
     middle = -MACHINE_HEIGHT / 2
     for i, half in enumerate((MACHINE_HALF, MACHINE_HALF, -middle)):

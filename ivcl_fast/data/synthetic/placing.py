@@ -1,4 +1,4 @@
-"""Random places of objects, of the camera and of the lamps, in CATER and ACRE alike."""
+"""Random positions of objects, camera and lamps, for CATER and ACRE."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ivcl_fast.data.synthetic.scene import CAMERA, LAMPS
 from ivcl_fast.data.synthetic.view import Target, directions
 
 APART = 0.25
-"""Free space between two objects, seen as balls (world units)."""
+"""Smallest gap between the bounding balls of two objects (world units)."""
 _MARGIN = 0.4
-"""Objects differ by at least this much along the camera's directions on the floor."""
+"""Smallest distance of two objects along each of the camera's directions on the floor."""
 _TRIES = 50
 _CAMERA_JITTER = 0.5
 _LAMP_JITTER = 1.0
 
 
 def draw_camera(rng: np.random.Generator) -> np.ndarray:
-    """Draw the position of a camera: float64 ``[3]``."""
+    """Sample the position of a camera: float64 ``[3]``."""
     return CAMERA + rng.uniform(-_CAMERA_JITTER, _CAMERA_JITTER, 3)
 
 
 def draw_lamps(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Draw the positions of the lamps: float64 ``[3]`` each."""
+    """Sample the positions of the lamps: float64 ``[3]`` each."""
     return {
         name: place + rng.uniform(-_LAMP_JITTER, _LAMP_JITTER, 3) for name, place in LAMPS.items()
     }
@@ -33,7 +33,7 @@ def draw_lamps(rng: np.random.Generator) -> dict[str, np.ndarray]:
 def draw_places(
     rng: np.random.Generator, radii: np.ndarray, reach: float, target: Target
 ) -> np.ndarray | None:
-    """Place objects on the floor, apart from one another, with x and y within ``reach``.
+    """Place objects apart on the floor, with x and y within ``reach``.
 
     The margins are along the directions of the camera before its jitter, as in the published data.
 

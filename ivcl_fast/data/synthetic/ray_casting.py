@@ -1,9 +1,9 @@
-"""The maths of the renderer in NumPy: the reference of the C++ op, and used where that is missing.
+"""The maths of the renderer in NumPy: the reference for the C++ op, and its fallback.
 
-Vectors are float32 [3, N], one column for each ray. Four rays per pixel see a thing or the ground.
-What they see is lit by three area lamps and the sun, with one shadow ray to a point of each; metal
-mirrors what one more ray sees. Light that bounces between things and ground is approximated:
-``LOOK`` holds constants fitted to Cycles pictures.
+Vectors are float32 [3, N], one column for each ray. Each pixel has four camera rays.
+Three area lamps and the sun light the points that they hit, with one shadow ray to a point of each.
+Metal adds one reflected ray. Indirect light is approximated with constants fitted to Cycles
+pictures, in ``LOOK``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLOOR, MACHINE, NOTHING = -1, -2, -3
 SAMPLES = np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)]) / 4
 """Offsets of a pixel's rays from its center."""
 CELLS = (3, 1, 2, 0)
-"""Quarter of a lamp that each of them is lit by."""
+"""Quarter of a lamp that lights each ray."""
 JITTER = np.array([(-1, -1), (1, 1), (1, -1), (-1, 1)]) / 8
 """Offset of the lamp's points, by (x % 2) + 2 (y % 2) of the pixel."""
 FLOOR_COLOR = 0.8
@@ -38,11 +38,11 @@ MACHINE_COLOR = np.array([0.8, 0.6, 0.6], dtype=np.float32)[:, None]
 EDGE_COLOR = 0.2
 GOLD = np.array([1.0, 0.843, 0.0], dtype=np.float32)[:, None]
 LOOK = {
-    "sky": 0.135,  # share of the sun's light that the backdrop reflects to the rest
+    "sky": 0.135,  # share of sunlight that the backdrop reflects onto the scene
     "bounce": 0.6,  # share of the ground's light that reaches things from below
     "glow": 0.45,  # share of a thing's light that reaches the ground
-    "axes": 0.25,  # light of the axes, in that of the floor
-    "glint": 0.12,  # lamps in the axes
+    "axes": 0.25,  # brightness of the axes relative to the floor
+    "glint": 0.12,  # highlights of the lamps on the axes
     "side": 0.25,  # light of the sides of ACRE's machine, if it is off
     "velvet": 0.25,  # rubber's velvet as a share of its diffuse part
     "gloss": 0.31,  # GGX width of rubber's gloss
@@ -56,7 +56,7 @@ GLOSS_COLOR = 0.8
 CURVES = 0.0, 1.0, 0.5, 0.0, 1.0
 """Curvature of shapes of radius 1: of cubes, spheres, cylinders, cones and the snitch."""
 LAMP_WIDTH = 0.02
-"""How a lamp's size widens highlights."""
+"""Factor by which a lamp's size widens highlights."""
 _EPSILON = 2e-3
 
 
@@ -85,10 +85,10 @@ class Numbers:
 
 
 class Hits(NamedTuple):
-    """What N rays meet."""
+    """First hits of N rays."""
 
     distance: np.ndarray
-    """float32 [N], infinite for nothing."""
+    """float32 [N], infinite if nothing is hit."""
     number: np.ndarray
     """int64 [N]: the thing, FLOOR, MACHINE or NOTHING."""
     point: np.ndarray
@@ -98,7 +98,7 @@ class Hits(NamedTuple):
 def draw(
     numbers: Numbers, width: int, height: int, with_picture: bool, with_segments: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw all frames: uint8 [F, h, w, 3], int16 [F, h, w] and float32 [F, h, w]."""
+    """Render all frames: uint8 [F, h, w, 3], int16 [F, h, w] and float32 [F, h, w]."""
     count = len(numbers.cameras)
     pictures = np.zeros((count, height, width, 3), dtype=np.uint8)
     segments = np.zeros((count, height, width), dtype=np.int16)
@@ -124,7 +124,7 @@ class _Frame:
         self.bounds, self.middles = bounds[:, 0], self.centers + bounds[:, 1:] * self.axes[:, 2]
 
     def draw(self, width: int, height: int, with_picture: bool):
-        """Picture, segments and depth."""
+        """Return picture, segments and depth."""
         x, y = np.meshgrid(np.arange(width), np.arange(height))
         cell = (x % 2 + 2 * (y % 2))[..., None]
         jitter = JITTER[cell]
@@ -161,7 +161,7 @@ class _Frame:
         return picture, segments, depth
 
     def trace(self, o: np.ndarray, d: np.ndarray, own: np.ndarray | None = None) -> Hits:
-        """Find what rays meet first; ``own`` are things that they start on."""
+        """Find the first hit of each ray; ``own``: the things on which the rays start."""
         distance, normal = backdrop(o, d, world.MACHINE_GROUND if self.n.ground >= 2 else 0.0)
         number = np.where(np.isfinite(distance), FLOOR, NOTHING)
         if self.n.ground >= 2:
@@ -194,7 +194,7 @@ class _Frame:
     def lit(self, p, n, own, rays, shadows: bool = True) -> tuple[list, list]:
         """Light of each lamp at points with normals, and the directions to the lamps.
 
-        Returns the irradiance across the direction of light (without the cosine of the normal).
+        The irradiance is perpendicular to the light (without the cosine of the normal).
         """
         lights, directions = [], []
         for k, (center, a, b, facing, strength) in enumerate(self.n.lamps[..., None]):
@@ -297,7 +297,7 @@ class _Frame:
         return gathered(up, lights, directions) + self.sky
 
     def below(self, p, n) -> np.ndarray:
-        """Light of the ground that a thing's surface sees, without shadows."""
+        """Light of the ground on the surface of a thing, without shadows."""
         ground = self.ground_light(p) / np.pi
         if self.n.ground < 2:
             return FLOOR_COLOR * ground
@@ -335,7 +335,7 @@ class _Frame:
         return self.n.colors[own].T * (shine + LOOK["mirror"] * seen)
 
     def shine(self, d, n, facing, lights, directions, lobes, spread) -> np.ndarray:
-        """Lamps in GGX lobes (share, width), as wide as lamps and curvature demand."""
+        """Highlights in GGX lobes (share, width), widened by the lamps' size and curvature."""
         total = np.zeros_like(n)
         for light, toward in zip(lights, directions, strict=True):
             cosine = dot(n, toward)

@@ -1,4 +1,4 @@
-"""Draws scenes by ray casting: the look of Blender's Cycles pictures at a small part of its cost.
+"""Render scenes by ray casting: the look of Blender's Cycles at a fraction of its cost.
 
 Pictures show the published 4:3 view at any size: a square picture is that view squeezed, as videos
 are when they are resized to squares.
@@ -27,7 +27,7 @@ _GROUNDS = ("axes", "plain", "machine_off", "machine_on")
 
 @dataclass(frozen=True)
 class Rendering:
-    """What was drawn of F frames; what was not asked for is None."""
+    """F rendered frames; outputs that were not requested are None."""
 
     pictures: np.ndarray | None
     """uint8 RGB [F, height, width, 3]."""
@@ -36,7 +36,7 @@ class Rendering:
     :data:`FLOOR` (also for the axes and the background) or :data:`MACHINE`."""
     depth: np.ndarray | None
     """float32 [F, height, width]: distance along the camera's axis of what covers most of the
-    pixel, infinite where nothing is."""
+    pixel, infinite for the background."""
 
 
 def render(
@@ -49,7 +49,7 @@ def render(
     segments: bool = False,
     depth: bool = False,
 ) -> Rendering:
-    """Draw frames of a scene; the same arguments give the same bytes.
+    """Render frames of a scene; the same arguments give the same bytes.
 
     Args:
         scene: the objects, the camera and the lamps.
@@ -70,7 +70,7 @@ def render(
 def _draw_by_op(
     numbers: Numbers, width: int, height: int, with_picture: bool, with_segments: bool
 ) -> tuple[np.ndarray, ...]:
-    """What :func:`ray_casting.draw` does, in C++."""
+    """Like :func:`ray_casting.draw`, in C++."""
     kinds = np.stack([numbers.shapes, numbers.metal], axis=1)
     sizes = np.stack([numbers.radii, numbers.halves], axis=1)
     arrays = (
@@ -83,7 +83,7 @@ def _draw_by_op(
 
 
 def pack(scene: Scene, frames: np.ndarray) -> Numbers:
-    """Put the numbers of frames [F] into arrays."""
+    """Convert the frames [F] of a scene to arrays."""
     things = scene.things
     centers = scene.locations[frames]
     axes = np.swapaxes(_rotation(scene.rotations[frames]), -1, -2)
@@ -135,7 +135,7 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def _basis(forward: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit vectors [..., 3] to the right, up and forward of what looks along ``forward``."""
+    """Unit vectors [..., 3] to the right, up and forward for a view along ``forward``."""
     forward = forward / np.linalg.norm(forward, axis=-1, keepdims=True)
     right = np.cross(forward, (0.0, 0.0, 1.0))
     right /= np.linalg.norm(right, axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Chooses what draws the pictures of a data set."""
+"""Choice of the renderer of a data set."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Renderer = Literal["fast", "blender"]
 
 @cache
 def warn_if_slow() -> None:
-    """Warn once if scenes are drawn by NumPy, as the C++ op is not there."""
+    """Warn once if NumPy renders scenes because the C++ op is missing."""
     if not render_op.available():
         log.warning(
-            "rendering by NumPy, about 150 times slower than in C++: %s", render_op.missing()
+            "rendering with NumPy, about 150 times slower than in C++: %s", render_op.missing()
         )
 
 
 def choose_renderer(renderer: Renderer, samples: int) -> Callable[..., Rendering]:
-    """Return :func:`~ivcl_fast.data.synthetic.render.render`, or what does the same by Blender.
+    """Return :func:`~ivcl_fast.data.synthetic.render.render`, or its equivalent in Blender.
 
-    Blender's process is started here, and serves all later calls with as many ``samples`` per
-    pixel. Raises :class:`~ivcl_fast.errors.UserError` if Blender is not installed.
+    Starts Blender's process, which later calls with the same number of ``samples`` per pixel reuse.
+    Raises :class:`~ivcl_fast.errors.UserError` if Blender is not installed.
     """
     if renderer == "fast":
         return render

@@ -1,4 +1,4 @@
-"""A scene in numbers, as published CATER and ACRE define it; every renderer draws from it.
+"""Numeric description of a scene of CATER or ACRE, the input of every renderer.
 
 Constants are those of the published generators and of the meshes that they load, in world units
 and linear RGB. The z axis points up, and the floor is at z = 0.
@@ -35,12 +35,12 @@ COLORS = {
 FIRST_OFFSETS = {"cone": (-0.0339, -0.0289, 0.1809), "spl": (-0.0142, 0.0029, 0.0421)}
 """Added to the location (x, y, radius) at which an object is placed; included in ``locations``.
 
-Movements lead to an (x, y) without offset, so that only that of z remains.
+Movements end at an (x, y) without offset, so only the z offset remains.
 """
 
 SNITCH_RADIUS = 0.3
 SNITCH_SCALE = 0.9362
-"""Factor on the snitch's rings, beside its radius."""
+"""Scale of the snitch's rings, in addition to its radius."""
 SNITCH_TILT = (-1.585, 0.612)
 """Euler angles about x and y of the snitch at rest, in radians."""
 SHORT_CYLINDER = 0.65
@@ -52,25 +52,25 @@ TARGET = (0.0143, 0.0026, 0.0011)
 FOCAL = 35.0 / 32.0
 """Focal length in picture widths."""
 ASPECT = 4 / 3
-"""Width of the view through its height; all published pictures have it."""
+"""Aspect ratio (width / height) of all published pictures."""
 
 LAMPS = {
     "key": (6.4467, -2.9052, 4.2584),
     "fill": (-4.6711, -4.0136, 3.0112),
     "back": (-1.1685, 2.6460, 5.8157),
 }
-"""Positions of the square area lamps, before jitter; all of them face the target."""
+"""Positions of the square area lamps before jitter; all face the target."""
 LAMP_SIZES = {"key": 0.5, "fill": 0.5, "back": 1.0}
 """Lengths of a lamp's sides."""
 LAMP_POWERS = {"key": 78.54, "fill": 23.56, "back": 39.27}
-"""Watts, as Blender 2.8 and later count them."""
+"""Power in watts, as defined by Blender 2.8 and later."""
 LAMP_COLORS = {
     "key": (1.0, 0.93231, 0.81666),
     "fill": (0.76167, 0.81772, 1.0),
     "back": (1.0, 1.0, 1.0),
 }
 SUN_DIRECTION = (-0.4145, 0.1945, -0.8890)
-"""The way that sunlight travels."""
+"""Direction in which sunlight travels."""
 SUN_STRENGTH = 0.45
 SUN_ANGLE = 0.1993
 """Angle that the sun's disc subtends, in radians."""
@@ -102,11 +102,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a renderer draws: n objects in F frames."""
+    """A scene to render: n objects in F frames."""
 
     things: tuple[Thing, ...]
     locations: np.ndarray
-    """float64 [F, n, 3]: centres of the objects' meshes in the pictures. Nothing is added to them.
+    """float64 [F, n, 3]: centres of the objects' meshes, with all offsets added.
 
     The centre of a cone is halfway between base and tip, that of the snitch is common to its rings.
     """
@@ -116,7 +116,7 @@ class Scene:
     They include :data:`SNITCH_TILT`.
     """
     camera: np.ndarray
-    """float64 [F, 3], or [1, 3] for a camera that stands still: positions."""
+    """float64 [F, 3], or [1, 3] for a static camera: positions."""
     target: tuple[float, float, float]
     """The point in the middle of the picture."""
     lamps: dict[str, np.ndarray]

@@ -1,7 +1,7 @@
-"""Where rays meet the shapes of CATER and ACRE, in NumPy.
+"""Intersection of rays with the shapes of CATER and ACRE, in NumPy.
 
-Rays start at ``o`` and go along unit vectors ``d``, float32 [3, N], in a shape's own frame, whose
-unit is its radius. Distances are infinite where a ray misses.
+Rays start at ``o`` and go along unit vectors ``d``, float32 [3, N], in the local frame of a shape
+of radius 1. Distances are infinite where a ray misses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FACETS = 32
 RING, TUBE = 0.9362, 0.9362 / 4
 """Radii of the snitch's rings and of their tubes."""
 RING_FACETS, TUBE_FACETS = 48, 12
-"""Flat faces around a ring and around its tube; rays meet smooth rings that have their normals."""
+"""Number of flat faces around a ring and around its tube; only normals depend on them."""
 
 
 def _ring_frame(axis: tuple[float, float, float]) -> np.ndarray:
@@ -28,7 +28,7 @@ def _ring_frame(axis: tuple[float, float, float]) -> np.ndarray:
 
 RING_FRAMES = tuple(map(_ring_frame, ((0, 0, 1), (0.80, -0.58, 0.14), (0.58, 0.82, 0))))
 STEPS = {"cube": 12, "cylinder": 8, "spl": 32}
-"""Steps of sphere tracing from where a ray enters the bounding shape."""
+"""Number of steps of sphere tracing after a ray enters the bounding shape."""
 _NEAR, _STILL, _COARSE = 4e-3, 1e-3, 0.02
 
 Hits = tuple[np.ndarray, np.ndarray]
@@ -186,7 +186,7 @@ def _snitch(o: np.ndarray, d: np.ndarray, half: float, coarse: bool) -> Hits:
 
 
 def _middle(y: np.ndarray, x: np.ndarray, facets: int) -> np.ndarray:
-    """The angle of (x, y), but that of the middle of the facet where it is."""
+    """Return the angle of the middle of the facet at (x, y)."""
     turn = np.float32(facets / (2 * np.pi))
     return (np.floor(np.arctan2(y, x) * turn) + np.float32(0.5)) / turn
 

@@ -1,4 +1,4 @@
-"""What an upright pinhole camera sees where."""
+"""Projection of an upright pinhole camera."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What the writers of the three synthetic data sets share.
+"""Shared code of the writers of the three synthetic data sets.
 
-A data set consists of many small items. Each depends on the spec and its own number only, and its
-files take their names when they are complete. A folder with the index (CATER's ``lists``, for
-example) is written last. So the same call continues after a kill and produces the same bytes. One
-process at a time writes a folder.
+A data set consists of many small items. Each depends only on the spec and the item's number, and
+its files are renamed into place when they are complete. A folder with the index (CATER's ``lists``,
+for example) is written last. So the same call continues after a kill and produces the same bytes.
+One process at a time writes a folder.
 
-CATER and ACRE need no media: their pictures can be drawn whenever they are needed
+CATER and ACRE need no media: their pictures can be rendered on demand
 (:mod:`~ivcl_fast.data.synthetic.drawn`).
 """
 
@@ -36,34 +36,35 @@ _MARKER = "synthetic.json"
 class SyntheticSpec(ABC):
     """Describes a synthetic data set of many items; the fields of a subclass are its settings.
 
-    Raises :class:`UserError`, which names the field, for a value that a field does not accept.
+    Raises :class:`UserError`, which names the field, for an invalid value.
     """
 
     format_version: ClassVar[int]
-    """Changes when the same settings give other bytes."""
+    """Changes when the same settings produce different bytes."""
     name: ClassVar[str]
-    """The default name of the folder, with the names of settings in braces."""
+    """Template of the default folder name, with settings in braces."""
     unit: ClassVar[str]
-    """What the items are, in the plural; the property of this name is their number."""
+    """Plural noun for the items; the property of this name is their number."""
     folders: ClassVar[tuple[str, ...]]
-    """Folders of the items' files, made if they are missing."""
+    """Folders of the items' files, created if missing."""
     index: ClassVar[str]
-    """Folder that is written when all items are complete."""
+    """Folder that is written once all items are complete."""
     complete_by_index: ClassVar[bool] = True
-    """Whether the index shows that the media are complete; they may be written after it."""
+    """Whether the index implies complete media; otherwise they may be written after it."""
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
         for name, value in asdict(self).items():
             kind, minimum = kinds[name], 1 if name == "train" else 0
             if kind is int and (type(value) is not int or value < minimum):
-                raise UserError(f"{name}={value!r} must be a whole number, at least {minimum}")
+                raise UserError(f"{name}: expected a whole number from {minimum}, got {value!r}")
             if kind is not int and value not in get_args(kind):
-                raise UserError(f"{name}={value!r} is not one of {', '.join(get_args(kind))}")
+                names = ", ".join(get_args(kind))
+                raise UserError(f"{name}: expected one of {names}, got {value!r}")
 
     @property
     def default_name(self) -> str:
-        """Default name of the folder, without settings that have their default."""
+        """Default name of the folder, without settings at their defaults."""
         settings = asdict(self)
         ends = f"-seed{settings['seed']}" if settings["seed"] else ""
         if settings.get("renderer") == "blender":
@@ -77,14 +78,14 @@ class SyntheticSpec(ABC):
 
     @abstractmethod
     def item_files(self, number: int, media: bool) -> tuple[str, ...]:
-        """Name files of an item that all exist only if it is complete, with its media or not."""
+        """Return the files that show that an item is complete, with or without its media."""
 
     def finish(self, out: Path) -> None:  # noqa: B027
         """Delete what a complete data set does not need."""
 
     @abstractmethod
     def index_files(self, out: Path) -> Mapping[str, str]:
-        """Return the text of each file of the index, by its path in that folder."""
+        """Return the text of each file of the index, by its path in the index folder."""
 
 
 def write_dataset(
@@ -94,14 +95,14 @@ def write_dataset(
     progress: Callable[[int, int], None] | None,
     media: bool = True,
 ) -> Path:
-    """Write a data set to the folder ``out``, or complete what an earlier call left there.
+    """Write a data set to the folder ``out``, or continue an interrupted call.
 
     Arguments and errors: see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`.
     """
     if workers is not None and workers < 1:
-        raise UserError(f"workers={workers} must be at least 1")
+        raise UserError(f"workers: expected at least 1, got {workers}")
     if is_complete(out, spec, media):
-        return out  # without a lock, which a read-only folder may not have
+        return out  # without a lock: the folder may be read-only
     begin(out, spec)
     with locked(out, busy="written"):
         if is_complete(out, spec, media):
@@ -130,7 +131,7 @@ def write_dataset(
 
 
 def begin(out: Path, spec: SyntheticSpec) -> None:
-    """Make the folder of a data set; raises :class:`UserError` if it holds something else."""
+    """Create the folder of a data set; raises :class:`UserError` if it contains other files."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -144,7 +145,7 @@ def begin(out: Path, spec: SyntheticSpec) -> None:
 
 
 def is_complete(out: Path, spec: SyntheticSpec, media: bool) -> bool:
-    """Whether a folder is the complete data set; raises :class:`UserError` if it is another one."""
+    """Whether a folder is the complete data set; raises :class:`UserError` for another one."""
     if not _is_begun(out, spec) or not (out / spec.index).is_dir():
         return False
     return spec.complete_by_index or not media or not missing_items(out, spec, media)
@@ -157,7 +158,7 @@ def number_of_items(spec: SyntheticSpec) -> int:
 def missing_items(
     out: Path, spec: SyntheticSpec, media: bool, folders: Sequence[str] = ()
 ) -> list[int]:
-    """Return the numbers of the items of which a file is missing; ``folders``: only in these."""
+    """Return the numbers of the items with missing files; ``folders``: check only these."""
     present = {
         f"{folder}/{name}"
         for folder in folders or spec.folders
@@ -191,7 +192,7 @@ def _content(spec: SyntheticSpec) -> dict[str, Any]:
 def _is_begun(out: Path, spec: SyntheticSpec) -> bool:
     """Whether a call with this spec has begun to write the folder.
 
-    Raises :class:`UserError` if it holds something else.
+    Raises :class:`UserError` if it contains other files.
     """
     marker, content = out / _MARKER, _content(spec)
     if marker.is_file():
@@ -200,7 +201,7 @@ def _is_begun(out: Path, spec: SyntheticSpec) -> bool:
         except ValueError:
             found = None
         old = found.get("spec") if isinstance(found, dict) else None
-        if isinstance(old, dict) and old.items() <= content["spec"].items():  # new fields may come
+        if isinstance(old, dict) and old.items() <= content["spec"].items():  # newer fields
             _check_version(out, found, content["format_version"])
         if found != content:
             raise UserError(
@@ -209,7 +210,7 @@ def _is_begun(out: Path, spec: SyntheticSpec) -> bool:
         return True
     names = (*spec.folders, spec.index)
     if out.exists() and (not out.is_dir() or any((out / name).exists() for name in names)):
-        raise UserError(f"{out} holds something else; choose a new or empty folder")
+        raise UserError(f"{out}: expected a new or empty folder, got other files")
     return False
 
 
@@ -237,4 +238,4 @@ def read_spec(folder: Path, version: int | None = None) -> dict[str, Any] | None
     except UserError:
         raise
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / _MARKER}: not the settings of a synthetic data set") from None
+        raise UserError(f"{folder / _MARKER}: expected settings of a synthetic data set") from None

@@ -2,8 +2,8 @@
 
 ``NAME_OR_DIR`` is an argument of ``datasets.load_dataset``, or a folder of ``save_to_disk``. Videos
 are in a column of type ``Video``, of lists of ``Image``, or of paths. Labels are in a column of
-type ``ClassLabel`` or of lists of it, or of numbers or names. Columns of paths and of names are
-called as :data:`~ivcl_fast.data.formats.custom.labelled.COLUMNS` says.
+type ``ClassLabel``, of lists of it, or of numbers or names. See
+:data:`~ivcl_fast.data.formats.custom.labelled.COLUMNS` for the names of the columns.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def load(source: Path) -> dict[str, Any]:
     saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         found: Any = (datasets.load_from_disk if saved else datasets.load_dataset)(str(source))
-    except Exception as error:  # its loaders raise errors of many libraries
+    except Exception as error:  # loaders raise the errors of many libraries
         reason = " ".join(str(error).split())
         raise UserError(f"hf:{source}: cannot be loaded: {reason}") from None
     return dict(found) if isinstance(found, dict) else {TRAIN: found}
@@ -120,7 +120,7 @@ def encoded_videos(rows: Any) -> tuple[Any, str, str]:
 
 
 def find_labels(rows: Any) -> list[tuple[str, ...]]:
-    """Return the names of the classes of each row; an unknown class is -1 in Hugging Face's."""
+    """Return the names of the classes of each row; Hugging Face marks unknown classes by -1."""
     import datasets
 
     for name, kind in rows.features.items():
@@ -135,7 +135,7 @@ def find_labels(rows: Any) -> list[tuple[str, ...]]:
 
 
 def _files(value: Any) -> list[tuple[str, bytes | None]]:
-    """Return path and content of the files of a video; without content, it is at the path."""
+    """Return path and content of the files of a video; content None means a file at the path."""
     values = value if isinstance(value, list) else [value]
     if not values or None in values:
         raise UserError("hf: expected a video in every row, got none in one")

@@ -76,7 +76,7 @@ def labels_in(value: Any) -> tuple[str, ...]:
 
 
 def name_of(path: str) -> str:
-    """Return the name of the video at a path, which does not lead out of a folder."""
+    """Return the name of the video at a path; it never leads out of a folder."""
     return os.path.normpath(f"/{path}").lstrip("/")
 
 
@@ -179,7 +179,7 @@ def _usable(root: Path, items: Sequence[Item]) -> Sequence[Item]:
 def hold_out(items: Sequence[Item], fraction: float) -> list[Item]:
     """Move a fraction of the items of each class into ``val``, chosen by a hash of their names.
 
-    Takes and leaves at least one video of a class with several; multi-label data are one class.
+    Moves and keeps at least one video of each class with several; multi-label data are one class.
     """
     several = any(len(item.labels) > 1 for item in items)
     groups: dict[tuple[str, ...], set[str]] = {}
@@ -200,5 +200,5 @@ def _place(name: str) -> float:
 
 
 def _class_order(label: str) -> tuple[bool, int, str]:
-    number = label.isascii() and label.isdigit() and len(label) < 100  # Python refuses thousands
+    number = label.isascii() and label.isdigit() and len(label) < 100  # Python's limit is 4,300
     return not number, int(label) if number else 0, label

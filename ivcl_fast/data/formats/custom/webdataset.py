@@ -7,8 +7,8 @@ video is a video file, or images ordered by name::
     000018.webm, 000018.json         {"label": "dog"}, or several: {"labels": ["dog", "cat"]}
     000019.0001.jpg, 000019.0002.jpg, 000019.cls
 
-The pattern may contain ``{000..009}``, ``{train,val}``, ``*`` and ``?``. A shard belongs to the
-split that its name contains as a word, or that its folder is called.
+The pattern may contain ``{000..009}``, ``{train,val}``, ``*`` and ``?``. The split of a
+shard is a word in its name, or the name of its folder.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class WebDataset(LabelledVideos):
             state = [place, status.st_size, status.st_mtime_ns]
             part = f"{shard.stem}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
             for item in unpacked(root, part, state, split_of(shard), partial(read_shard, shard)):
-                name = name_of(f"{place}/{item.media.name}")  # keys may begin anew in every shard
+                name = name_of(f"{place}/{item.media.name}")  # shards may repeat keys
                 items.append(item._replace(media=Media(name, item.media.files)))
         super().__init__(root, items, val_fraction)
 

@@ -34,7 +34,7 @@ _FOUR_LIT = ((2, 4), (3, 4))
 
 
 def draw_problem(regime: Regime, split: str, seed: int, number: int) -> Problem:
-    """Draw a problem; the same arguments give the same problem.
+    """Generate a problem; the same arguments give the same problem.
 
     ``sys`` has three-lit problems in training and four-lit ones in ``val`` and ``test``; the other
     regimes alternate between the two.
@@ -73,7 +73,7 @@ def draw_problem(regime: Regime, split: str, seed: int, number: int) -> Problem:
 
 
 def _cover(rng: random.Random, objects: Sequence[int]) -> list[Objects]:
-    """Draw two non-empty groups that together contain all objects; they may overlap."""
+    """Choose two non-empty groups that together contain all objects; they may overlap."""
     first = rng.sample(objects, rng.randint(1, len(objects)))
     rest = [o for o in objects if o not in first]
     again = rng.sample(first, rng.randint(0 if rest else 1, len(first)))
@@ -132,7 +132,7 @@ def find(context: Sequence[Panel]) -> Findings:
 
 
 def _independent(rng: random.Random, found: Findings, regime: Regime, split: str) -> list[Panel]:
-    """Draw two questions about single objects, one about a ``potential`` object if any."""
+    """Choose two questions about single objects, one about a ``potential`` object if any."""
     screened = len(found.objects["screen_off"])
     # To balance the types of questions, ACRE does not ask about some screened-off objects.
     kept_back = {"iid": 1, "comp": 2, "sys": 3 if split == "train" else 1}[regime]
@@ -154,7 +154,7 @@ def _independent(rng: random.Random, found: Findings, regime: Regime, split: str
 
 
 def _interventions(rng: random.Random, found: Findings, context: Sequence[Panel]) -> list[Panel]:
-    """Draw two questions about a trial that was off, with objects added to it."""
+    """Choose two questions about an off trial with objects added to it."""
     ref = rng.choice([i for i, panel in enumerate(context) if panel.light == "off"])
     there = context[ref].objects
     choices: list[tuple[QuestionType, Objects, int]] = [

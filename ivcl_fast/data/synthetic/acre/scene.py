@@ -1,4 +1,4 @@
-"""Draws ACRE's panels in numbers: objects on a machine that is on or off, or on the bare floor."""
+"""Random scenes of ACRE's panels: objects on a machine, on or off, or on the bare floor."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ivcl_fast.data.synthetic.view import project
 SIZE = 0.6
 """Radius of all objects (world units)."""
 ORIGIN = (0.0, 0.0, 0.0)
-"""The point that cameras look at."""
+"""Point that the cameras look at."""
 
 _REACH = 2.3
 _TEST_SIZE = 160, 120
 _LEAST_PIXELS = 50
-"""Objects with fewer visible pixels are placed anew; at ACRE's size of 320 x 240 these are 200."""
+"""Objects with fewer visible pixels are placed again; at ACRE's 320 x 240 pixels it is 200."""
 _GROUNDS: dict[Light, Ground] = {"on": "machine_on", "off": "machine_off", "no": "plain"}
 
 
 def draw_panel(rng: np.random.Generator, panel: Panel, table: Sequence[Attributes]) -> Scene:
-    """Draw camera, lamps and objects of a panel; ``table`` gives the look of each object id.
+    """Sample camera, lamps and objects of a panel; ``table``: attributes of each object id.
 
     Objects are in the panel's order, and the scene has a single frame.
     """
@@ -51,7 +51,7 @@ def _thing(look: Attributes) -> Thing:
 
 
 def all_visible(scene: Scene) -> bool:
-    """Whether enough of every object is seen past the others, without the machine."""
+    """Whether enough of every object is visible, ignoring the machine."""
     floor = replace(scene, ground="plain")
     segments = render(floor, [0], *_TEST_SIZE, pictures=False, segments=True).segments
     return all(np.sum(segments == i) >= _LEAST_PIXELS for i in range(len(scene.things)))
@@ -70,11 +70,11 @@ _HULLS = {
     "cube": (0.768 * _CORNERS, 0.232),
     "cylinder": (0.92 * np.concatenate([_CIRCLE, _CIRCLE * (1.0, 1.0, -1.0)]), 0.08),
 }
-"""Shapes of size 1, as the hulls of balls: their centres and their radius."""
+"""Shapes of size 1 as convex hulls of balls: centres and radius."""
 
 
 def object_box(scene: Scene, i: int, width: int, height: int) -> Box:
-    """Return the box around an object as if nothing were in front of it."""
+    """Return the bounding box of an object, including occluded parts."""
     points, ball = _HULLS[scene.things[i].shape]
     turn = scene.rotations[0, i, 2]
     (cos, sin), radius = (np.cos(turn), np.sin(turn)), scene.things[i].radius
@@ -83,14 +83,14 @@ def object_box(scene: Scene, i: int, width: int, height: int) -> Box:
 
 
 def machine_box(scene: Scene, width: int, height: int) -> Box:
-    """Return the box around the machine as if nothing were in front of it."""
+    """Return the bounding box of the machine, including occluded parts."""
     half, thick = MACHINE
     corners = _CORNERS * (half, half, thick / 2) - (0.0, 0.0, thick / 2)
     return _box(scene, corners, 0.0, width, height)
 
 
 def _box(scene: Scene, points: np.ndarray, radius: float, width: int, height: int) -> Box:
-    """Return the box around balls at ``points`` ``[P, 3]``, within the picture."""
+    """Return the bounding box of balls at ``points`` ``[P, 3]``, within the picture."""
     x, y, depth = project(points[None], scene.camera, scene.target, width, height)[0].T
     reach = radius * FOCAL * width / depth
     left, right = (np.clip(v, 0.0, width) for v in ((x - reach).min(), (x + reach).max()))

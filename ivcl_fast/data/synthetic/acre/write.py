@@ -38,7 +38,7 @@ _SIZES = {"small": (128, 96), "embedded": (96, 72), "full": (320, 240)}
 class SyntheticAcre(DrawnSpec):
     """Describes a synthetic ACRE.
 
-    Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
+    Raises :class:`~ivcl_fast.errors.UserError` for an invalid value.
     """
 
     regime: Regime = "iid"
@@ -53,7 +53,7 @@ class SyntheticAcre(DrawnSpec):
     test: int = 500
     """Number of test problems, on which results are reported (ACRE has 2,000)."""
     seed: int = 0
-    """Problems with different seeds are different."""
+    """Random seed."""
     renderer: Renderer = "fast"
     """``fast``: ray casting, with the look of the published pictures; ``blender``: Blender."""
     samples: int = 0
@@ -84,7 +84,7 @@ class SyntheticAcre(DrawnSpec):
         return {media_name(*self.locate(number)): number for number in range(self.problems)}
 
     def _panels(self, split: str, number: int) -> Iterator[tuple[Panel, Scene]]:
-        """Draw the panels of a problem in numbers."""
+        """Yield the panels of a problem with their scenes."""
         problem = draw_problem(self.regime, split, self.seed, number)
         table = object_table(self.regime, split)
         rng = np.random.default_rng((self.seed, SPLITS.index(split), number))
@@ -96,7 +96,7 @@ class SyntheticAcre(DrawnSpec):
         yield np.concatenate([render(scene, [0], width, height).pictures for scene in scenes])
 
     def write_item(self, out: Path, media: bool, number: int) -> None:
-        """Write the ten pictures and scenes of a problem; without ``media`` it has no files."""
+        """Write the ten pictures and scenes of a problem; without ``media``, nothing."""
         split, number = self.locate(number)
         draw = choose_renderer(self.renderer, self.samples or _PUBLISHED_SAMPLES)
         for i, (panel, scene) in enumerate(self._panels(split, number)):
@@ -116,7 +116,7 @@ class SyntheticAcre(DrawnSpec):
         return tuple(f for i in PANELS for f in _panel_files(*located, i)) if media else ()
 
     def index_files(self, out: Path) -> dict[str, str]:
-        """Draw the problems again, for the config of each split."""
+        """Generate the problems again for the config of each split."""
         configs = {}
         for split in SPLITS:
             if count := getattr(self, split):
@@ -133,11 +133,11 @@ def write_acre(
     progress: Callable[[int, int], None] | None = None,
     media: bool = True,
 ) -> Path:
-    """Write a synthetic ACRE to a folder, or complete what an earlier call left there.
+    """Write a synthetic ACRE to a folder, or continue an interrupted call.
 
     Returns ``out``, with ``images/*.png`` (RGBA), ``scenes/*.json``,
     ``config/{train,val,test}.json`` (none for a split without problems) and ``synthetic.json``.
-    Arguments and errors are those of :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`;
+    For arguments and errors see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`;
     ``progress`` counts problems.
 
     Example::
@@ -148,13 +148,13 @@ def write_acre(
 
 
 def _panel_files(split: str, number: int, panel: int) -> tuple[str, str]:
-    """Name the files of a panel's picture and scene."""
+    """Return the file names of a panel's picture and scene."""
     name = f"{media_name(split, number)}_{panel:02d}"
     return f"images/{name}.png", f"scenes/{name}.json"
 
 
 def panel_dict(panel: Panel) -> dict[str, Any]:
-    """Describe a panel as ACRE's configs do."""
+    """Describe a panel as in ACRE's configs."""
     asked = {"label": panel.label, "type": panel.type, "ref": panel.ref}
     return {
         "light_state": panel.light,
@@ -169,7 +169,7 @@ def panel_dict(panel: Panel) -> dict[str, Any]:
 def scene_dict(
     scene: Scene, segments: np.ndarray, panel: Panel, split: str, image: str
 ) -> dict[str, Any]:
-    """Describe a panel as ACRE's scene files do; ``segments``: which object is seen where."""
+    """Describe a panel as in ACRE's scene files; ``segments``: its segmentation."""
     height, width = segments.shape
     pixels = project(scene.locations, scene.camera, ORIGIN, width, height)[0]
     objects = [

@@ -1,4 +1,4 @@
-"""Turns a scene into the numbers that the script :mod:`.script` renders from."""
+"""Converts a scene to the input of the script :mod:`.script`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _object(
 
 
 def _still(ground: world.Ground, machine: int) -> list[dict[str, Any]]:
-    """Describe what does not move; ``machine`` is the number of the machine."""
+    """Describe the static objects; ``machine`` is the number of the machine."""
     gray = (0.8, 0.8, 0.8)
     backdrop = np.array(meshes.GROUND_POSITION)
     has_machine = ground in ("machine_on", "machine_off")

@@ -1,4 +1,4 @@
-"""Meshes of CATER and ACRE, made from numbers: vertices, faces and normals."""
+"""Procedural meshes of CATER and ACRE: vertices, faces and normals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from ivcl_fast.data.synthetic.scene import MACHINE
 
 CUBE_FLAT = 0.768
-"""Half the width of a cube's flat faces; the edges are round from there to 1."""
+"""Half the width of a cube's flat faces; the edges are rounded from there to 1."""
 CYLINDER_RIM = 0.08
 """Radius of the rounded rims of a cylinder."""
 CONE_SIDES = 32
@@ -28,7 +28,7 @@ GROUND_PROFILE = (
     (-1.17, 0.93), (-0.02, 1.58), (1.11, 2.92), (2.09, 5.64), (2.82, 9.92), (3.49, 16.26),
     (4.08, 23.21),
 )  # fmt: skip
-"""Height of the backdrop along its own x axis."""
+"""Height of the backdrop along its local x axis."""
 GROUND_WIDTH = 56.48
 GROUND_POSITION = (-24.0628, -17.9967, 0.0)
 GROUND_TURN = 2.698
@@ -64,7 +64,7 @@ def all_meshes() -> dict[str, Mesh]:
 def rounded_cube(flat: int = 8, rounded: int = 12) -> Mesh:
     """Cube of half-edge 1 with round edges; ``flat`` and ``rounded`` parts along an edge."""
     inner = np.linspace(-CUBE_FLAT, CUBE_FLAT, flat + 1)
-    # Angles of the round part, seen from its own axis: 45 degrees belong to each of two faces.
+    # Angles of the rounded part about its axis: each of the two faces has 45 degrees.
     bend = CUBE_FLAT + (1 - CUBE_FLAT) * np.tan(np.linspace(0, pi / 4, rounded + 1)[1:])
     line = np.concatenate([-bend[::-1], inner, bend])
     u, v = np.meshgrid(line, line, indexing="ij")
@@ -84,7 +84,7 @@ def rounded_cube(flat: int = 8, rounded: int = 12) -> Mesh:
 
 
 def sphere(segments: int = 128, rings: int = 120) -> Mesh:
-    """Sphere of radius 1 with flat faces, too small to see."""
+    """Sphere of radius 1 with flat faces that are too small to see."""
     angle = np.linspace(-pi / 2, pi / 2, rings + 1)
     return _turned(np.cos(angle), np.sin(angle), segments)
 
@@ -130,7 +130,7 @@ def ground(steps: int = 8, strips: int = 8) -> Mesh:
 
 
 def box(half: tuple[float, float, float]) -> Mesh:
-    """Box with sharp edges, of which the lengths are twice ``half``."""
+    """Box with sharp edges, which are twice ``half`` long."""
     corners = np.array([(x, y, z) for z in (-1.0, 1.0) for y in (-1.0, 1.0) for x in (-1.0, 1.0)])
     faces = [(0, 2, 3, 1), (4, 5, 7, 6), (0, 1, 5, 4), (2, 6, 7, 3), (0, 4, 6, 2), (1, 3, 7, 5)]
     return Mesh(corners * half, np.array(faces))
@@ -144,7 +144,7 @@ def _grid(rows: int, columns: int) -> np.ndarray:
 
 
 def _turned(radius: np.ndarray, height: np.ndarray, segments: int) -> Mesh:
-    """Turn a profile, from bottom to top, about z; ends of radius 0 become a single vertex."""
+    """Revolve a profile, from bottom to top, about z; ends of radius 0 become a single vertex."""
     angle = 2 * pi * np.arange(segments) / segments
     circle = np.stack([np.cos(angle), np.sin(angle), np.zeros(segments)], axis=-1)
     up = np.array([0.0, 0.0, 1.0])

@@ -1,4 +1,4 @@
-"""Runs Blender in a process of its own, which draws the frames of scenes."""
+"""Runs Blender in a separate process that renders frames."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ivcl_fast.errors import UserError
 Device = Literal["auto", "cpu", "gpu"]
 
 PYTHON = "IVCL_FAST_BLENDER"
-"""Environment variable: a Python that has ``bpy``; by default the one that runs this."""
+"""Environment variable with a Python that has ``bpy``; by default the current one."""
 _SCRIPT = Path(__file__).with_name("script.py")
 _HAS_BPY = "import importlib.util, sys; sys.exit(importlib.util.find_spec('bpy') is None)"
 
@@ -32,19 +32,19 @@ _own: dict[int, Blender] = {}
 
 
 class Drawn(NamedTuple):
-    """A frame of a scene; what was not asked for is None."""
+    """A rendered frame; outputs that were not requested are None."""
 
     picture: np.ndarray | None
     """uint8 [height, width, 3], sRGB."""
     segments: np.ndarray | None
-    """int16 [height, width]: index of the thing that most of four points of the pixel show, else
-    FLOOR or MACHINE."""
+    """int16 [height, width]: index of the thing at most of the pixel's four points, else FLOOR or
+    MACHINE."""
     depth: np.ndarray | None
-    """float32 [height, width]: its distance along the camera's axis, infinite for nothing."""
+    """float32 [height, width]: its distance along the camera's axis, infinite for background."""
 
 
 class Blender:
-    """A Blender process, for the scenes that are drawn one after another.
+    """A Blender process that renders scenes one after another.
 
     Raises :class:`UserError` if its Python has no ``bpy``, ends early or cannot render.
 
@@ -62,8 +62,8 @@ class Blender:
 
         Args:
             samples: paths per pixel; the published pictures of CATER have 128, of ACRE 512.
-            device: ``auto`` takes the GPUs that Cycles finds, else the CPU.
-            threads: on the CPU; 0 for one per core.
+            device: ``auto`` uses the GPUs that Cycles finds, else the CPU.
+            threads: number of CPU threads; 0 for one per core.
         """
         self.samples = samples
         python = find_python()
@@ -72,7 +72,7 @@ class Blender:
             prefix="ivcl-fast-blender-", ignore_cleanup_errors=True
         )
         self.folder = folder = Path(self._temporary.name)
-        """Of the files that the two processes exchange."""
+        """Folder of the files that the two processes exchange."""
         write_meshes(folder / "meshes.npz")
         self._log = open(folder / "log", "w+")  # noqa: SIM115
         ours, theirs = os.pipe()
@@ -85,7 +85,7 @@ class Blender:
             stderr=self._log,
             pass_fds=[theirs],
             text=True,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends Blender
+            start_new_session=True,  # Ctrl-C reaches only this process, which ends Blender
         )
         os.close(theirs)
         self.device: str = self._answer()["device"]
@@ -93,7 +93,7 @@ class Blender:
 
     @property
     def pid(self) -> int:
-        """Number of the process."""
+        """Id of the process."""
         return self._process.pid
 
     def draw(
@@ -106,7 +106,7 @@ class Blender:
         pictures: bool = True,
         segments: bool = True,
     ) -> Iterator[Drawn]:
-        """Draw frames of a scene, at any size the published 4 : 3 view; all have to be taken.
+        """Render frames of a scene in the published 4:3 view, at any size; iterate over them all.
 
         Args:
             scene: the objects, the camera and the lamps.
@@ -147,7 +147,7 @@ class Blender:
         segments: bool = False,
         depth: bool = False,
     ) -> Rendering:
-        """Do what :func:`ivcl_fast.data.synthetic.render.render` does, by Blender."""
+        """Like :func:`ivcl_fast.data.synthetic.render.render`, with Blender."""
         numbers = segments or depth
         drawn = self.draw(scene, frames, width, height, pictures=pictures, segments=numbers)
         arrays = [None if one[0] is None else np.stack(one) for one in zip(*drawn, strict=True)]
@@ -159,8 +159,8 @@ class Blender:
         if self.closed:
             return
         self.closed = True
-        # First of all, as a worker process that ends may be killed at any time: without this one,
-        # Blender ends, but would leave the files if it was killed.
+        # Delete the files first: this process may be killed while it ends, and Blender, which then
+        # ends too, deletes them only if it is not killed.
         self._temporary.cleanup()
         self._process.kill()
         self._process.wait()
@@ -183,7 +183,7 @@ class Blender:
             # Blender does not notice all errors of writing.
             self.close()
             raise UserError(
-                f"Blender could not write to {self.folder.parent}; is the disk full?"
+                f"Blender cannot write to {self.folder.parent}; is the disk full?"
             ) from None
         return array
 
@@ -202,7 +202,7 @@ class Blender:
         return answer
 
     def _ended(self) -> UserError:
-        """Clean up after a process that ended too early; returns the error that says why."""
+        """Clean up after a process that ended early; return the error to raise."""
         status = self._process.wait()
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
@@ -218,7 +218,7 @@ def read_picture(file: Path) -> np.ndarray:
 
 
 def vote(numbers: np.ndarray, things: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return segments and depth of pixels, from the numbers [2 height, 2 width, 2] of quarters."""
+    """Return segments and depth of pixels, given those of quarters [2 height, 2 width, 2]."""
     quarters = np.stack([numbers[y::2, x::2] for y in (0, 1) for x in (0, 1)])
     index, depth = np.rint(quarters[..., 0]).astype(np.int16) - 1, quarters[..., 1]
     index[index == things] = MACHINE
@@ -229,9 +229,9 @@ def vote(numbers: np.ndarray, things: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def own_blender(samples: int) -> Blender:
-    """Return the Blender process of this process, started at the first call; it ends with this one.
+    """Return this process's Blender process, started on the first call; both end together.
 
-    With several worker processes on a CPU, each has a Blender of one thread.
+    With several worker processes on a CPU, each Blender has one thread.
     """
     running = _own.get(samples)
     if running is None or running.closed:
@@ -241,7 +241,7 @@ def own_blender(samples: int) -> Blender:
 
 
 def find_python() -> str:
-    """Return the Python that has ``bpy``; raises :class:`UserError` if it does not have it."""
+    """Return the Python that has ``bpy``; raises :class:`UserError` if there is none."""
     python = os.environ.get(PYTHON) or sys.executable
     try:
         found = subprocess.run([python, "-c", _HAS_BPY], capture_output=True).returncode == 0

@@ -1,11 +1,11 @@
-"""Script for a Python that has ``bpy``: renders what it is told in numbers.
+"""Script for a Python that has ``bpy``: renders frames described in JSON.
 
 ``python -P script.py MESHES DEVICE THREADS ANSWERS`` reads a job, a JSON object, from each line of
-its input (see :mod:`.job`). For each frame it writes ``frame-K.png``, the picture, and
+its input (see :mod:`.job`). For each frame it writes ``frame-K.png``, the picture, or
 ``frame-K.npy``, float32 [2 height, 2 width, 2] with the number of the object and the depth at the
-centers of quarter pixels, or one of the two files, into the job's folder. Then it writes a line
-with a JSON object to the file descriptor ANSWERS, as Blender prints to its output. It ends with its
-input, and deletes the files of the exchange. It imports nothing of this project.
+centers of quarter pixels, or both, into the job's folder. Then it writes a line with a JSON object
+to the file descriptor ANSWERS, because Blender itself prints to the output. At the end of its
+input, it deletes the files of the exchange. It imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from mathutils import Vector
 
 GPU_KINDS = ("OPTIX", "CUDA", "HIP", "METAL", "ONEAPI")
 FLAT_FILTER = 0.01
-"""Pixels: the width of the filter of flat pictures, the smallest that Cycles accepts."""
+"""Filter width of flat pictures in pixels, the smallest that Cycles accepts."""
 
 
 class Studio:
-    """Two views of the same objects: the picture, and numbers of objects with their depth."""
+    """Two Blender scenes of the same objects: for the picture, and for object numbers and depth."""
 
     def __init__(self, meshes: Path, device: str, threads: int) -> None:
         bpy.ops.wm.read_factory_settings(use_empty=True)
@@ -124,7 +124,7 @@ class Studio:
 
 
 def use_gpu(device: str) -> bool:
-    """Choose the GPUs of the first kind that Cycles finds; tells whether there are any."""
+    """Select the first kind of GPU that Cycles finds; return whether there is one."""
     preferences = bpy.context.preferences.addons["cycles"].preferences
     for kind in GPU_KINDS:
         try:
@@ -178,7 +178,7 @@ def set_up_flat(scene: bpy.types.Scene) -> None:
 
 
 def set_size(scene: bpy.types.Scene, width: int, height: int, aspect: float) -> None:
-    """Set the size in pixels; ``aspect`` is that of the view, whatever the number of pixels."""
+    """Set the size in pixels; ``aspect``: aspect ratio of the view."""
     render = scene.render
     render.resolution_x, render.resolution_y, render.resolution_percentage = width, height, 100
     pixel = aspect * height / width
@@ -295,7 +295,7 @@ MATERIALS = {"rubber": rubber, "metal": metal, "diffuse": diffuse, "emission": e
 
 
 def numbers_material() -> bpy.types.Material:
-    """Surface whose light is red the number of the object, and green the depth."""
+    """Surface that emits the object's number in red and the depth in green."""
     nodes = Nodes("numbers")
     index = nodes.tree.nodes.new("ShaderNodeObjectInfo").outputs["Object Index"]
     depth = nodes.tree.nodes.new("ShaderNodeCameraData").outputs["View Z Depth"]
@@ -334,7 +334,7 @@ def main() -> None:
             pass
         except (RuntimeError, OSError) as error:
             answer(error=str(error).strip().splitlines()[-1])
-        finally:  # the process that began this one may have been killed
+        finally:  # the parent process may have been killed
             remove_exchange(Path(meshes).parent)
 
 

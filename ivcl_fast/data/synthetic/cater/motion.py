@@ -1,11 +1,11 @@
-"""Moves the objects of a CATER video, by the rules with which the published videos were made.
+"""Motion of the objects of a CATER video, by the rules of the published generator.
 
-Time slots follow one another. In every slot all objects move at once, in random order, to places
-that are free by then; in half of the slots a cone first covers another object. Objects that are one
-inside the other form a *group*, which slides as one until its outermost cone is lifted off.
+Time is divided into slots. In every slot all objects move, in random order, to positions that are
+free at its end; in half of the slots a cone first covers another object. Nested objects form a
+*group*, which slides together until its outermost cone is lifted off.
 
-Collisions are tested between the centres of objects, as if these were balls, along linear paths.
-Pictures show the same movements with Blender's easing (:mod:`ivcl_fast.data.synthetic.easing`).
+Collisions are tested between the bounding balls of objects, along linear paths. Pictures show the
+same movements with Blender's easing (:mod:`ivcl_fast.data.synthetic.easing`).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _LAST_SLOT = 270
 _DELAY = 10
 _SHORTEST, _LONGEST = 20, 30
 _WINDOW = _DELAY + _LONGEST + 1
-"""All movements of a slot have ended so many frames after any of them began."""
+"""All movements of a slot end within this number of frames after any of them begins."""
 _LIFT = 2.0
 _QUARTER_TURN = 3.14 / 2
 _PAIRS = 100
 _TRIES = 102
 _FIRST_TRIES = 16
-"""Tries that are tested at once; further ones are seldom needed."""
+"""Number of tries to test first; more are rarely needed."""
 
 _ACTIONS = ("_slide", "_pick_place", "_rotate")
 _PICK_PLACE, _ROTATE = 1, 2
@@ -47,7 +47,7 @@ _CONTAINABLE = ("cone", "sphere", "spl")
 
 
 Key = tuple[int, tuple[float, ...]]
-"""A frame, and what holds in it."""
+"""A frame and the value in that frame."""
 
 
 class Movement(NamedTuple):
@@ -64,18 +64,18 @@ class Motion:
     """How n objects move in CATER's 301 frames."""
 
     movements: tuple[tuple[Movement, ...], ...]
-    """Of each object, in the order of time."""
+    """Movements of each object, in chronological order."""
     locations: np.ndarray
     """float64 ``[301, n, 3]``: linear in time, as in the scene files."""
     covered: np.ndarray
     """bool ``[301, n]``: whether the object is inside a cone that stands on the floor."""
     keys: tuple[tuple[Key, ...], ...]
-    """Of each object: its locations in some frames, between which pictures ease."""
+    """Key frames of each object with its locations; pictures are eased between them."""
     turns: tuple[tuple[Key, ...], ...]
-    """Of each object: the angles, in radians, by which it has turned about y in some frames."""
+    """Key frames of each object with its rotation about y in radians."""
 
     def eased(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the locations and the rotations about y that pictures of frames ``[F]`` show.
+        """Return the eased locations and rotations about y in frames ``[F]``.
 
         float64 ``[F, n, 3]`` and ``[F, n]``.
         """
@@ -93,9 +93,9 @@ def _interpolated(tracks: Sequence[Sequence[Key]], frames: np.ndarray) -> np.nda
 def draw_motion(
     rng: np.random.Generator, things: Sequence[Thing], places: np.ndarray
 ) -> Motion | None:
-    """Draw the movements of objects with centres ``places`` ``[n, 3]`` in the first frame.
+    """Generate movements of objects with centres ``places`` ``[n, 3]`` in the first frame.
 
-    Returns None if objects would run into one another; the published videos have no such scenes.
+    Returns None if objects would collide; the published videos have no such scenes.
     """
     world = _World(rng, things, places)
     return world.motion() if world.is_sane() and world.play() else None
@@ -107,7 +107,7 @@ class _World:
         self.rng, self.things = rng, things
         radii = np.array([thing.radius for thing in things])
         self.reach = (radii[:, None] + radii + APART) ** 2
-        """Least squared distance of two centres."""
+        """Smallest squared distance of two centres."""
         self.paths = np.repeat(places.T[:, :, None], LAST_FRAME + 1, axis=2)
         """float64 ``[3, n, 301]``."""
         self.covered = np.zeros((LAST_FRAME + 1, n), dtype=bool)
@@ -140,7 +140,7 @@ class _World:
         return bool(((apart >= self.reach) | np.eye(len(apart), dtype=bool)).all())
 
     def play(self) -> bool:
-        """Fill the timeline; returns whether nothing runs into anything."""
+        """Fill the timeline; return whether there are no collisions."""
         slot = 0
         while slot <= _LAST_SLOT:
             cone, end = None, 0
@@ -156,7 +156,7 @@ class _World:
         return True
 
     def draw_times(self, slot: int, count: int) -> list[tuple[int, int]]:
-        """Draw the first and the last frames of movements."""
+        """Sample the first and the last frames of movements."""
         starts = slot + self.rng.integers(_DELAY + 1, size=count)
         ends = starts + self.rng.integers(_SHORTEST, _LONGEST + 1, size=count)
         return list(zip(starts.tolist(), np.minimum(ends, LAST_FRAME).tolist(), strict=True))
@@ -164,7 +164,7 @@ class _World:
     # --- Covering
 
     def draw_pair(self) -> tuple[list[int], list[int]] | None:
-        """Draw a cone and what it can cover from all pairs; None if 100 draws find no such pair."""
+        """Sample a cone and a group that it can cover; None if 100 tries find no such pair."""
         able = [(a, b) for a in self.groups for b in self.groups if self.can_contain(a, b)]
         share = len(able) / (len(self.groups) * (len(self.groups) - 1))
         if self.rng.random() < (1.0 - share) ** _PAIRS:
@@ -188,7 +188,7 @@ class _World:
         return bool((apart >= self.reach[cone, tops]).all())
 
     def contain(self, group: list[int], other: list[int], start: int, end: int) -> bool:
-        """Put a cone over a group; returns False if it runs into anything on its way."""
+        """Put a cone over a group; return False if there is a collision."""
         cone, target = group[0], other[0]
         goal = self.paths[:2, target, LAST_FRAME]
         path = self.path(cone, "_contain", goal, start, end)
@@ -236,7 +236,7 @@ class _World:
         return lifts
 
     def free_tries(self, group: list[int], drawn: np.ndarray, goals: np.ndarray) -> Iterator[int]:
-        """Yield the tries at whose goals a group is free in the end, few of them at a time."""
+        """Yield the tries whose goals are free for a group in the end, tested a few at a time."""
         top = group[0]
         for first, last in ((0, _FIRST_TRIES), (_FIRST_TRIES, _TRIES)):
             places, actions = goals[first:last], drawn[first:last]
@@ -247,7 +247,7 @@ class _World:
             yield from (first + np.flatnonzero(free)).tolist()
 
     def free(self, i: int, goals: np.ndarray, group: list[int]) -> np.ndarray:
-        """Tell at which goals ``[K, 2]`` an object touches nothing but its group in the end."""
+        """Return at which goals ``[K, 2]`` an object touches nothing but its group in the end."""
         there = self.paths[:, :, LAST_FRAME]
         apart = (goals[:, :1] - there[0]) ** 2 + (goals[:, 1:] - there[1]) ** 2
         apart += (there[2, i] - there[2]) ** 2
@@ -267,7 +267,7 @@ class _World:
         return paths
 
     def path(self, i: int, action: str, goal: np.ndarray, start: int, end: int) -> np.ndarray:
-        """Return where an object is from the first frame of a movement on: ``[3, window]``."""
+        """Return the path of an object from the first frame of a movement: ``[3, window]``."""
         here = self.paths[:, i, LAST_FRAME]
         step = np.array([goal[0] - here[0], goal[1] - here[1], _LIFT])
         profile = _profile(action, end - start)[:, : LAST_FRAME + 1 - start]
@@ -282,7 +282,7 @@ class _World:
         return bool((apart[0] + apart[1] + apart[2] < reach[:, None]).any())
 
     def move(self, i: int, path: np.ndarray, movement: Movement) -> None:
-        """Write a movement of an object to all records."""
+        """Record a movement of an object."""
         action, _, start, end = movement
         self.movements[i].append(movement)
         here = x, y, z = tuple(self.place(i))
@@ -302,15 +302,15 @@ class _World:
 
 
 def _lift_frames(duration: int) -> tuple[int, int]:
-    """Return when an object is up, and when it has been carried across, from the first frame on."""
+    """Return the frames of a movement in which an object has been lifted, and carried across."""
     return math.floor(0.2 * (duration + 1)), math.floor(0.8 * (duration + 1))
 
 
 @lru_cache(maxsize=256)
 def _profile(action: str, duration: int) -> np.ndarray:
-    """Return the shares of the way along x, y and up in each frame: ``[3, window]``.
+    """Return the fraction of the way along x, y and z in each frame: ``[3, window]``.
 
-    An object that has arrived stays there.
+    It stays at 1 after the object has arrived.
     """
     across, lift = np.zeros(_WINDOW), np.zeros(_WINDOW)
     if action == "_slide":

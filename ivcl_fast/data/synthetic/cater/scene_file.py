@@ -1,4 +1,4 @@
-"""Describes CATER videos as CATER's scene files do."""
+"""Scene files of CATER videos."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def video_name(index: int) -> str:
 
 
 def frame_times(frames: int) -> np.ndarray:
-    """Place the frames of a video on CATER's timeline: int64 ``[frames]``, from 0 to 300."""
+    """Return the frames of CATER's timeline in a video: int64 ``[frames]``, from 0 to 300."""
     return np.rint(np.linspace(0, LAST_FRAME, frames)).astype(np.intp)
 
 
@@ -98,7 +98,7 @@ def _instances(things: tuple[Thing, ...]) -> list[str]:
 def _relationships(
     places: np.ndarray, directions: dict[str, np.ndarray]
 ) -> dict[str, list[list[int]]]:
-    """For each direction and object, list the objects at least 0.2 further that way (as CLEVR)."""
+    """List, for each direction and object, the objects at least 0.2 further, as in CLEVR."""
     relationships = {}
     for name in ("behind", "front", "left", "right"):
         along = (places * directions[name]).sum(-1)

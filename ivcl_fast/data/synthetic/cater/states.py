@@ -1,8 +1,8 @@
-"""Draws a video as tables of object states: CATER with perfect sight.
+"""Renders a video as tables of object states: CATER with perfect perception.
 
-Whoever reads these pictures need not learn to see. Each of the 4 x 4 patches of 8 x 8 pixels shows
-the state of one object in view: its looks, and its place on the floor. Patches are filled in the
-order of the places, so that the number of a patch does not tell which object it shows.
+Each of the 4 x 4 patches of 8 x 8 pixels encodes the state of one visible object: its attributes
+and its position on the floor. Patches are sorted by position, so the number of a patch does not
+identify its object.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ivcl_fast.data.synthetic.scene import MATERIALS, SHAPES, SIZES, Thing
 PATCH, ROW = 8, 4
 _KINDS = (*SHAPES, "spl")
 _STEPS = np.linspace(-3, 3, 2 * PATCH)
-"""Values of a coordinate that have a pixel of their own; two neighbours share those between."""
+"""Coordinates that a single pixel encodes; two neighbouring pixels encode values between them."""
 
 
 def draw_states(video: Video, frames: np.ndarray) -> Iterator[np.ndarray]:
-    """Draw the given frames of CATER's timeline: uint8 RGB ``[32, 32, 3]`` each, in grey.
+    """Render the given frames of CATER's timeline: uint8 RGB ``[32, 32, 3]`` each, in grey.
 
     A patch has, from the top, a row with shape and size, a row with the colour, a row with the
     material and the height above the floor, two rows with x and two with y.
@@ -40,7 +40,7 @@ def draw_states(video: Video, frames: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _looks(thing: Thing) -> np.ndarray:
-    """The rows of an object's patch that never change, 0 to 1."""
+    """Return the constant rows of an object's patch, 0 to 1."""
     patch = np.zeros((PATCH, PATCH))
     patch[0, _KINDS.index(thing.shape)] = 1
     patch[0, 5 + list(SIZES).index(thing.size)] = 1

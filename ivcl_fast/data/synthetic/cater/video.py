@@ -1,4 +1,4 @@
-"""Draws CATER's videos in numbers: objects, places, movements, camera and lamps."""
+"""Random CATER videos: objects, positions, movements, camera and lamps."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Video:
 
     things: tuple[Thing, ...]
     thetas: np.ndarray
-    """float64 ``[n]``, the rotation about z that scene files state, as if it were in degrees; the
-    published objects are turned by as many radians."""
+    """float64 ``[n]``: rotation about z. Scene files state it in degrees, but the published objects
+    are turned by this number of radians."""
     motion: Motion
     camera: np.ndarray
     """float64 ``[1, 3]``, or ``[301, 3]`` for a moving camera."""
     lamps: dict[str, np.ndarray]
 
     def scene(self, frames: np.ndarray) -> Scene:
-        """Return what pictures of some frames ``[F]`` show."""
+        """Return the scene of frames ``[F]``."""
         locations, turned = self.motion.eased(frames)
         rotations = np.zeros_like(locations)
         rotations[:, SNITCH, :2] = SNITCH_TILT
@@ -57,9 +57,9 @@ class Video:
 
 
 def draw_video(seed: int, index: int, moving_camera: bool = False) -> Video:
-    """Draw a video; the same arguments give the same video.
+    """Generate a video; the same arguments give the same video.
 
-    The camera has random numbers of its own: videos show the same with any camera.
+    The camera has a separate random stream, so the objects do not depend on it.
     """
     rng = np.random.default_rng((seed, index))
     motion = None
@@ -79,7 +79,7 @@ def draw_video(seed: int, index: int, moving_camera: bool = False) -> Video:
 
 
 def _draw_things(rng: np.random.Generator, count: int) -> tuple[Thing, ...]:
-    """Draw the snitch, a medium and a large cone, and further objects."""
+    """Choose the snitch, a medium and a large cone, and further objects."""
     things = [Thing("spl", "small", SNITCH_RADIUS, "gold", "metal")]
     sizes = ["medium", "large", *_choices(rng, tuple(SIZES), count - 3)]
     shapes = ["cone", "cone", *_choices(rng, SHAPES, count - 3)]
@@ -95,7 +95,7 @@ def _choices(rng: np.random.Generator, options: Sequence[T], count: int) -> list
 
 
 def draw_camera_path(seed: int, index: int, moving: bool) -> np.ndarray:
-    """Draw where the camera of a video is: float64 ``[1, 3]``, or ``[301, 3]`` for a moving one.
+    """Sample the camera positions of a video: float64 ``[1, 3]``, or ``[301, 3]`` for a moving one.
 
     In every 30 frames a moving camera goes to x or y = -10 or 10 (the other coordinate stays) and
     to a height of 8, 10 or 12; it rests in the last 30.

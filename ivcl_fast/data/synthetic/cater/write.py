@@ -42,7 +42,7 @@ _FORMATS = {
 
 _PUBLISHED_SAMPLES = 128
 _CHUNK = 64
-"""Frames that are drawn at once."""
+"""Number of frames rendered at a time."""
 
 _TASKS: dict[str, Callable[[cater_labels.Scene], int | list[int]]] = {
     "localize": cater_labels.localize_label,
@@ -57,7 +57,7 @@ _TASKS: dict[str, Callable[[cater_labels.Scene], int | list[int]]] = {
 class SyntheticCater(DrawnSpec):
     """Describes a synthetic CATER.
 
-    Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
+    Raises :class:`~ivcl_fast.errors.UserError` for an invalid value.
     """
 
     size: Size = "embedded"
@@ -65,14 +65,14 @@ class SyntheticCater(DrawnSpec):
     timeline at 96 x 72 pixels in 38 frames (3 fps); ``small``: at 128 x 96 pixels in 16 frames, a
     clip of the presets, for a slow renderer."""
     camera: CameraMotion = "static"
-    """Whether the camera stands still, or moves as in CATER's ``cameramotion`` sets. none: frames
-    are tables of what is in view (:mod:`ivcl_fast.data.synthetic.cater.states`)."""
+    """``static``; ``moving`` as in CATER's ``cameramotion`` sets; ``none``: frames are tables of
+    object states (:mod:`ivcl_fast.data.synthetic.cater.states`)."""
     train: int = 3000
     """Number of training videos (CATER has 3,850)."""
     val: int = 600
     """Number of validation videos (CATER has 1,650)."""
     seed: int = 0
-    """Videos with different seeds are different."""
+    """Random seed."""
     renderer: Renderer = "fast"
     """``fast``: ray casting, with the look of the published pictures; ``blender``: Blender."""
     samples: int = 0
@@ -98,7 +98,7 @@ class SyntheticCater(DrawnSpec):
         return {Path(video_name(number)).stem: number for number in range(self.videos)}
 
     def write_item(self, out: Path, media: bool, number: int) -> None:
-        """Write a video, if ``media`` are wanted, and its scene."""
+        """Write a scene and, with ``media``, its video."""
         form, video = _FORMATS[self.size], self.video(number)
         if media:
             with atomic_write(out / "videos" / video_name(number), durable=False) as file:
@@ -125,7 +125,7 @@ class SyntheticCater(DrawnSpec):
             write_text(file, json.dumps(scene), durable=False)
 
     def _pictures(self, video: Video, width: int, height: int) -> Iterator[np.ndarray]:
-        """Draw a video, some frames at a time: uint8 RGB ``[F, height, width, 3]``."""
+        """Render a video, some frames at a time: uint8 RGB ``[F, height, width, 3]``."""
         times = frame_times(_FORMATS[self.size].frames)
         if self.camera == "none":
             yield np.stack(list(draw_states(video, times)))
@@ -139,22 +139,22 @@ class SyntheticCater(DrawnSpec):
             yield pictures
 
     def video(self, number: int) -> Video:
-        """Draw a video in numbers; it is not part of the data set."""
+        """Generate a video; it is not part of the data set."""
         return draw_video(self.seed, number, self.camera == "moving")
 
     def camera_path(self, number: int, frames: int) -> np.ndarray:
         """Return the positions of a video's camera: float64 ``[frames, 3]``, or ``[1, 3]``.
 
-        Scenes without pictures are described as the static camera sees them.
+        Scenes of tables of states have the static camera.
         """
         path = draw_camera_path(self.seed, number, self.camera == "moving")
         return path if len(path) == 1 else path[frame_times(frames)]
 
     def object_masks(self, number: int, frames: Sequence[int]) -> np.ndarray:
-        """Tell which object is seen where in some frames of a video.
+        """Render the object masks of some frames of a video, which the data set does not store.
 
         Returns int64 ``[frames, height, width]``: the object's number in the scene, -1 for the
-        floor. They are computed anew, as they are not part of the data set.
+        floor.
         """
         form = _FORMATS[self.size]
         scene = self.video(number).scene(frame_times(form.frames)[list(frames)])
@@ -198,21 +198,21 @@ def write_cater(
     progress: Callable[[int, int], None] | None = None,
     media: bool = True,
 ) -> Path:
-    """Write a synthetic CATER to a folder, or complete what an earlier call left there.
+    """Write a synthetic CATER to a folder, or continue an interrupted call.
 
     Args:
-        out: the folder, which is made if it is missing.
-        spec: what to write; a folder that was begun with another spec is refused.
-        workers: processes of one thread each; default one per CPU. The bytes do not depend on it.
+        out: the folder, created if missing.
+        spec: what to write; a folder begun with another spec is an error.
+        workers: number of single-threaded processes; default one per CPU.
         progress: called with (videos done, videos in total), including those found complete.
-        media: whether to write the videos, which can also be drawn when they are needed.
+        media: whether to write the videos, which can also be rendered on demand.
 
     Returns:
         ``out``, with ``videos/*.avi`` (Motion-JPEG), ``scenes/*.json``,
         ``lists/<task>/{train,val,train_subsetT,train_subsetV}.txt`` and ``synthetic.json``.
 
     Raises:
-        UserError: the folder holds something else, or ``workers`` is less than 1.
+        UserError: the folder contains other files, or ``workers`` is less than 1.
         KeyboardInterrupt: stopped by the user; the message says how to continue.
 
     Example::
@@ -223,7 +223,7 @@ def write_cater(
 
 
 def scene_name(number: int) -> str:
-    """Name the file of a scene in the data set."""
+    """Return the file of a scene in the data set."""
     return f"scenes/{Path(video_name(number)).stem}.json"
 
 

@@ -1,8 +1,8 @@
-"""Templates of the synthetic Something-Else, and the acts of hands and things that show them.
+"""Templates of the synthetic Something-Else, and the actions of hands and things that show them.
 
 A clip has a few *layers*, things and hands, each with a position in every frame. Lengths are in
 frame heights; x points right and y points down from the upper left corner; time runs from 0 to 1.
-Opposite templates (up and down, covering and uncovering) are the same act played forwards and
+Opposite templates (up and down, covering and uncovering) are the same action played forwards and
 backwards, and left and right are mirror images. So no single frame distinguishes them.
 """
 
@@ -59,7 +59,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Template:
-    """A Something-Something template and the act that shows it."""
+    """A Something-Something template and the action that shows it."""
 
     text: str
     """The text in the data set, with ``[something]``."""
@@ -97,11 +97,11 @@ class Scene:
         return float(self.rng.uniform(low, high))
 
     def side(self) -> int:
-        """Draw -1 (left) or 1 (right)."""
+        """Choose -1 (left) or 1 (right)."""
         return int(self.rng.choice((-1, 1)))
 
     def ease(self, start: float, end: float) -> np.ndarray:
-        """Move smoothly from 0 to 1 between two times; float64 ``[F]``."""
+        """Return a smooth step from 0 to 1 between two times: float64 ``[F]``."""
         u = np.clip((self.time - start) / (end - start), 0.0, 1.0)
         return u * u * (3.0 - 2.0 * u)
 
@@ -248,7 +248,7 @@ def nouns_of_set(which: int, shapes: Sequence[str] = SHAPES) -> list[Noun]:
 
 
 def choose_nouns(template: Template, which: int, rng: np.random.Generator) -> list[Noun]:
-    """Draw nouns of a set for the things of a template, by the number of the layer."""
+    """Choose nouns of a set for the things of a template, by the number of the layer."""
     small = nouns_of_set(which, SMALL_SHAPES)
     chosen = [small.pop(rng.integers(len(small)))]
     if template.second == "small":

@@ -1,4 +1,4 @@
-"""Draws a clip of layers, flat shapes and hands on a table, and the visible box of each."""
+"""Render a clip of layers, flat shapes and hands on a table, with the visible box of each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _MARKS = {
     "banded": (-1.0, -0.57, 1.0, -0.23), "capped": (-1.0, -1.0, 1.0, -0.2),
     "halved": (-1.0, -1.0, 0.0, 1.0),
 }  # fmt: skip
-"""The rectangle of each pattern that has another colour; half a turn moves it."""
+"""Rectangle of each pattern in the second colour; half a turn moves it."""
 
 Box = tuple[int, int, int, int]
 """The box around the visible part of a layer in a frame: x1, y1, x2, y2 in pixels."""

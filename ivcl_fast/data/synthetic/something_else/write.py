@@ -42,7 +42,7 @@ _FORMATS = {"embedded": (142, 80, 8), "full": (427, 240, 12)}
 class SyntheticSomethingElse(SyntheticSpec):
     """Describes a synthetic Something-Else.
 
-    Raises :class:`~ivcl_fast.errors.UserError` for a value that a field does not accept.
+    Raises :class:`~ivcl_fast.errors.UserError` for an invalid value.
     """
 
     train: int = 3600
@@ -50,7 +50,7 @@ class SyntheticSomethingElse(SyntheticSpec):
     val: int = 720
     """Number of its validation clips (Something-Else has 57,876)."""
     seed: int = 0
-    """Clips with different seeds are different."""
+    """Random seed."""
     size: Literal["embedded", "full"] = "embedded"
     """``full``: the original 427 x 240 pixels at 12 fps, 24 to 60 frames; ``embedded``: the same
     clips at 142 x 80 pixels and 8 fps, 16 to 40 frames."""
@@ -115,12 +115,12 @@ def write_something_else(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a synthetic Something-Else to a folder, or complete what an earlier call left there.
+    """Write a synthetic Something-Else to a folder, or continue an interrupted call.
 
     Returns ``out``, with ``20bn-something-something-v2/<id>.webm`` (VP9), ``dataset_splits/``
     (compositional, compositional_shuffled, compositional_oneobject, fewshot),
-    ``bounding_box_smthsmth_part{1,2}.json`` and ``synthetic.json``. Arguments and errors are those
-    of :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`; ``progress`` counts videos.
+    ``bounding_box_smthsmth_part{1,2}.json`` and ``synthetic.json``. For arguments and errors see
+    :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`; ``progress`` counts videos.
 
     Example::
 
@@ -142,7 +142,7 @@ class _Clip:
     nouns: list[Noun]
     seconds: float
     rng: np.random.Generator
-    """Draws everything else."""
+    """Generator of all other random choices."""
 
     @property
     def placeholders(self) -> list[str]:
@@ -150,10 +150,10 @@ class _Clip:
 
 
 def _plan(spec: SyntheticSomethingElse, index: int) -> _Clip:
-    """Draw the content of a clip. Templates take turns.
+    """Choose the content of a clip; templates take turns.
 
     A template appears with one half of the nouns in training and with the other half in validation,
-    so that both are known from training, but never together.
+    so training shows both, but never together.
     """
     rng = np.random.default_rng((spec.seed, index))
     held_out = index >= spec.train
@@ -163,7 +163,7 @@ def _plan(spec: SyntheticSomethingElse, index: int) -> _Clip:
 
 
 def _label(clip: _Clip, layer: Layer, box: Box) -> dict[str, Any] | None:
-    """Describe a visible layer; as in the data set, things that the text leaves out have none."""
+    """Describe a visible layer; None, as in the data set, for things that the text leaves out."""
     if layer.number is None:
         names = "hand", "hand"
     elif layer.number < len(clip.placeholders):
