@@ -214,6 +214,7 @@ setup(
     package_data={
         "ivcl_fast": ["py.typed", "pretrained/*/*"],
         "ivcl_fast.evaluation": ["published.csv"],
+        "ivcl_fast.report": ["templates/*"],
     },
     ext_modules=extensions,
     cmdclass={"build_py": BuildPackages, "build_ext": BuildObjects},

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from ivcl_fast.analysis.clips import ClipReader
-from ivcl_fast.analysis.finished_runs import NAMES, DataFlags, FinishedRun
+from ivcl_fast.analysis.finished_runs import NAMES, DataFlags, FinishedRun, Models
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.data.formats.custom.video_folder import find_videos
@@ -44,7 +44,8 @@ class EvaluateConfig:
     Something-Else: validation; your own videos: test if there is one, else val)."""
     out: Path | None = None
     """Also write the scores, the classes, and the label, answer and logits of each clip to this
-    .json file; with --predict, write the answers to this .json or .csv file."""
+    .json file, and an .html page in which clips play beside it; with --predict, write the answers
+    to this .json or .csv file."""
     predict: Path | None = None
     """Predict the answer for this instead: a video file, a folder of frames (images, ordered by
     name), or a folder of videos; for ACRE a folder of six context panels followed by the query."""
@@ -76,6 +77,21 @@ def evaluate(config: EvaluateConfig) -> None:
         logits = [{"logits": row} for row in evaluation.logits.tolist()]
         clips = [a | b for a, b in zip(evaluation.by_clip(), logits, strict=True)]
         write_json(config.out, {**about, **found, "clips": clips})
+        # matplotlib takes long to import
+        from ivcl_fast.report.page import evaluated_clips, write_page
+
+        page = config.out.with_suffix(".html")
+        shown = evaluated_clips(run, models_of(run, name), evaluation)
+        write_page(page, run, [result], shown)
+        print(f"open: {page}")
+
+
+def models_of(run: FinishedRun, name: str) -> Models:
+    """Return the classifier in folder ``name``, and the pretrained model if it takes its clips."""
+    models: Models = {"finetuned": run.load(name)}
+    if run.finished("pretrain") and name != "last-frame":
+        models["pretrained"] = run.load("pretrain")
+    return models
 
 
 def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:

@@ -104,6 +104,8 @@ def train(config: TrainConfig) -> None:
                 results_table(results).print("95 % intervals in brackets")
             write_report(FinishedRun(run.config, data), results, evaluation)
             print(f"report: {run.folder / 'report.md'}")
+            if config.output.pictures:
+                print(f"open: {run.folder / 'report.html'}")
 
 
 def origin(config: TrainConfig) -> str:

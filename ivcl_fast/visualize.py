@@ -22,6 +22,7 @@ from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.files import write_text
 from ivcl_fast.models.ivcl import IVCLClassifier
 from ivcl_fast.report.html import Page
+from ivcl_fast.report.page import PAGE, describe_clip, write_page
 from ivcl_fast.report.pictures import draw_clip, measure_name
 from ivcl_fast.report.tables import Table
 from ivcl_fast.text import printable
@@ -58,7 +59,8 @@ class VisualizeConfig:
 
 
 def visualize(config: VisualizeConfig) -> Path:
-    """Write pictures of every clip and ``index.html``, which embeds them all; return its path."""
+    """Write pictures of every clip, ``index.html`` with them all, and ``report.html``, in which the
+    clips play; return the path of the index."""
     require_at_least(config, 1, "clips")
     if config.video is not None and config.clip:
         raise UserError("--clip: expected no --video, got both")
@@ -72,15 +74,20 @@ def visualize(config: VisualizeConfig) -> Path:
         clips: Iterator[DecodedClip] = iter([reader.file(config.video, "--video")])
     else:
         clips = reader.named(config.clip) if config.clip else reader.mixed(config.clips)
+    playing = []
     for clip in clips:
+        probabilities = None
         page.heading(clip.name)
         if isinstance(classifier := models.get("finetuned"), IVCLClassifier):
+            probabilities = run.predict(classifier, clip.frames)
             answers = run.answer(classifier, clip.frames, ANSWERS)
             likeliest = ", ".join(f"{name} ({score:.0%})" for name, score in answers.items())
             page.text(f"Answer: {likeliest}." + (f" Truth: {clip.truth}." if clip.truth else ""))
         for picture in draw_clip(run, clip, models, out / clip.name):
             page.picture(picture.path, picture.caption)
+        playing.append(describe_clip(run, models, clip, probabilities))
         print(printable(f"{clip.name}: {out / clip.name}"))
+    write_page(out / PAGE, run, [], playing)
     if config.video is None:
         measure_collapse(page, run, models)
     index = out / "index.html"
@@ -112,6 +119,7 @@ def measure_collapse(page: Page, run: FinishedRun, models: Models) -> None:
 def main() -> None:
     index = visualize(parse(VisualizeConfig, "visualize", __doc__))
     print(f"open: {index}")
+    print(f"clips that play: {index.with_name(PAGE)}")
 
 
 if __name__ == "__main__":

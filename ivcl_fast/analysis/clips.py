@@ -38,8 +38,8 @@ class DecodedClip:
     """uint8 ``[3, H, W]`` by number: those frames, and others requested from the reader."""
     fps: float
     """Frames per second; 0 if unknown."""
-    truth: str = ""
-    """The correct answer in words, if known."""
+    labels: tuple[str, ...] = ()
+    """The correct classes in words, if known."""
     scene: Scene | None = None
     panels: bool = False
     """Whether the frames are separate images, the last of which is a question (ACRE)."""
@@ -52,6 +52,11 @@ class DecodedClip:
     def frames(self) -> Tensor:
         """Model input, uint8 ``[T, 3, H, W]``."""
         return self.take(self.frame_index)
+
+    @property
+    def truth(self) -> str:
+        """The correct answer in words, if known."""
+        return "; ".join(self.labels)
 
     @property
     def aligned_scene(self) -> Scene | None:
@@ -109,14 +114,14 @@ class ClipReader:
     def read(self, clip: Clip) -> DecodedClip:
         """Read a clip of the data set; raises :class:`VideoError` if its media cannot be used."""
         labels = clip.label if isinstance(clip.label, tuple) else (clip.label,)
-        truth = "; ".join(self.run.dataset.describe(label) for label in labels)
+        described = tuple(self.run.dataset.describe(label) for label in labels)
         scenes = self.scenes([clip])
         if self.drawn:
             decoded = self._draw(self.drawn, clip)
         else:
             decoded = self._decode(self.media[clip.media], clip.frames)
         scene = scenes.scene(clip.name) if scenes else None
-        return replace(decoded, name=clip.name, truth=truth, scene=scene)
+        return replace(decoded, name=clip.name, labels=described, scene=scene)
 
     def scenes(self, clips: Sequence[Clip]) -> Cater | None:
         """Return the data set if each clip has a scene with the snitch's place."""

@@ -135,7 +135,9 @@ class FinishedRun(Run):
     @cached_property
     def data(self) -> DataModule:
         """The clips; frames are decoded first if there is no store."""
-        return open_data(self.config.data, self.config.model, self.device, read_only=True)
+        data = open_data(self.config.data, self.config.model, self.device, read_only=True)
+        self.dataset = data.dataset  # which warns once of what is missing
+        return data
 
     def finished(self, name: str) -> bool:
         """Return whether the run's model in folder ``name`` is finished."""
@@ -182,17 +184,26 @@ class FinishedRun(Run):
             )
         return models
 
-    @torch.inference_mode()
-    def answer(self, model: IVCLClassifier, frames: Tensor, count: int) -> dict[str, float]:
-        """Return the names of the ``count`` most likely classes and their probabilities.
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the predicted probabilities of the classes, ``[..., C]``."""
+        return logits.sigmoid() if self.classes.multi_label else logits.softmax(-1)
 
-        ``frames``: uint8 ``[T, 3, H, W]`` of one clip; a model that takes fewer frames uses the
-        last ones.
+    @torch.inference_mode()
+    def predict(self, model: IVCLClassifier, frames: Tensor) -> Tensor:
+        """Return the probabilities of the classes for one clip: float32 ``[C]``.
+
+        ``frames``: uint8 ``[T, 3, H, W]``; a model that takes fewer frames uses the last ones.
         """
         video = frames[-model.cfg.num_frames :].unsqueeze(0).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            logits = model(video).float()[0]
-        scores = logits.sigmoid() if self.classes.multi_label else logits.softmax(-1)
+            return self.probabilities(model(video).float()[0])
+
+    def answer(self, model: IVCLClassifier, frames: Tensor, count: int) -> dict[str, float]:
+        """Return the ``count`` likeliest classes in words with their predicted probabilities.
+
+        ``frames``: as of :meth:`predict`.
+        """
+        scores = self.predict(model, frames)
         best = scores.topk(min(count, len(scores)))
         return {
             self.classes.names[label]: score

@@ -20,9 +20,6 @@ from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.evaluation.metrics import grid_distance
 from ivcl_fast.models import reference
 
-BATCH = 16
-"""Cut-off videos per batch."""
-
 
 @dataclass(frozen=True)
 class SnitchTrajectory:
@@ -73,11 +70,11 @@ def follow_snitch(
     the ids are those of :func:`frames_up_to`. ``scene`` gives the true cells.
     """
     parts = [frames_up_to(end, model.cfg.num_frames) for end in ends]
-    logits = [
-        model(torch.stack([take(ids) for ids in parts[i : i + BATCH]])).float()
-        for i in range(0, len(parts), BATCH)
-    ]
-    probabilities = torch.cat(logits).softmax(dim=-1).cpu().numpy()
+    shared = sorted({i for ids in parts for i in ids})  # each is encoded once
+    video = take(shared)[None]
+    frame_index = torch.tensor([[[shared.index(i) for i in ids] for ids in parts]])
+    logits = model(video, frame_index.to(video.device)).float()
+    probabilities = logits.softmax(dim=-1).cpu().numpy()
     if scene is None:
         return SnitchTrajectory(ends, probabilities)
     grid = round(probabilities.shape[1] ** 0.5)

@@ -123,17 +123,24 @@ def attention_maps(models: Mapping[str, Model], clip: DecodedClip) -> dict[str, 
     }
 
 
-def over_frames(frames: Tensor, maps: Tensor) -> Tensor:
-    """Overlay attention ``[T, S, N]`` on gray frames ``[T, 3, H, W]`` in [0, 1].
+def attention_heat(maps: Tensor) -> Tensor:
+    """Scale attention ``[T, S, N]`` to [0, 1] for display: ``[T, S, g, g]`` on the grid of patches.
 
-    Colours are the square root of attention, up to the 99th percentile of each slot in the clip.
-    Returns ``[T, S, 3, H, W]``.
+    It is the square root of attention, up to the 99th percentile of each slot in the clip.
     """
     top = maps.transpose(0, 1).flatten(1).quantile(0.99, dim=1).clamp_min(1e-12)  # [S]
     heat = (maps / top[:, None]).clamp(max=1).sqrt()
     grid = round(maps.shape[-1] ** 0.5)
-    patch = frames.shape[-1] // grid
-    heat = heat.unflatten(-1, (grid, grid))
+    return heat.unflatten(-1, (grid, grid))
+
+
+def over_frames(frames: Tensor, maps: Tensor) -> Tensor:
+    """Lay :func:`attention_heat` of ``[T, S, N]`` over gray frames ``[T, 3, H, W]`` in [0, 1].
+
+    Returns ``[T, S, 3, H, W]``.
+    """
+    heat = attention_heat(maps)
+    patch = frames.shape[-1] // heat.shape[-1]
     heat = heat.repeat_interleave(patch, dim=-1).repeat_interleave(patch, dim=-2)
     gray = frames.cpu().mean(dim=1)[:, None, None]
     alpha = (0.25 + 0.55 * heat)[:, :, None]
@@ -269,17 +276,18 @@ def draw_reconstruction(
 
 @torch.no_grad()
 def reconstruction(
-    model: reference.IVCL, video: Tensor, seed: int = 0
+    model: reference.IVCL, video: Tensor, seed: int = 0, columns: int = COLUMNS
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the clips' frames to show, int64 ``[B, F]``, and the rows of the picture.
 
     The rows are the input, the masked input, the reconstruction and its absolute error, averaged
     over colours. ``video``: uint8 ``[B, T, 3, H, W]`` on the model's device. The masks depend only
-    on ``seed``, so that pictures of a run are comparable.
+    on ``seed``, so that pictures of a run are comparable. ``columns``: the most frames to show, of
+    all clips together.
     """
     cfg = model.cfg
     out = model(video, seed=reference.stream(torch.tensor(seed, device=video.device), len(video)))
-    chosen = evenly_spaced(max(1, COLUMNS // len(video)), out.query.shape[1])
+    chosen = evenly_spaced(max(1, columns // len(video)), out.query.shape[1])
     query = out.query[:, chosen]
     frames = video.take_along_dim(query[:, :, None, None, None], dim=1) / 255
     ids_mask = out.ids_mask.take_along_dim(query[:, :, None], dim=1)  # [B, F, N - K]

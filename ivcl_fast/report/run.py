@@ -1,4 +1,4 @@
-"""The report of a run: its table of results and its pictures, in ``report.md``."""
+"""The report of a run: its table of results and its pictures, in ``report.md`` and a page."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ CLIPS = "clips.json"
 def write_report(
     run: FinishedRun, results: Sequence[Result], evaluation: Evaluation | None
 ) -> None:
-    """Write ``report.md`` with its pictures, ``clips.json`` and ``scores.json`` to the run's
-    folder.
+    """Write ``report.md``, ``report.html``, ``clips.json`` and ``scores.json`` to the run's folder.
 
     ``results``: rows of the table, the finetuned model first; ``evaluation``: its answers. Both are
     empty if there was only pretraining.
@@ -62,8 +61,13 @@ def write_report(
         first = markdown(": ".join(next(iter(bad.items()))))
         parts.append(f"{len(bad)} videos could not be used, such as {first}.")
     if config.output.pictures:
-        from ivcl_fast.report.pictures import draw_run  # matplotlib takes long to import
+        # matplotlib takes long to import
+        from ivcl_fast.report.page import PAGE, evaluated_clips, write_page
+        from ivcl_fast.report.pictures import draw_run
 
+        clips = evaluated_clips(run, run.models(), evaluation)
+        write_page(run.folder / PAGE, run, results, clips)
+        parts.append(f"Clips that play, with all of the below: [{PAGE}]({PAGE}).")
         for picture in draw_run(run, evaluation):
             image = f"![{picture.title}]({picture.path.name})"
             parts += [f"## {picture.title}", picture.caption, image]

@@ -36,8 +36,8 @@ FOLDERS = (
 )  # fmt: skip
 """Folders that commands write into a run's folder."""
 FILES = (
-    ANSWERS, "metrics.jsonl", "report.md", "clips.json", "scores.json", "curves.png",
-    "reconstruction.png", "slot_attention.png",
+    ANSWERS, "metrics.jsonl", "report.md", "report.html", "clips.json", "scores.json",
+    "curves.png", "reconstruction.png", "slot_attention.png",
 )  # fmt: skip
 """Files that training writes into a run's folder, besides its settings."""
 

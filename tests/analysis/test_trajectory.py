@@ -23,9 +23,10 @@ class LastPixel:
     def __init__(self) -> None:
         self.given: list[Tensor] = []
 
-    def __call__(self, video: Tensor) -> Tensor:
-        self.given += list(video[:, :, 0, 0, 0])
-        return 9.0 * torch.nn.functional.one_hot(video[:, -1, 0, 0, 0].long(), 36)
+    def __call__(self, video: Tensor, frame_index: Tensor) -> Tensor:
+        clips = video[0][frame_index[0]]
+        self.given += list(clips[:, :, 0, 0, 0])
+        return 9.0 * torch.nn.functional.one_hot(clips[:, -1, 0, 0, 0].long(), 36)
 
 
 def scene_of(cells: Sequence[int]) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
     status, _ = visualize(run, "--clip", "CATER_new_000002", "--out", tmp_path / "named")
     assert status == 0
     assert sorted(p.name for p in (tmp_path / "named").iterdir()) == [
-        "CATER_new_000002", "index.html",
+        "CATER_new_000002", "index.html", "report.html",
     ]  # fmt: skip
 
     moved = tmp_path / "moved" / "run"  # a file needs neither the data nor the place of the run

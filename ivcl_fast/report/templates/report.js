@@ -1,0 +1,500 @@
+// @ts-check
+"use strict";
+
+/**
+ * @typedef {{src: string, side: number, columns: number}} Sheet Tiles on one picture.
+ * @typedef {{name: string, note: string, sheet: string, tiles: (number | null)[], over: boolean}}
+ *   Layer What can be shown of each frame; `over`: over the gray frame.
+ * @typedef {{n: number, belief: (number | null)[][], true: number[] | null,
+ *   hidden: boolean[] | null}} Floor CATER's floor after each frame.
+ * @typedef {{name: string, titles: string[], truth: string, answer: string | null,
+ *   right: boolean | null, hidden: boolean | null, confidence: number | null,
+ *   probabilities: [string, number | null, boolean][], floor: Floor | null,
+ *   sheets: Record<string, Sheet>, layers: Layer[]}} Clip
+ * @typedef {{title: string, chance: number | null,
+ *   lines: Record<string, [number, number | null][]>}} Panel
+ */
+
+/** @type {{curves: Panel[], clips: Clip[]}} */
+const data = JSON.parse(byId("data").textContent || "{}");
+const SVG = "http://www.w3.org/2000/svg";
+
+/**
+ * @param {string} id
+ * @returns {any} The element, of whichever kind it is.
+ */
+function byId(id) {
+  return document.getElementById(id);
+}
+
+/**
+ * Make an element with attributes and content.
+ * @param {Element} parent
+ * @param {string} tag
+ * @param {Record<string, string | number>} [attributes]
+ * @param {string} [text]
+ */
+function add(parent, tag, attributes = {}, text = "") {
+  const inSvg = tag === "svg" || parent.namespaceURI === SVG;
+  const element = inSvg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    element.setAttribute(name, String(value));
+  }
+  if (text) element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
+/**
+ * @param {number | null} share
+ * @returns {string}
+ */
+function percent(share) {
+  return share === null ? "unknown" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+}
+
+// --- Table of results ------------------------------------------------------------------------
+
+/** Sort the rows by a column when its heading is clicked, and the other way round at the next. */
+function makeSortable() {
+  const table = byId("results");
+  if (!table) return;
+  const headings = [...table.tHead.rows[0].cells];
+  headings.forEach((heading, column) => {
+    heading.querySelector("button").addEventListener("click", () => {
+      const falls = heading.getAttribute("aria-sort") === "descending";
+      headings.forEach((other) => other.removeAttribute("aria-sort"));
+      heading.setAttribute("aria-sort", falls ? "ascending" : "descending");
+      const key = (/** @type {any} */ row) => {
+        const cell = row.cells[column];
+        return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value);
+      };
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const [x, y] = [key(a), key(b)];
+        return (falls ? 1 : -1) * (x < y ? -1 : x > y ? 1 : 0);
+      });
+      table.tBodies[0].append(...rows);
+    });
+  });
+}
+
+// --- Curves ----------------------------------------------------------------------------------
+
+const STAGES = [...new Set(data.curves.flatMap((panel) => Object.keys(panel.lines)))];
+const WIDTH = 360, HEIGHT = 210, LEFT = 52, RIGHT = 12, TOP = 12, BOTTOM = 24;
+
+/**
+ * @param {number} value
+ * @returns {string}
+ */
+function short(value) {
+  if (Math.abs(value) >= 1000) return `${Number((value / 1000).toPrecision(3))}k`;
+  if (value && Math.abs(value) < 0.001) return value.toExponential(1);
+  return String(Number(value.toPrecision(3)));
+}
+
+/**
+ * Draw a panel of curves; the pointer shows the nearest point.
+ * @param {Panel} panel
+ */
+function drawCurves(panel) {
+  const figure = add(byId("curves"), "figure");
+  add(figure, "h3", {}, panel.title);
+  const svg = add(figure, "svg", {
+    viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": panel.title,
+  });
+  const caption = add(figure, "figcaption");
+  const stages = Object.entries(panel.lines).map(([stage, points]) => ({
+    stage, number: STAGES.indexOf(stage), points: /** @type {[number, number][]} */ (
+      points.filter((point) => point[1] !== null)),
+  }));
+  const all = stages.flatMap((line) => line.points);
+  if (!all.length) {
+    caption.textContent = "No finite value.";
+    return;
+  }
+  const values = all.map((point) => point[1]);
+  if (panel.chance !== null) values.push(panel.chance);
+  const most = Math.max(...all.map((point) => point[0]), 1);
+  let low = Math.min(...values), high = Math.max(...values);
+  if (low === high) [low, high] = [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
+  const x = (/** @type {number} */ clips) => LEFT + (clips / most) * (WIDTH - LEFT - RIGHT);
+  const y = (/** @type {number} */ value) =>
+    TOP + ((high - value) / (high - low)) * (HEIGHT - TOP - BOTTOM);
+  for (let step = 0; step <= 4; step++) {
+    const value = low + (step / 4) * (high - low), at = y(value);
+    add(svg, "line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at });
+    add(svg, "text", { x: LEFT - 6, y: at + 4, "text-anchor": "end" }, short(value));
+  }
+  for (const share of [0, 0.5, 1]) {
+    const anchor = share === 1 ? "end" : "middle";
+    add(svg, "text", { x: x(share * most), y: HEIGHT - 7, "text-anchor": anchor },
+      short(share * most));
+  }
+  if (panel.chance !== null) {
+    const at = y(panel.chance);
+    add(svg, "line", { class: "chance", x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at });
+  }
+  for (const line of stages) {
+    const points = line.points.map(([clips, value]) => `${x(clips)},${y(value)}`).join(" ");
+    add(svg, "polyline", { class: `stage-${line.number}`, points });
+    for (const [clips, value] of line.points.length <= 30 ? line.points : []) {
+      const at = { cx: x(clips), cy: y(value), r: 2.5, fill: "currentColor" };
+      add(svg, "circle", { class: `stage-${line.number}`, ...at });
+    }
+  }
+  const dot = add(svg, "circle", { r: 4, cx: -9, cy: -9, fill: "currentColor" });
+  const legend = () => {
+    caption.textContent = "";
+    for (const line of stages) {
+      add(caption, "span", { class: `stage-${line.number}` }, `— ${line.stage} `);
+    }
+    const chance = panel.chance === null ? "" : `- - chance ${short(panel.chance)} `;
+    caption.append(`${chance}over clips seen`);
+  };
+  legend();
+  svg.addEventListener("pointermove", (event) => {
+    const { clientX, clientY } = /** @type {PointerEvent} */ (event);
+    const box = svg.getBoundingClientRect(), scale = WIDTH / box.width;
+    const px = (clientX - box.left) * scale, py = (clientY - box.top) * scale;
+    let best = Infinity;
+    for (const line of stages) {
+      for (const [clips, value] of line.points) {
+        const distance = Math.hypot(x(clips) - px, y(value) - py);
+        if (distance >= best) continue;
+        best = distance;
+        dot.setAttribute("class", `stage-${line.number}`);
+        dot.setAttribute("cx", String(x(clips)));
+        dot.setAttribute("cy", String(y(value)));
+        caption.textContent = `${line.stage}: ${short(value)} after ${clips} clips`;
+      }
+    }
+  });
+  svg.addEventListener("pointerleave", () => {
+    dot.setAttribute("cx", "-9");
+    legend();
+  });
+}
+
+// --- Pictures of clips -----------------------------------------------------------------------
+
+/** @type {Map<string, HTMLImageElement>} */
+const images = new Map();
+
+/**
+ * Return a sheet's picture; when it is decoded, everything is drawn again.
+ * @param {Sheet} sheet
+ */
+function imageOf(sheet) {
+  let image = images.get(sheet.src);
+  if (!image) {
+    image = new Image();
+    image.addEventListener("load", draw);
+    image.src = sheet.src;
+    images.set(sheet.src, image);
+  }
+  return image;
+}
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Sheet} sheet
+ * @param {number} tile
+ */
+function drawTile(context, sheet, tile) {
+  const image = imageOf(sheet), { side, columns } = sheet, size = context.canvas.width;
+  if (!image.complete || !image.naturalWidth) return;
+  const left = (tile % columns) * side, top = Math.floor(tile / columns) * side;
+  context.drawImage(image, left, top, side, side, 0, 0, size, size);
+}
+
+/**
+ * @param {HTMLCanvasElement} canvas
+ * @param {Clip} clip
+ * @param {number} frame
+ * @param {Layer} layer
+ */
+function drawFrame(canvas, clip, frame, layer) {
+  const context = canvas.getContext("2d");
+  if (!context) return;
+  const size = canvas.width, tile = layer.tiles[frame];
+  context.clearRect(0, 0, size, size);
+  context.imageSmoothingEnabled = clip.sheets.frames.side > 96 && !layer.over;
+  if (layer.over || tile === null) drawTile(context, clip.sheets.frames, frame);
+  if (layer.over) {
+    context.globalCompositeOperation = "saturation";
+    context.fillStyle = "gray";
+    context.fillRect(0, 0, size, size);
+    context.globalCompositeOperation = "source-over";
+  }
+  if (tile !== null) {
+    drawTile(context, clip.sheets[layer.sheet], tile);
+    return;
+  }
+  context.fillStyle = "rgba(0, 0, 0, 0.7)";
+  context.fillRect(0, 0, size, size);
+  context.fillStyle = "white";
+  context.font = "16px system-ui, sans-serif";
+  context.textAlign = "center";
+  context.fillText("not a query frame", size / 2, size / 2);
+}
+
+// --- Answers ---------------------------------------------------------------------------------
+
+/**
+ * Draw CATER's floor from above, turned as its camera sees it from its starting pose.
+ * @param {Element} parent
+ * @param {Floor} floor
+ * @param {number} frame
+ */
+function drawFloor(parent, floor, frame) {
+  const { n } = floor, belief = floor.belief[frame].map((share) => share ?? 0);
+  const at = (/** @type {number} */ column, /** @type {number} */ row) =>
+    [(column + row) * Math.SQRT1_2, (column - row) * Math.SQRT1_2];
+  const center = (/** @type {number} */ cell) =>
+    at((cell % n) + 0.5, Math.floor(cell / n) + 0.5);
+  const corners = (/** @type {number} */ cell, inset = 0) => {
+    const column = cell % n, row = Math.floor(cell / n), a = inset, b = 1 - inset;
+    return [[a, a], [b, a], [b, b], [a, b]]
+      .map(([dx, dy]) => at(column + dx, row + dy).join(",")).join(" ");
+  };
+  const half = n * Math.SQRT1_2, margin = 0.15;
+  const svg = add(parent, "svg", {
+    viewBox: [-margin, -half - margin, 2 * (half + margin), 2 * (half + margin)].join(" "),
+    role: "img", "aria-label": "belief on the floor",
+  });
+  const top = Math.max(...belief, 1e-9), guess = belief.indexOf(Math.max(...belief));
+  belief.forEach((share, cell) => {
+    const opacity = (0.9 * share / top).toFixed(3);
+    const polygon = add(svg, "polygon", {
+      class: "cell", "fill-opacity": opacity, points: corners(cell),
+    });
+    add(polygon, "title", {}, `cell ${cell}: ${percent(share)}`);
+  });
+  if (floor.true) {
+    const path = floor.true.slice(0, frame + 1).map((cell) => center(cell).join(","));
+    add(svg, "polyline", { class: "path", points: path.join(" ") });
+    add(svg, "polygon", { class: "true", points: corners(floor.true[frame], 0.06) });
+  }
+  const [x, y] = center(guess), r = 0.25;
+  add(svg, "path", {
+    class: "guess", d: `M${x - r} ${y - r}L${x + r} ${y + r}M${x - r} ${y + r}L${x + r} ${y - r}`,
+  });
+  const truth = floor.true ? `, true cell ${floor.true[frame]}` : "";
+  const hidden = floor.hidden ? (floor.hidden[frame] ? " (hidden)" : " (visible)") : "";
+  add(parent, "p", {}, `After this frame: cell ${guess} with ${percent(belief[guess])}`
+    + `${truth}${hidden}.`);
+  add(parent, "p", { class: "hint" }, "Stronger blue is likelier; the cross marks the likeliest cell"
+    + (floor.true ? ", the outline the true one and the dashes its path." : "."));
+}
+
+/**
+ * @param {Clip} clip
+ * @param {number} frame
+ */
+function drawAnswer(clip, frame) {
+  const parent = byId("answer");
+  parent.textContent = "";
+  if (clip.floor) {
+    add(parent, "h3", {}, "Where the model believes the snitch is");
+    drawFloor(parent, clip.floor, frame);
+  }
+  if (clip.answer !== null) {
+    add(parent, "h3", {}, "Answer for the whole clip");
+    const mark = clip.right === null ? "" : clip.right ? " ✓ right" : " ✗ wrong";
+    add(parent, "p", { class: clip.right === null ? "" : clip.right ? "right" : "wrong" },
+      clip.answer + mark);
+    for (const [name, share, isTrue] of clip.probabilities) {
+      const bar = add(parent, "div", { class: "bar" });
+      add(bar, "span", { title: name, class: isTrue ? "right" : "" },
+        name + (isTrue ? " (true)" : ""));
+      add(bar, "b", {}, percent(share));
+      add(bar, "meter", { min: 0, max: 1, value: share ?? 0, "aria-label": name });
+    }
+  }
+  if (clip.truth) add(parent, "p", {}, `Truth: ${clip.truth}`);
+}
+
+/**
+ * Draw a mark for each frame: whether the belief is right, and when the snitch is hidden.
+ * @param {Clip} clip
+ */
+function drawTimeline(clip) {
+  const parent = byId("timeline"), { floor } = clip;
+  parent.textContent = "";
+  if (!floor || !floor.true) return;
+  floor.belief.forEach((row, frame) => {
+    const shares = row.map((share) => share ?? 0), cell = floor.true ? floor.true[frame] : -1;
+    const isRight = shares.indexOf(Math.max(...shares)) === cell;
+    const isHidden = floor.hidden && floor.hidden[frame];
+    const mark = add(parent, "i", {
+      class: `${isRight ? "right" : "wrong"} ${isHidden ? "hidden" : ""}`,
+      title: `${clip.titles[frame]}: ${isRight ? "right" : "wrong"}${isHidden ? ", hidden" : ""}`,
+    });
+    mark.addEventListener("click", () => seek(frame));
+  });
+}
+
+// --- Player ----------------------------------------------------------------------------------
+
+/** What is shown. `order`: the clips that pass the filters, by number. */
+const state = {
+  clip: 0, frame: 0, layer: 0, timer: 0, order: data.clips.map((_, number) => number),
+};
+/** @type {HTMLButtonElement[]} */
+let thumbnails = [];
+
+/** Draw the chosen clip's frame, its answer, and the same moment of all other clips. */
+function draw() {
+  const clip = data.clips[state.clip];
+  drawFrame(byId("frame"), clip, state.frame, clip.layers[state.layer]);
+  byId("frame-title").textContent = clip.titles[state.frame];
+  byId("scrubber").value = state.frame;
+  byId("note").textContent = clip.layers[state.layer].note;
+  drawAnswer(clip, state.frame);
+  for (const number of state.order) {
+    const other = data.clips[number], last = other.titles.length - 1;
+    const canvas = thumbnails[number].querySelector("canvas");
+    const frame = Math.round(state.frame / Math.max(clip.titles.length - 1, 1) * last);
+    if (canvas) drawFrame(canvas, other, frame, other.layers[0]);
+  }
+}
+
+/**
+ * @param {number} frame
+ */
+function seek(frame) {
+  const count = data.clips[state.clip].titles.length;
+  state.frame = (frame + count) % count;
+  draw();
+  if (!state.timer) writeLink();
+}
+
+/** Put a link to this clip and frame into the address. */
+function writeLink() {
+  const { name, layers } = data.clips[state.clip];
+  const link = new URLSearchParams({ clip: name, frame: String(state.frame + 1) });
+  if (state.layer) link.set("layer", layers[state.layer].name);
+  history.replaceState(null, "", `#${link}`);
+}
+
+/** Show what the address links to, if it is here. */
+function readLink() {
+  const link = new URLSearchParams(location.hash.slice(1));
+  const number = data.clips.findIndex((clip) => clip.name === link.get("clip"));
+  const clip = data.clips[Math.max(number, 0)];
+  state.layer = Math.max(clip.layers.findIndex((layer) => layer.name === link.get("layer")), 0);
+  const frame = Number(link.get("frame")) - 1;
+  select(Math.max(number, 0), frame >= 0 && frame < clip.titles.length ? frame : undefined);
+}
+
+/** @param {number} layer */
+function choose(layer) {
+  if (layer >= data.clips[state.clip].layers.length) return;
+  state.layer = layer;
+  [...byId("layers").children].forEach((button, number) =>
+    button.setAttribute("aria-checked", String(number === layer)));
+  seek(state.frame);
+}
+
+/**
+ * Show a clip, by default its last frame, for which the model answers.
+ * @param {number} number
+ * @param {number} [frame]
+ */
+function select(number, frame) {
+  const clip = data.clips[number];
+  state.clip = number;
+  state.frame = frame ?? (state.timer ? 0 : clip.titles.length - 1);
+  thumbnails.forEach((button, other) =>
+    button.setAttribute("aria-current", String(other === number)));
+  byId("clip-name").textContent = clip.name;
+  byId("scrubber").max = clip.titles.length - 1;
+  const layers = byId("layers");
+  layers.textContent = "";
+  clip.layers.forEach((layer, at) => {
+    const button = add(layers, "button", { type: "button", role: "radio" }, layer.name);
+    button.addEventListener("click", () => choose(at));
+  });
+  drawTimeline(clip);
+  choose(state.layer < clip.layers.length ? state.layer : 0);
+}
+
+/** Start or stop, at the chosen speed. */
+function play() {
+  if (state.timer) {
+    clearInterval(state.timer);
+    state.timer = 0;
+    writeLink();
+  } else {
+    state.timer = setInterval(() => seek(state.frame + 1), 1000 / Number(byId("speed").value));
+  }
+  byId("play").textContent = state.timer ? "Pause" : "Play";
+}
+
+/** Show the clips that pass the filters, in the chosen order. */
+function filter() {
+  const chosen = new FormData(byId("filters"));
+  const passes = (/** @type {Clip} */ clip) => ["right", "hidden"].every((name) =>
+    !chosen.get(name) || String(clip[/** @type {"right"} */ (name)]) === chosen.get(name));
+  const sign = Number(chosen.get("order"));
+  state.order = data.clips.map((_, number) => number).filter((n) => passes(data.clips[n]));
+  state.order.sort((a, b) =>
+    sign * ((data.clips[a].confidence ?? 0) - (data.clips[b].confidence ?? 0)) || a - b);
+  thumbnails.forEach((button, number) => { button.hidden = !state.order.includes(number); });
+  byId("thumbnails").append(...state.order.map((number) => thumbnails[number]));
+  byId("count").textContent = `${state.order.length} of ${data.clips.length} clips`;
+  if (state.order.length && !state.order.includes(state.clip)) select(state.order[0]);
+  else draw();
+}
+
+/** @param {KeyboardEvent} event */
+function onKey(event) {
+  const target = /** @type {Element} */ (event.target);
+  if (event.ctrlKey || event.metaKey || event.altKey || target.matches("select")) return;
+  const at = state.order.indexOf(state.clip), { length } = state.order;
+  const clipAt = (/** @type {number} */ step) =>
+    length && select(state.order[(at + step + length) % length]);
+  /** @type {Record<string, () => unknown>} */
+  const actions = {
+    " ": play,
+    ArrowLeft: () => seek(state.frame - 1),
+    ArrowRight: () => seek(state.frame + 1),
+    ArrowUp: () => clipAt(-1),
+    ArrowDown: () => clipAt(1),
+  };
+  const digit = "123456789".indexOf(event.key);
+  if (event.key in actions) actions[event.key]();
+  else if (event.key.length === 1 && digit >= 0) choose(digit);
+  else return;
+  event.preventDefault();
+}
+
+/** Make the gallery, and connect its controls. */
+function startGallery() {
+  if (!data.clips.length) return;
+  thumbnails = data.clips.map((clip, number) => {
+    const button = add(byId("thumbnails"), "button", { type: "button", title: clip.name });
+    add(button, "canvas", { width: 112, height: 112 });
+    const mark = clip.right === null ? "" : clip.right ? "✓ " : "✗ ";
+    const kind = clip.right === null ? "" : clip.right ? "right" : "wrong";
+    const sure = clip.confidence === null ? "" : ` ${percent(clip.confidence)}`;
+    add(button, "span", { class: kind }, `${mark}${kind}${sure}`);
+    if (clip.hidden !== null) add(button, "span", {}, clip.hidden ? "hidden" : "visible");
+    add(button, "span", { class: "name" }, clip.name);
+    button.addEventListener("click", () => select(number));
+    return /** @type {HTMLButtonElement} */ (button);
+  });
+  byId("scrubber").addEventListener("input", () => seek(Number(byId("scrubber").value)));
+  byId("play").addEventListener("click", play);
+  byId("speed").addEventListener("change", () => state.timer && (play(), play()));
+  byId("filters").addEventListener("change", filter);
+  addEventListener("keydown", onKey);
+  addEventListener("hashchange", readLink);
+  readLink();
+  filter();
+}
+
+makeSortable();
+data.curves.forEach(drawCurves);
+startGallery();
