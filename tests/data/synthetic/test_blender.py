@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,7 @@ from ivcl_fast.data.synthetic import scene as world
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.blender import meshes, process
 from ivcl_fast.data.synthetic.blender.job import describe_job
-from ivcl_fast.data.synthetic.blender.process import Blender, own_blender, vote
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.blender.process import Blender, own_blender
 from ivcl_fast.data.synthetic.render import FLOOR, MACHINE
 from ivcl_fast.data.synthetic.scene import Scene, Thing
 from ivcl_fast.errors import UserError
@@ -80,22 +80,6 @@ def test_meshes_have_the_volumes_of_the_shapes() -> None:
         assert found == pytest.approx(volume, rel=0.06 if name == "spl" else 0.003), name
 
 
-@pytest.mark.parametrize("name", ["cube", "sphere", "cylinder", "cone"])
-def test_meshes_reach_from_minus_one_to_one(name: str) -> None:
-    vertices = meshes.all_meshes()[name].vertices
-    np.testing.assert_allclose(vertices.max(axis=0), 1, atol=1e-6)
-    np.testing.assert_allclose(vertices.min(axis=0), -1, atol=1e-6)
-
-
-def test_the_normals_of_a_cube_are_those_of_its_surface() -> None:
-    cube = meshes.rounded_cube()
-    assert cube.normals is not None
-    core = np.clip(cube.vertices, -meshes.CUBE_FLAT, meshes.CUBE_FLAT)
-    np.testing.assert_allclose(
-        cube.vertices - core, (1 - meshes.CUBE_FLAT) * cube.normals, atol=1e-9
-    )
-
-
 def test_a_job_places_objects_as_published() -> None:
     job = describe_job(two_objects(), [1])
     cone, cube = job["locations"][0]
@@ -105,48 +89,25 @@ def test_a_job_places_objects_as_published() -> None:
     assert lamps[0]["power"] == pytest.approx(1.1 * job["lamps"][0]["power"])
 
 
-def test_a_pixel_belongs_to_what_most_of_its_quarters_show() -> None:
-    numbers = np.zeros((2, 4, 2), dtype=np.float32)
-    numbers[..., 0] = [[1, 1, 3, 2], [0, 1, 3, 3]]
-    numbers[..., 1] = [[5, 6, 7, 8], [0, 6, 7, 7]]
-    segments, depth = vote(numbers, things=2)
-    assert segments.tolist() == [[0, MACHINE]]
-    np.testing.assert_allclose(depth, [[(5 + 6 + 6) / 3, 7]])
-
-
-def test_prepare_names_the_flag_without_bpy(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("source", "flags", "reason"),
+    [
+        ("cater", {"renderer": "blender"}, r"--renderer.*ivcl_fast\[blender\]"),
+        ("states", {"renderer": "blender"}, "--renderer.*synthetic:states"),
+        ("something-else", {"renderer": "blender"}, "--renderer.*synthetic:something-else"),
+        ("cater", {"samples": 8}, "--samples.*--renderer"),
+    ],
+)
+def test_what_blender_cannot_draw_names_the_flag(
+    source: str, flags: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(process.PYTHON, "/bin/false")
-    flags = SyntheticFlags(renderer="blender")
-    with pytest.raises(UserError, match=r"--renderer.*ivcl_fast\[blender\]"):
-        prepare(PrepareConfig("synthetic:cater", data_dir=tmp_path, synthetic=flags))
+    config = PrepareConfig(
+        f"synthetic:{source}", data_dir=tmp_path, synthetic=SyntheticFlags(**flags)
+    )
+    with pytest.raises(UserError, match=reason):
+        prepare(config)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("source", ["synthetic:states", "synthetic:something-else"])
-def test_other_data_sets_are_not_drawn_by_blender(source: str, tmp_path: Path) -> None:
-    flags = SyntheticFlags(renderer="blender")
-    with pytest.raises(UserError, match=f"--renderer.*{source}"):
-        prepare(PrepareConfig(source, data_dir=tmp_path, synthetic=flags))
-
-
-def test_samples_need_blender(tmp_path: Path) -> None:
-    flags = SyntheticFlags(samples=8)
-    with pytest.raises(UserError, match=r"--samples.*--renderer"):
-        prepare(PrepareConfig("synthetic:cater", data_dir=tmp_path, synthetic=flags))
-
-
-def test_folders_of_both_renderers_have_names_of_their_own() -> None:
-    names = {
-        spec.default_name
-        for spec in (
-            SyntheticCater(),
-            SyntheticCater(renderer="blender"),
-            SyntheticCater(renderer="blender", samples=8),
-        )
-    }
-    assert len(names) == 3
 
 
 def test_a_python_that_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -230,16 +191,6 @@ def test_a_data_set_continues_after_blender_was_killed(blender: Blender, tmp_pat
         mask = np.repeat(np.arange(len(runs)) % 2, runs).reshape(72, 96)
         inside = mask[max(top - 1, 0) : top + height + 1, max(left - 1, 0) : left + width + 1]
         assert inside.sum() == mask.sum() > 0
-
-
-def test_a_killed_blender_is_one_line(blender: Blender) -> None:
-    frames = blender.draw(two_objects(), [0, 1], WIDTH, HEIGHT)
-    next(frames)
-    os.kill(blender.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match=r"signal 9.*same command continues") as error:
-        list(frames)
-        list(blender.draw(two_objects(), [0], WIDTH, HEIGHT))
-    assert "\n" not in str(error.value)
 
 
 def test_blender_ends_with_a_killed_parent(blender: Blender) -> None:

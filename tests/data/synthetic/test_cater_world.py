@@ -15,7 +15,7 @@ from ivcl_fast.data.synthetic.placing import floor_axes
 from ivcl_fast.data.synthetic.scene import CAMERA, FIRST_OFFSETS, LAMPS, SNITCH_TILT, TARGET
 
 ALL_FRAMES = np.arange(301)
-VIDEOS = 60
+VIDEOS = 40
 LIFTING = ("_pick_place", "_contain")
 
 
