@@ -89,7 +89,7 @@ def test_interrupted_and_continued(tmp_path: Path, acre: Path) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="stopped after 5 of 8.* continues"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after 5 of 8.* continues"):
         write(tmp_path, spec, 1, interrupt)
     assert contents(write(tmp_path, spec, workers=1)) == contents(acre)
 
