@@ -22,6 +22,7 @@ supervised        the supervised baseline in plain PyTorch: supervised.Supervise
 accelerate        swap fused kernels into an existing model, in place; returns a Report
 restore           undo accelerate
 load_clip         read a video file or images as a model's input
+nn                layers on the fused operations, for models of your own: nn.Block and others
 kernels           the fused operations by themselves
 
 Save and load models with save_pretrained and from_pretrained. help(ivcl_fast.IVCL), for example,
@@ -59,6 +60,7 @@ _HOMES = {
     "accelerate": "ivcl_fast.models.accelerate",
     "kernels": "ivcl_fast.kernels",
     "load_clip": "ivcl_fast.data.clip",
+    "nn": "ivcl_fast.nn",
     "reference": "ivcl_fast.models.reference",
     "restore": "ivcl_fast.models.accelerate",
     "slot_autoencoder": "ivcl_fast.models.slot_autoencoder",
@@ -67,6 +69,7 @@ _HOMES = {
 
 if typing.TYPE_CHECKING:
     from ivcl_fast import kernels as kernels
+    from ivcl_fast import nn as nn
     from ivcl_fast.config import IVCLConfig as IVCLConfig
     from ivcl_fast.data.clip import load_clip as load_clip
     from ivcl_fast.models import reference as reference
@@ -96,7 +99,8 @@ else:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, "__version__"})
+    special = {name for name in globals() if name.startswith("__")}
+    return sorted({*special, *_HOMES, "__version__"})
 
 
 def _version() -> str:

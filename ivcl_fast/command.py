@@ -60,6 +60,7 @@ def parse(
             description=description,
             args=arguments,
             console_outputs=distributed.is_main(),
+            config=(tyro.conf.DisallowNone,),  # else an optional flag reads ``{None}|INT``
             **options,
         )
     except SystemExit:

@@ -27,6 +27,16 @@ QUICK: dict[str, Any] = dict(
 )
 """Defaults under ``--quick``."""
 
+FLAGS_ELSEWHERE = {
+    "epochs": "--pretrain-clips and --finetune-clips, which count clips",
+    "steps": "--pretrain-clips and --finetune-clips, which count clips",
+    "learning_rate": "--lr and --finetune-lr",
+    "dataset": "--data KIND:DIR, such as videos:DIR",
+    "output_dir": "--out",
+    "num_workers": "--workers",
+}
+"""Flags of other programs, and what they are called here."""
+
 
 class UncheckedModel(IVCLConfig):
     """Sizes and objective of the model."""  # a heading in --help
@@ -42,6 +52,8 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     is not accepted, and ``SystemExit`` for an unknown flag and after ``--help``.
     """
     given = values_given(arguments)
+    for name in given.keys() & FLAGS_ELSEWHERE:
+        raise UserError(f"{flag(name)}: expected {FLAGS_ELSEWHERE[name]}")
     resumed = load_settings(Path(given["resume"])) if given.get("resume") else None
     try:
         default = resumed or defaults(given)

@@ -118,6 +118,8 @@ class Stage:
         self.metrics.rewind(self.name, start)
         model.train()
         total, size = self.schedule.steps, self.schedule.batch_size
+        if 0 < start < total:
+            distributed.print_rank0(f"{self.name}: resuming from step {start:,} of {total:,}")
         decide = distributed.Decision()
         writer = checkpoint.BackgroundWriter(self.folder, self.name)
         with Bar(self.name, total * size, "clips") as bar, caught_signals() as caught:

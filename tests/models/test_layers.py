@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ivcl_fast import IVCL, reference
+from ivcl_fast import nn as fused
 from ivcl_fast.models.layers import Branch, add_norm
 from tests.support.small_models import config, random_video
 
@@ -67,3 +68,16 @@ def test_float64_is_never_cast():
     with torch.autocast("cpu", torch.bfloat16):
         ours, theirs = (model(VIDEO, seed=SEED).pred for model in (fast, plain))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_public_layers_compute_what_plain_ones_do():
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 3, 5, 16)
+    norm, plain = fused.AddLayerNorm(16), nn.LayerNorm(16, eps=1e-6)
+    plain.load_state_dict(norm.state_dict())
+    stream, normed = norm(x, residual)
+    torch.testing.assert_close(stream, x + residual)
+    torch.testing.assert_close(normed, plain(x + residual))
+    block, ours = reference.Block(16, 2, 4.0), fused.Block(16, 2, 4.0)
+    ours.load_state_dict(block.state_dict())
+    torch.testing.assert_close(ours(x), block(x))

@@ -62,6 +62,14 @@ def test_settings_are_read_as_they_were_written(tmp_path):
     assert load_settings(config.folder) == config
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("--epochs", "--pretrain-clips"), ("--learning_rate=1", "--lr")]
+)
+def test_flags_of_other_programs_are_answered_with_ours(typed, meant):
+    with pytest.raises(UserError, match=f": expected {meant} and"):
+        parse([typed, "3"])
+
+
 def test_settings_of_another_run_are_a_start(tmp_path):
     """All but its folder; a run on other data has another task."""
     flags = ["--lr", "0.5", "--depth", "3", "--data", "acre:x", "--seed", "7", "--no-pictures"]
