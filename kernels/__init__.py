@@ -5,30 +5,31 @@
   multiplies by the patch embedding, and adds bias and position.
 * ``short_attention``: multi-head attention of short sequences, read in place from packed qkv, also
   with dropout of its weights.
-* ``kernels.attention.attention``: attention by the backend that suits the shape.
+* ``kernels.attention.attention``: attention by the best backend for the shape.
 * ``add_layer_norm``: residual sum and its LayerNorm; ``layer_norm`` is the same without the sum.
 * ``bias_gelu``: bias + exact GELU.
 * ``linear``: linear layer; on AMX both parameters' gradients in one pass.
-* ``restore_tokens``: visible tokens back to their places among mask tokens, plus position.
+* ``restore_tokens``: puts visible tokens back among mask tokens, plus position.
 * ``patch_loss``: mean squared error against uint8 patches, optionally normalised per patch.
-* ``mixture_loss``: frames mixed of what slots draw of them, and their error (slot attention).
+* ``mixture_loss``: frames as mixtures of the slots' predictions, and their error (slot attention).
 * ``sample_masks``: random split of every frame's patches into visible and masked ones;
   ``hash_seeds`` makes the seeds of frames.
 
 Each function takes ordinary tensors, differentiates, compiles with ``fullgraph=True``, and runs the
 best implementation for their device and dtype: Triton on CUDA, C++ on a CPU (float32, bfloat16),
-else plain PyTorch. :func:`unsupported_reason` tells why no kernel takes a device and dtype,
-:func:`dispatches` counts which implementation has served each call.
+else plain PyTorch. :func:`unsupported_reason` returns why no kernel supports a device and
+dtype, :func:`dispatches` counts the calls of each implementation.
 
-Derivatives: a backward pass runs on kernels. Forward mode, second derivatives and everything of
-``torch.func`` run in plain PyTorch, with its results. PyTorch refuses second derivatives of
-``kernels.attention.attention`` over more than 1,024 tokens on a CPU, except by ``backend="eager"``.
+Derivatives: the backward pass has kernels. Forward mode, second derivatives and ``torch.func`` run
+in plain PyTorch. PyTorch does not support second derivatives of
+``kernels.attention.attention`` over more than 1,024 tokens on a CPU, except with
+``backend="eager"``.
 
 Reproducibility: no kernel uses atomics, so the same call on the same device gives the same bits
 every time. The C++ kernels also give the same bits for any number of threads. The matrix products
-of PyTorch's libraries do not: they split a sum over many terms, such as that over tokens in a
-weight's gradient, into one part per thread. They compute ``linear``'s output and dx, all of
-``linear`` where there is no AMX, and everything else that calls ``torch.nn.functional.linear``.
+of PyTorch's libraries do not, because they split long sums between threads, such as a weight's
+gradient over tokens. They compute ``linear``'s output and dx, all of ``linear`` without AMX, and
+every other call of ``torch.nn.functional.linear``.
 ``train --deterministic`` therefore fixes the number of threads.
 
 Import this package as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
@@ -37,8 +38,8 @@ Import this package as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
 from __future__ import annotations
 
 if __name__ != "kernels":
-    # A checkout on sys.path shows this folder also under the name of Hugging Face's package, which
-    # transformers looks for. Under that name it is empty.
+    # With a checkout on sys.path, transformers finds this folder when it looks for Hugging Face's
+    # package ``kernels``. Under that name it is empty.
     from ._op import autocast_dtype, dispatches, has_kernel, unsupported_reason
     from .add_layer_norm import add_layer_norm, layer_norm
     from .bias_gelu import bias_gelu

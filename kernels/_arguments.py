@@ -1,8 +1,8 @@
-"""Checks of an op's arguments before its Triton kernels start, or its ``ref``.
+"""Checks of an op's arguments before its Triton kernels or its ``ref`` run.
 
-Compiled and exported graphs, and ``torch.ops``, call ops directly with whatever they have, and a
-kernel that believes a wrong shape reads memory that is not its tensors'. ``csrc/check.h`` is the
-same for the C++ ops. Values on a GPU cannot be checked without waiting for it: kernels clamp ids.
+Compiled and exported graphs, and ``torch.ops``, call ops directly, and with a wrong shape a kernel
+would read out of bounds. ``csrc/check.h`` does the same for the C++ ops. Checking values on a GPU
+would have to wait for the device, so kernels clamp ids instead.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 Rule = str | Callable[[Any, dict[str, int]], str | None]
-"""What an argument has to be.
+"""The rule of an argument.
 
-A tensor: its sizes as names, such as ``"F K D"``: a name stands for the same size everywhere, and
-``"* D"`` is any number of leading sizes, the same everywhere; ``3``, ``3Q`` and ``S+1`` are sizes,
-too. Floats, unless ``"uint8 F N R"`` or ``"int64 F K"`` say otherwise. Another argument: a function
-of its value and of the sizes and values by name so far, which returns what is wrong, or None.
+For a tensor, its sizes by name, such as ``"F K D"``: a name is the same size in all rules, and
+``"* D"`` means any number of leading sizes, also the same. ``3``, ``3Q`` and ``S+1`` are sizes as
+well. The dtype is float unless given, as in ``"uint8 F N R"`` or ``"int64 F K"``. For any other
+argument, a function of its value and of the sizes and values so far that returns an error or None.
 """
 
 _DTYPES = {"uint8": torch.uint8, "int64": torch.int64}
@@ -27,10 +27,10 @@ _REMEMBERED = 1024
 
 
 def checker(rules: Mapping[str, Rule], op: Any) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """A function that completes the arguments of a call of ``op``.
+    """Return a function that completes and checks the arguments of a call of ``op``.
 
-    It raises ``ValueError``, naming the argument, for those that break a rule, and remembers what
-    it has accepted.
+    It raises ``ValueError``, naming the argument, if an argument breaks a rule, and caches the
+    arguments that it has accepted.
     """
     complete, schema = completer(op), op._schema.arguments
     optional = {a.name for a in schema if isinstance(a.type, torch.OptionalType)}
@@ -71,7 +71,7 @@ def check_arguments(rules: Mapping[str, Rule], arguments: Mapping[str, Any]) -> 
 
 
 def _check_tensor(name: str, tensor: Tensor, rule: str, sizes: dict[str, Any]) -> None:
-    """Check a tensor, and note its sizes."""
+    """Check a tensor, and record its sizes."""
     kind, *expected = rule.split() or [""]
     if kind not in _DTYPES:
         kind, expected = "float", rule.split()
@@ -79,13 +79,13 @@ def _check_tensor(name: str, tensor: Tensor, rule: str, sizes: dict[str, Any]) -
     if expected[:1] == ["*"]:
         lead = max(0, len(shape) - len(expected) + 1)
         shape = (shape[:lead], *shape[lead:])
-    found = dict(sizes)  # with those of this tensor, of which one may have a name twice
+    found = dict(sizes)  # with this tensor's, which may use a name twice
 
     def fits(size: str, given: Any) -> bool:
         if size.isalpha() or size == "*":
             return found.setdefault(size, given) == given
         factor, name, more = _parts(size)
-        # Not by divmod, which takes no symbolic sizes of a compiler.
+        # divmod does not take a compiler's symbolic sizes.
         known, rest = (given - more) // factor, (given - more) % factor
         return rest == 0 and found.setdefault(name, known) == known
 
@@ -100,7 +100,7 @@ def _check_tensor(name: str, tensor: Tensor, rule: str, sizes: dict[str, Any]) -
 
 
 def _parts(size: str) -> tuple[int, str, int]:
-    """Factor, name and what is added: of ``3Q`` and ``S+1``; a plain number is one of ones."""
+    """Parse sizes such as ``3Q`` or ``S+1``; a bare number is a constant."""
     name, _, more = size.partition("+")
     unit = name.lstrip("0123456789")
     return int(name.removesuffix(unit) or 1), unit or "1", int(more or 0)
@@ -112,9 +112,9 @@ def _told(size: str, sizes: Mapping[str, Any]) -> str:
 
 
 def completer(op: Any) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """A function that completes the arguments of a call of ``op``.
+    """Return a function that completes the arguments of a call of ``op``.
 
-    PyTorch leaves out the last ones where they have their defaults.
+    PyTorch omits trailing arguments that have their defaults.
     """
     defaults = tuple([argument.default_value for argument in op._schema.arguments])
     return lambda args: args + defaults[len(args) :]

@@ -19,7 +19,7 @@ from .launch import TRITON_VERSION
 @triton.jit
 def _rows(ptr, start, stride, TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
           ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
-    """Pointers to ``ROWS`` rows of one head of one frame, and the mask of what exists."""
+    """Pointers to ``ROWS`` rows of one head of one frame, and the mask of valid elements."""
     row, column = start + tl.arange(0, ROWS), tl.arange(0, COLS)
     mask = (row < TOKENS)[:, None] & (column < HEAD_DIM)[None, :]
     return ptr + row[:, None] * stride + column[None, :], mask
@@ -114,9 +114,9 @@ def loop_blocks(
 
     The tensor cores of sm_90 and sm_100 read operands from shared memory, as fast for 32 queries as
     for 16. With 128 registers per thread, two programs share a multiprocessor. Other chips keep
-    operands in registers, and float32 whole rows of them: there 32 queries would spill. So they
-    would in a backward pass with dropout, on sm_90 even 16 unless 16 warps share a program, and
-    Triton 3.8 spills with 32 in any backward pass on sm_90.
+    operands in registers (whole rows for float32), where 32 queries would spill. A backward pass
+    with dropout would also spill with 32 queries, and on sm_90 even with 16, unless a program has
+    16 warps. Triton 3.8 spills with 32 queries in any backward pass on sm_90.
     """
     if dtype == torch.float32:
         return dict(QUERIES=16, num_warps=8 if head_dim <= 32 else 16)

@@ -1,8 +1,7 @@
 """Derivatives of the ops: fused kernels for training, plain PyTorch for every other derivative.
 
-A fused backward gives the first derivative in reverse mode, and no other. Forward mode, second
-derivatives and ``torch.func`` differentiate the op's ``ref`` instead: slower, with plain PyTorch's
-result.
+A fused backward computes only the first derivative in reverse mode. Forward mode, second
+derivatives and ``torch.func`` differentiate the op's ``ref`` instead, which is slower.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from ._arguments import completer
 
 
 def is_transformed() -> bool:
-    """Whether ``torch.func``, ``vmap`` or forward-mode differentiation is at work."""
+    """Whether ``torch.func``, ``vmap`` or forward-mode differentiation is active."""
     return forward_ad._current_level >= 0 or _are_functorch_transforms_active()
 
 
 def is_float(value: Any) -> bool:
-    """Whether an argument is one that has a gradient."""
+    """Whether an argument is a float tensor, which can have a gradient."""
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def vjp(ref: Callable, primals: tuple[Any, ...], cotangents: Any) -> tuple[Tensor, ...]:
-    """Gradients of ``ref(*primals)`` by its float tensors, in their order.
+    """Gradients of ``ref(*primals)`` with respect to its float tensors, in order.
 
-    It recomputes the forward, and is the reference backward of every op. The gradients can be
-    differentiated in turn.
+    The reference backward of every op. It recomputes the forward, and its gradients can be
+    differentiated again.
     """
     floats = [i for i, primal in enumerate(primals) if is_float(primal)]
 
@@ -64,7 +63,7 @@ def saved_inputs(ctx: Any) -> list[Any]:
 
 
 def plain(ref: Callable, args: tuple[Any, ...]) -> Any:
-    """``ref(*args)`` without autocast, as kernels run; ``torch.func`` applies it all the same."""
+    """``ref(*args)`` without autocast, like the kernels; ``torch.func`` still applies autocast."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         return ref(*args)
 
@@ -76,11 +75,11 @@ def register_forward(
     setup_context: Callable,
     backward: Callable | None,
 ) -> None:
-    """Make ``op`` differentiable by ``backward``, and in every other way by ``ref``.
+    """Make ``op`` differentiable: first derivatives by ``backward``, all others by ``ref``.
 
     ``setup_context(ctx, inputs, output)`` and ``backward(ctx, *grads)`` are those of
-    :class:`torch.autograd.Function`, but that ``backward`` returns the gradients of the float
-    tensors alone, in their order; it is None for an op whose outputs have no gradients.
+    :class:`torch.autograd.Function`, except that ``backward`` returns the gradients of only the
+    float tensors, in order; it is None for an op whose outputs have no gradients.
     """
 
     complete = completer(op)
@@ -115,9 +114,9 @@ def register_forward(
 
 
 def register_backward(library: torch.library.Library, op: Any, ref: Callable) -> Callable:
-    """Make ``op``, the fused derivative of another, differentiable by ``ref``; return its caller.
+    """Make a backward ``op`` differentiable by ``ref``; return a function that calls it.
 
-    What is returned may be called under ``torch.func``, unlike the op itself.
+    Unlike the op itself, the function may be called under ``torch.func``.
     """
 
     def refuse(*args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The C++ ops for CPUs (``csrc/``): which shared object this process has loaded, or why none.
+"""The C++ ops for CPUs (``csrc/``): the shared object of this process, or why none is loaded.
 
 There is one object for each instruction set. The best that this CPU supports is loaded when the
 package is imported; ``IVCL_FAST_ISA`` selects another, or ``none``.
@@ -19,11 +19,11 @@ from . import _triton
 from ._objects import ISAS, MARK, digest, is_complete, module
 
 DTYPES = (torch.float32, torch.bfloat16)
-"""Dtypes that the C++ ops take."""
+"""Dtypes that the C++ ops support."""
 FOLDER = Path(__file__).parent
-"""The folder of the objects."""
+"""Folder of the shared objects."""
 CSRC = FOLDER.parent / "csrc"
-"""The folder of their sources in a checkout."""
+"""Folder of their sources in a checkout."""
 
 ISA: str | None = None
 """The instruction set of the loaded object, or None."""
@@ -33,7 +33,7 @@ _library: ctypes.CDLL | None = None
 
 
 def supported_isas() -> tuple[str, ...]:
-    """The members of ``ISAS`` that this CPU supports, the best first."""
+    """Instruction sets of ``ISAS`` that this CPU supports, the best first."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ("generic",)
     capability = torch.backends.cpu.get_cpu_capability()
@@ -67,7 +67,8 @@ def _load() -> str | None:
     if requested == "none":
         return "IVCL_FAST_ISA=none"
     if requested is not None and requested not in supported:
-        return f"IVCL_FAST_ISA: {requested!r} is not one of {', '.join(('none', *supported))}"
+        names = ", ".join(("none", *supported))
+        return f"IVCL_FAST_ISA: expected one of {names}, got {requested!r}"
     if sys.platform != "linux":
         return "the C++ kernels are for Linux"
     if not supported:

@@ -1,4 +1,4 @@
-"""The C++ shared objects as files: instruction sets, names, and the sources they were built from.
+"""Files of the C++ shared objects: instruction sets, names, and digests of their sources.
 
 Standard library only, because ``setup.py`` runs this file before the package exists.
 """
@@ -12,16 +12,16 @@ from pathlib import Path
 ISAS = ("amx", "avx512bf16", "avx512", "avx2", "generic")
 """Instruction sets that objects are built for, the best first; ``generic`` is not for x86."""
 MARK = "ivcl_fast sources "
-"""Precedes the :func:`digest` of its sources in an object."""
+"""Text before the :func:`digest` of the sources in an object."""
 
 
 def module(isa: str) -> str:
-    """The module name of an instruction set's object within ``ivcl_fast.kernels``."""
+    """Module name of an instruction set's object within ``ivcl_fast.kernels``."""
     return f"_cpu_{isa}"
 
 
 def digest(csrc: Path) -> str:
-    """A hash of all sources in a folder, 16 hexadecimal digits."""
+    """Hash of all sources in a folder: 16 hexadecimal digits."""
     total = hashlib.sha256()
     for path in sorted([*csrc.glob("*.h"), *csrc.glob("*.cpp")]):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -29,9 +29,9 @@ def digest(csrc: Path) -> str:
 
 
 def is_complete(library: bytes) -> bool:
-    """Whether an ELF file is as long as its header says: loading a shorter one kills the process.
+    """Whether an ELF file has its full length: loading a truncated file kills the process.
 
-    The section headers stand at its end. elf(5) has the layout of the header of a 64-bit file.
+    The section headers are at its end; see elf(5) for the header of a 64-bit file.
     """
     if len(library) < 64:
         return False

@@ -2,8 +2,8 @@
 
 Every op has a plain-PyTorch ``_ref``, which defines its result, a Triton launch function (for CUDA
 tensors, and for CPU tensors where Triton interprets) and a C++ implementation for CPUs
-(``_ext.py``). :func:`dispatches` counts which of them served each call, so that a test can show
-that nothing falls back to PyTorch.
+(``_ext.py``). :func:`dispatches` counts the calls of each, so that tests can show that nothing
+falls back to PyTorch.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from ._arguments import Rule, checker
 
 LIBRARY = torch.library.Library("ivcl_fast", "FRAGMENT")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""Float dtypes that kernels take. They compute in float32, which is not enough for float64."""
+"""Float dtypes that kernels support; they compute in float32, which is too little for float64."""
 OLDEST_CHIP = 8, 0
-"""The least compute capability of a GPU that kernels run on."""
+"""Lowest compute capability that kernels support."""
 
 TRITON: dict[str, Callable] = {}
-"""What serves each op's CUDA tensors, by its name."""
+"""Implementation for CUDA tensors, by op."""
 
 _python_calls: Counter[tuple[str, str]] = Counter()
 
 
 def dispatches() -> Counter[tuple[str, str]]:
-    """Calls so far by (op, implementation): ``"triton"``, ``"cpp"`` or ``"ref"``.
+    """Number of calls so far by (op, implementation): ``"triton"``, ``"cpp"`` or ``"ref"``.
 
-    The difference of two counts tells what a piece of code has run on::
+    The difference of two counts shows which implementations some code has used::
 
         >>> before = dispatches()
         >>> bias_gelu(torch.randn(2, 8), torch.zeros(8)).shape
@@ -57,7 +57,7 @@ def _counted(name: str, implementation: str, function: Callable) -> Callable:
 
 
 def _contiguous(ref: Callable) -> Callable:
-    """``ref`` with the strides that the fake promises, where PyTorch keeps those of its inputs."""
+    """``ref`` with the strides of the fake, where PyTorch would keep those of its inputs."""
 
     def run(*args: Any) -> Any:
         outputs = ref(*args)
@@ -69,10 +69,7 @@ def _contiguous(ref: Callable) -> Callable:
 
 
 def _where_possible(triton: Callable, ref: Callable) -> Callable:
-    """``triton``, but ``ref`` for tensors on an old chip, and for those without elements.
-
-    No kernel can make tiles of the latter.
-    """
+    """``triton``, but ``ref`` for tensors on an old chip, and for empty ones (no tiles)."""
 
     def run(*args: Any) -> Any:
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
@@ -97,13 +94,12 @@ def register(
     """Define ``ivcl_fast::<schema>`` and return the op as a callable.
 
     ``ref`` and ``triton`` take the schema's arguments and return fresh tensors; ``fake`` returns
-    tensors of the same shapes, dtypes and strides without computing, and may not be given the last
-    arguments where they have their defaults. Without ``triton``, ``ref`` serves GPUs.
-    ``arguments`` are the rules that they rely on, for every tensor and, where needed, for other
-    arguments. ``setup_context(ctx, inputs, output)``,
-    which keeps the inputs by default, and ``backward(ctx, *grads)``, in terms of other registered
-    ops, give the first derivative; all others are ``ref``'s (``_autograd.py``). ``is_backward`` is
-    for those other ops.
+    tensors of the same shapes, dtypes and strides without computing, and may be called without
+    trailing default arguments. Without ``triton``, ``ref`` serves GPUs. ``arguments`` are the rules
+    for every tensor and, where needed, for other arguments. ``setup_context(ctx, inputs, output)``,
+    which by default keeps the inputs, and ``backward(ctx, *grads)``, which calls other registered
+    ops, compute the first derivative; ``ref`` computes all others (``_autograd.py``).
+    ``is_backward``: this op is one of those other ops.
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -132,10 +128,10 @@ _plans_for_gpu = False
 
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Choose for tensors on the CPU, or on no device, what a GPU that has all kernels would get.
+    """Dispatch CPU and meta tensors as on a GPU with every kernel available.
 
-    For planning, with tensors without storage: PyTorch differentiates those of a GPU only where
-    there is one. Nothing can be computed inside the block.
+    For planning with tensors without storage, because PyTorch differentiates CUDA tensors only on
+    machines with a GPU. Nothing can be computed inside the block.
     """
     global _plans_for_gpu
     before, _plans_for_gpu = _plans_for_gpu, True
@@ -146,12 +142,12 @@ def as_on_a_gpu() -> Iterator[None]:
 
 
 def device_kind(device: torch.device) -> str:
-    """The type of device that decides how tensors on ``device`` are computed: see above."""
+    """The device type that tensors on ``device`` are dispatched by; see :func:`as_on_a_gpu`."""
     return "cuda" if _plans_for_gpu and device.type in ("cpu", "meta") else device.type
 
 
 def constant_when_compiled(function: Callable) -> Callable:
-    """``torch.compiler.assume_constant_result`` without its import of the compiler, a second."""
+    """``torch.compiler.assume_constant_result`` without importing the compiler (a second)."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
@@ -166,15 +162,15 @@ def _chip_unsupported_reason(device: torch.device) -> str | None:
 
 @constant_when_compiled
 def chip_unsupported_reason(device: torch.device) -> str | None:
-    """Why the kernels are not for the chip of a GPU, or None.
+    """Return why the kernels do not support the chip of a GPU, or None.
 
-    Older chips than sm_80 have less shared memory than attention takes, and no bfloat16.
+    Chips before sm_80 have no bfloat16, and too little shared memory for attention.
     """
     return _chip_unsupported_reason(device)
 
 
 def unsupported_reason(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """Why no kernel takes tensors on ``device`` (of ``dtype``), or None if one does."""
+    """Return why no kernel supports ``device`` (and ``dtype``), or None if one does."""
     if dtype is not None and dtype.is_floating_point and dtype not in DTYPES:
         return f"no kernel for {dtype}"
     if _triton.INTERPRET or device_kind(device) != device.type:
@@ -189,16 +185,16 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype | None = None) -
 
 
 def has_kernel(tensor: Tensor, *dtypes: torch.dtype) -> bool:
-    """Whether kernels take tensors on ``tensor``'s device of all ``dtypes``, by default its own.
+    """Whether kernels support all ``dtypes``, by default ``tensor``'s, on ``tensor``'s device.
 
-    If not, an op's public function calls ``_ref`` directly: it has PyTorch's own autograd, and a
+    If not, an op's public function calls ``_ref`` directly: it uses PyTorch's autograd, and a
     compiler can fuse it with its neighbours.
     """
     return all(unsupported_reason(tensor.device, d) is None for d in dtypes or (tensor.dtype,))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Autocast's dtype on ``device``, or None where it is off, or where there is none (meta)."""
+    """Autocast's dtype on ``device``, or None if it is off or not supported (meta)."""
     kind = device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return None
@@ -206,5 +202,5 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def empty_contiguous(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised contiguous tensor like ``like``, of another ``dtype`` if one is given."""
+    """Return an uninitialised contiguous tensor like ``like``, optionally of another ``dtype``."""
     return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)

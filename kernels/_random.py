@@ -1,11 +1,11 @@
-"""Counter-based random numbers, and dropout by them.
+"""Counter-based random numbers and dropout.
 
-Each number is a function of a seed and of its own index. So it is the same on every device, in any
-batch and on any rank, and a backward pass computes it again instead of reading it. In C++ it is in
+Each number is a function of a seed and an index. So it is the same on every device, in any batch
+and on any rank, and a backward pass recomputes it instead of reading it. The C++ version is in
 ``csrc/random.h``.
 
-Dropout of attention weights draws from one seed. A sequence (one head of one frame) has a hash for
-every key; with a query's index mixed in, its 24 upper bits decide about the pair of both.
+Dropout of attention weights uses one seed. A sequence (one head of one frame) has a hash for every
+key. The 24 upper bits of that hash, mixed with a query's index, decide whether to keep the pair.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor
 from ._triton import tl, triton
 
 SEEDS = 2**62
-"""Seeds that are drawn are less than this."""
+"""Upper bound of random seeds."""
 STEPS = 2**24
-"""Probabilities of dropout are multiples of one over this."""
+"""Dropout probabilities are multiples of 1 / STEPS."""
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B9, 0x7FEB352D, 0x846CA68B
 """32 bits of the golden ratio, and the factors of Wellons' ``lowbias32`` (2018)."""
 
 
 def hashes(seed: Tensor, count: int) -> Tensor:
-    """int64 ``[...]`` seeds to int64 ``[..., count]``, each a function of (seed, index) alone."""
+    """Hash int64 seeds ``[...]`` to int64 ``[..., count]``, functions of (seed, index) only."""
     index = torch.arange(1, count + 1, device=seed.device)
     x = seed.unsqueeze(-1) + index * -0x61C8864680B583EB
     # The finaliser of SplitMix64 (Steele et al., 2014), whose shifts are logical.
@@ -46,12 +46,12 @@ def hash64(seed, index):
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """A seed, int64 ``[]``, from PyTorch's generator of that device."""
+    """Return a seed, int64 ``[]``, from PyTorch's generator of that device."""
     return torch.randint(SEEDS, (), device=device)
 
 
 def drop_steps(dropout: float) -> int:
-    """The probability ``dropout``, 0 <= dropout < 1, in steps of one over ``STEPS``."""
+    """Convert a probability, 0 <= dropout < 1, to multiples of 1 / ``STEPS``."""
     return min(round(dropout * STEPS), STEPS - 1)
 
 
@@ -74,8 +74,7 @@ def drop(weights: Tensor, dropout: float, seed: Tensor) -> Tensor:
 
 @triton.jit
 def drop_hash(seed_ptr, index):
-    """The hash of a key for :func:`drop_pairs`; ``index``: of the key among those of all sequences,
-    int64."""
+    """Hash of a key for :func:`drop_pairs`; ``index``, int64: counts the keys of all sequences."""
     seed = tl.load(seed_ptr).to(tl.uint64, bitcast=True)
     return hash64(seed, index).to(tl.uint32)
 

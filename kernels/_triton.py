@@ -1,4 +1,4 @@
-"""Triton, or a stand-in with which kernel files can still be imported where there is none."""
+"""Triton, or a stand-in so that kernel files can be imported without it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ except Exception as error:  # a broken Triton must not break the import of this 
     MISSING = f"triton cannot be imported: {error}"
 
     class _StandIn:
-        """Accepts what a kernel file does with Triton at import: decorators and annotations."""
+        """Accepts the uses of Triton when a kernel file is imported: decorators and annotations."""
 
         def __getattr__(self, name: str) -> Any:
             return self
@@ -35,17 +35,17 @@ except Exception as error:  # a broken Triton must not break the import of this 
 
 
 def _launcher_unsupported_reason() -> str | None:
-    """Why kernels cannot start on a GPU, or None if they can.
+    """Return why kernels cannot be launched on a GPU, or None.
 
-    Triton starts them through a C extension, which it compiles first.
+    Triton launches them through a C extension that it compiles.
     """
     if os.environ.get("IVCL_FAST_TRITON") == "0":
         return "switched off by IVCL_FAST_TRITON=0"
     if torch.version.hip:
-        return "the kernels are for NVIDIA GPUs, not for those of AMD"
-    named = os.environ.get("CC")  # Triton starts it as it stands, as one program without flags
+        return "the kernels are for NVIDIA GPUs, not for AMD GPUs"
+    named = os.environ.get("CC")  # Triton runs it as one program without flags
     if named is not None and shutil.which(named) is None:
-        return f"CC: {named!r} is not the one program that Triton needs it to name"
+        return f"CC: expected a program without flags, got {named!r}"
     if named is None and not any(map(shutil.which, ("gcc", "clang"))):
         return "no C compiler for Triton (gcc, clang, or one that CC names)"
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
@@ -56,6 +56,6 @@ def _launcher_unsupported_reason() -> str | None:
 
 
 CANNOT_LAUNCH: str | None = _launcher_unsupported_reason()
-"""Why kernels cannot start on a GPU, or None. Ahead-of-time compilation does not need this."""
+"""Why kernels cannot be launched on a GPU, or None; ahead-of-time compilation does not need it."""
 
 __all__ = ["CANNOT_LAUNCH", "INTERPRET", "MISSING", "tl", "triton"]

@@ -36,9 +36,9 @@ from ._triton import tl, triton
 from .launch import REGISTERS, cdiv, launch, next_power_of_2, num_sms
 
 MAX_WIDTH = 8192
-"""Rows must fit in registers; wider ones run in PyTorch."""
+"""Largest width: rows must fit in registers, and wider ones run in PyTorch."""
 RESIDENT_WARPS = 20
-"""Warps of the backward on a multiprocessor. The compiler is held to the registers for them."""
+"""Warps of the backward per multiprocessor, which limit the registers of a thread."""
 
 
 def _ref(
@@ -81,7 +81,7 @@ def _sum_of_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 @triton.jit
 def _statistics(total, mask, cols, eps):
     """Centred rows (zero outside ``mask``), and 1 / their standard deviation."""
-    # "/" may be two ulps off, and then a constant row would not be zero when centred.
+    # "/" may be off by two ulps, so that a centred constant row would not be zero.
     mean = tl.div_rn(tl.sum(total, axis=1), cols * 1.0)
     total = tl.where(mask, total - mean[:, None], 0.0)
     mean_square = tl.sum(total * total, axis=1) / cols
@@ -132,7 +132,7 @@ def _backward_kernel(
         if dsum_ptr is not None:  # this load overlaps with the reductions
             dsum = tl.load(dsum_ptr + offsets, mask=mask, other=0.0)
         centred, rstd = _statistics(total, mask, cols, eps)
-        # Without an epsilon it is infinite in rows beyond the last, which are zero.
+        # Rows beyond the last are zero, so without an epsilon it would be infinite.
         rstd = tl.where((row < rows)[:, None], rstd, 0.0)
         z = centred * rstd
         dweight += dnormed * z
@@ -157,7 +157,7 @@ def _backward_kernel(
 
 
 def _tile(cols: int, values: int) -> dict[str, int]:
-    """A block of whole rows, several where they are short, with about ``values`` per thread."""
+    """Return a block of one or more whole rows with about ``values`` per thread."""
     block = next_power_of_2(cols)
     rows = max(1, 128 * values // block)
     warps = min(max(rows * block // (32 * values), 4), 16)
@@ -189,8 +189,8 @@ def _launch_backward(
     d, dx, _ = _empty_grads(sums, dsum, dnormed, total, weight, eps, x_dtype)
     cols = total.shape[-1]
     rows, tile = total.numel() // cols, _tile(cols, values=8)
-    # As many programs as the chip holds, but at least 8 tiles for each partial sum to be written;
-    # of few rows, two programs on each multiprocessor, as one alone waits for its loads.
+    # As many programs as the chip holds, but at least 8 tiles for each partial sum to be written.
+    # With few rows, two programs per multiprocessor: a single one would wait for its loads.
     tiles, per_sm = cdiv(rows, tile["BLOCK_ROWS"]), max(1, RESIDENT_WARPS // tile["num_warps"])
     sms = num_sms(total.device)
     programs = max(1, min(tiles, per_sm * sms, max(cdiv(tiles, 8), 2 * sms)))
@@ -216,9 +216,9 @@ def _empty_grads(
 def _register_backward(name: str, sums: int) -> Callable:
     """Register the gradients of x and of 2 parameters, or 3 with x_bias.
 
-    The op returns the gradient in the residual's dtype; the same in x's dtype, or an empty tensor
-    where the dtypes are equal, because no op may return one tensor twice; and the sums over rows
-    for weight, bias and x_bias, stacked.
+    The op returns the gradient in the residual's dtype; the gradient in x's dtype, or an empty
+    tensor if the dtypes are equal, because an op must not return a tensor twice; and the sums over
+    rows for weight, bias and x_bias, stacked.
     """
     return register(
         f"{name}(Tensor? dsum, Tensor dnormed, Tensor sum, Tensor weight, float eps,"
@@ -318,7 +318,7 @@ def add_layer_norm(
 
     ``x`` and ``residual`` float ``[..., D]``, ``weight`` and ``bias`` float ``[D]``, each of any
     float dtype; ``eps`` is added to the variance. ``x_bias``, float ``[D]``, is added to ``x``: the
-    bias of the linear layer that made it, whose gradient costs no pass of its own here. Arithmetic
+    bias of the preceding linear layer, whose gradient needs no extra pass here. Arithmetic
     and statistics are float32. Rows wider than 8,192 run in PyTorch. Raises ``ValueError`` naming
     an argument whose shape is wrong.
 
@@ -345,8 +345,8 @@ def layer_norm(
     """LayerNorm over the last dimension: :func:`add_layer_norm` without the addition.
 
     ``x`` float ``[..., D]``, ``weight`` and ``bias`` float ``[D]``. Returns ``x``'s shape in
-    ``dtype``, by default ``x``'s own: pass the compute dtype where ``x`` is a float32 residual
-    stream. Raises ``ValueError`` naming an argument whose shape is wrong.
+    ``dtype``, by default ``x``'s: pass the compute dtype if ``x`` is a float32 residual stream.
+    Raises ``ValueError`` naming an argument whose shape is wrong.
     """
     dtype = dtype or x.dtype
     run = _norm_op if norm_has_kernel(x, dtype, weight=weight, bias=bias) else _ref_norm
@@ -354,7 +354,7 @@ def layer_norm(
 
 
 def norm_has_kernel(x: Tensor, other: torch.dtype, **parameters: Tensor) -> bool:
-    """Whether a kernel takes these; raises ``ValueError`` for a parameter of another width."""
+    """Whether a kernel supports these; raises ``ValueError`` for a parameter of another width."""
     if x.ndim == 0:
         raise ValueError("x: shape () has no rows")
     for name, parameter in parameters.items():

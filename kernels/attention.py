@@ -1,20 +1,20 @@
-"""Multi-head attention over packed qkv, dispatched to the backend that suits the shape.
+"""Multi-head attention over packed qkv, dispatched to the best backend for the shape.
 
 * ``short``: this project's kernels, up to 128 tokens on a GPU, where several sequences share a
   tile, and up to 512 on a CPU.
-* ``flash``: on a GPU the ``flash-attn`` package (4 or 2) if installed, else PyTorch's own
+* ``flash``: on a GPU the ``flash-attn`` package (4 or 2) if installed, else PyTorch's
   FlashAttention or cuDNN; on a CPU PyTorch's blocked attention.
 * ``xformers``: ``memory_efficient_attention``, only on request.
-* ``eager``: an explicit softmax in plain PyTorch. It is exact, runs everywhere, and needs memory
-  for every pair of tokens.
+* ``eager``: an explicit softmax in plain PyTorch. It is exact and runs everywhere, but stores a
+  score for every pair of tokens.
 
 :func:`select_backend` is the dispatcher: it goes through a priority list and takes the first
 backend for which :func:`not_supported_reasons` is empty. The list is ``short``, ``flash``,
-``eager``; on a CPU without kernels ``eager`` precedes ``flash`` up to 1,024 tokens, where it is the
-faster one, forward and backward. float32 on a GPU runs on ``short`` or ``eager``, because the
+``eager``; on a CPU without kernels ``eager`` precedes ``flash`` up to 1,024 tokens, where it is
+faster, forward and backward. float32 on a GPU runs on ``short`` or ``eager``, because the
 others would round its products to TF32.
 
-No backend is ever given an ``attn_mask``: cuDNN's backward has returned NaN with one.
+No backend gets an ``attn_mask``: with one, cuDNN's backward has returned NaN.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from .short_attention import MAX_HEAD_DIM, _ref, max_tokens
 
 HALF = (torch.float16, torch.bfloat16)
 EAGER_TOKENS = 1024
-"""Up to this length an explicit softmax is faster on a CPU than PyTorch's blocked attention."""
+"""Longest sequence for which an explicit softmax beats PyTorch's blocked attention on a CPU."""
 MAX_BATCH = 65_535
-"""Sequences in one call: CUDA's limit on the second and third axis of a grid."""
+"""Largest batch of one call: CUDA's limit on the second and third axis of a grid."""
 FLASH_4_HEADS = 64, 96, 128
-"""Columns per head that flash-attn 4 takes."""
+"""Head sizes that flash-attn 4 supports."""
 FLASH_4_CHIPS = 9, 10, 11
-"""Generations of GPUs that flash-attn 4 runs on: Hopper and Blackwell, but not RTX 50."""
+"""Major compute capabilities that flash-attn 4 supports: Hopper and Blackwell, but not RTX 50."""
 MAX_GRADIENT = 2**31 - 1
-"""Elements of FlashAttention-2's padded dq buffer, which it indexes with 32 bits."""
+"""Largest size of FlashAttention-2's padded dq buffer, which it indexes with 32 bits."""
 
 
 # --- Packages and devices -------------------------------------------------------------------------
@@ -100,12 +100,12 @@ class Backend(NamedTuple):
     """One way to compute attention."""
 
     merit: str
-    """Why it is selected where it can run."""
+    """Why it is selected if it can run."""
     conditions: Callable[[Inputs], list[str | None]]
-    """For each of its conditions, None if the inputs satisfy it, else the reason why not."""
+    """Returns, for each condition, None if the inputs satisfy it, else the reason why not."""
     run: Callable[..., Tensor]
-    """From qkv ``[B, N, 3*D]`` and the number of heads to ``[B, N, D]``; those of :data:`DROPPING`
-    also take the share of weights to drop."""
+    """Maps qkv ``[B, N, 3*D]`` and the number of heads to ``[B, N, D]``; the backends in
+    :data:`DROPPING` also take the dropout probability."""
 
 
 def _short_conditions(x: Inputs) -> list[str | None]:
@@ -131,7 +131,7 @@ def _flash_conditions(x: Inputs) -> list[str | None]:
 
 
 def _wide_heads_unsupported_reason(x: Inputs) -> str | None:
-    """Why PyTorch has no backward kernel for wide heads; it has none where shared memory is small.
+    """Return why PyTorch has no backward kernel for wide heads: shared memory is too small.
 
     Source: ``check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120`` in its
     ``cuda/sdp_utils.cpp``.
@@ -153,13 +153,13 @@ def _xformers_conditions(x: Inputs) -> list[str | None]:
 
 
 def max_batch(num_tokens: int, num_heads: int, head_dim: int) -> int:
-    """The number of sequences that one call of a library's attention may be given."""
+    """Return the largest number of sequences for one call of a library's attention."""
     padded = -(-num_tokens // 128) * 128 * num_heads * -(-head_dim // 32) * 32
     return max(1, min(MAX_BATCH, MAX_GRADIENT // padded))
 
 
 def _in_batches(run: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor, int], Tensor]:
-    """Split what is larger than :func:`max_batch` into several calls."""
+    """Split batches larger than :func:`max_batch` into several calls."""
 
     @functools.wraps(run)
     def run_in_batches(qkv: Tensor, num_heads: int) -> Tensor:
@@ -186,11 +186,11 @@ def flash_4_unsupported_reason(device: torch.device, head_dim: int) -> str | Non
 def _flash_provider(device: torch.device, head_dim: int) -> str:
     """Which FlashAttention runs: an installed package on a GPU, else PyTorch's.
 
-    Only PyTorch's obeys ``torch.use_deterministic_algorithms``.
+    Only PyTorch's respects ``torch.use_deterministic_algorithms``.
     """
     may_use_package = not torch.are_deterministic_algorithms_enabled()
     if may_use_package and device.type == "cuda" and head_dim % 8 == 0:
-        # torch.compile cannot trace flash-attn 4, which a DSL generates.
+        # torch.compile cannot trace flash-attn 4, which is written in a DSL.
         compiling = torch.compiler.is_compiling()
         if not compiling and flash_4_unsupported_reason(device, head_dim) is None:
             return "flash-attn 4"
@@ -212,7 +212,7 @@ def package_flash_attention(package: str, qkv: Tensor) -> Tensor:
 
 def split_heads(qkv: Tensor, num_heads: int) -> Tensor:
     """Queries, keys and values as libraries take them, ``[B, N, 3, heads, d]``."""
-    # None of their kernels takes heads whose columns are not neighbours in memory.
+    # Their kernels need heads with contiguous columns.
     qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
     return qkv.unflatten(-1, (3, num_heads, -1))
 
@@ -224,7 +224,7 @@ def _flash_attention(qkv: Tensor, num_heads: int) -> Tensor:
     if provider != "torch":
         return package_flash_attention(provider, qkv).flatten(2)
     q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [B, heads, N, d]
-    # Without the pin PyTorch might fall back to an explicit softmax. It orders the two itself.
+    # Otherwise PyTorch might fall back to an explicit softmax. It orders these two itself.
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):
         out = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2).flatten(2)
@@ -249,16 +249,16 @@ BACKENDS = {
     "eager": Backend("plain PyTorch runs it", lambda x: [], eager_attention),
 }
 DROPPING = "short", "eager"
-"""Backends with dropout, which drop the same weights; ``auto`` takes one of them for it."""
+"""Backends with dropout, which drop the same weights; with dropout ``auto`` selects among them."""
 
 
 # --- Dispatch -------------------------------------------------------------------------------------
 
 
 def not_supported_reasons(backend: str, inputs: Inputs) -> list[str]:
-    """Why ``backend`` cannot take ``inputs``; empty if it can.
+    """Return why ``backend`` does not support ``inputs``; empty if it does.
 
-    Raises ``ValueError`` naming ``backend`` if no backend has that name.
+    Raises ``ValueError`` naming ``backend`` for an unknown name.
 
     Example::
 
@@ -275,7 +275,7 @@ def not_supported_reasons(backend: str, inputs: Inputs) -> list[str]:
 
 
 def select_backend(inputs: Inputs) -> tuple[str, str]:
-    """The backend that ``auto`` selects, and why, with the reasons against those before it."""
+    """Return the backend that ``auto`` selects, and the reason, also against those before it."""
     priority = ["short", "flash", "eager"]
     if device_kind(inputs.device) == "cpu" and inputs.num_tokens <= EAGER_TOKENS:
         priority = ["short", "eager"]
@@ -289,9 +289,9 @@ def select_backend(inputs: Inputs) -> tuple[str, str]:
 
 
 def backend_status() -> dict[str, str]:
-    """For every backend, ``"available"`` and what provides it, or the reasons why not.
+    """Return, for every backend, ``"available"`` and its provider, or the reasons why not.
 
-    On the first CUDA device, or the CPU where there is none, for a short bfloat16 sequence.
+    For a short bfloat16 sequence on the first CUDA device, or on the CPU without one.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = Inputs(num_tokens=20, head_dim=64, dtype=torch.bfloat16, device=device)
@@ -309,8 +309,8 @@ def attention(qkv: Tensor, num_heads: int, backend: str = "auto", dropout: float
     ``qkv`` float ``[B, N, 3*D]``: queries, keys and values side by side, each with its heads side
     by side, as a linear layer of width ``3*D`` returns them. The scale is
     ``(D / num_heads) ** -0.5``. ``backend`` is ``auto`` (:func:`select_backend`) or one of
-    ``BACKENDS``. ``dropout``, from 0 to less than 1, is the share of the softmax's weights that
-    become zero (:func:`~ivcl_fast.kernels.short_attention`); only those of ``DROPPING`` have it.
+    ``BACKENDS``. ``dropout``, from 0 to less than 1, is the fraction of the softmax's weights
+    to set to zero (:func:`~ivcl_fast.kernels.short_attention`); only ``DROPPING`` supports it.
     Raises ``ValueError`` naming the argument if a shape does not fit or the backend does not
     support the inputs, with the reasons.
 
@@ -332,7 +332,7 @@ def attention(qkv: Tensor, num_heads: int, backend: str = "auto", dropout: float
     if backend == "auto":
         backend, _ = select_backend(inputs)
         if backend != "short" and (dropout or is_transformed()):
-            backend = "eager"  # of the others, only an explicit softmax has every derivative
+            backend = "eager"  # only an explicit softmax has every derivative
     elif reasons := not_supported_reasons(backend, inputs):
         able = [name for name in BACKENDS if not not_supported_reasons(name, inputs)]
         raise UserError(

@@ -25,7 +25,7 @@ from .launch import cdiv, launch, num_sms
 
 BLOCK_ROWS, BLOCK_COLS = 16, 128
 PER_SM = 6
-"""Programs of the backward that a multiprocessor holds, limited by their registers."""
+"""Resident programs of the backward per multiprocessor, limited by registers."""
 
 
 def _ref(x: Tensor, bias: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def _normal(u, EXACT: tl.constexpr):
     if EXACT:
         cdf = 0.5 + 0.5 * tl.erf(u * 0.7071067811865476)
     else:
-        # 1 - Phi(|u|) by Abramowitz and Stegun 7.1.26, halved: at most 7.5e-8 off.
+        # 1 - Phi(|u|) by Abramowitz and Stegun 7.1.26, halved: the error is at most 7.5e-8.
         t = 1.0 / (1.0 + 0.23164189 * tl.abs(u))
         tail = ((0.53070271 * t - 0.72657601) * t + 0.71070687) * t - 0.14224837
         tail = (tail * t + 0.12741479) * t * exponential
@@ -137,7 +137,7 @@ _op = register(
 
 
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """``GELU(x + bias)``, exact.
+    """Compute the exact ``GELU(x + bias)``.
 
     ``x`` float ``[..., H]``, ``bias`` float ``[H]``, each of any float dtype; returns ``x``'s shape
     and dtype. Arithmetic is float32 (float64 for float64 input, in PyTorch). Raises

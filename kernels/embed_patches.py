@@ -7,8 +7,8 @@ Token m is the k-th visible patch of frame f, with id n = ids[f, k]. From its by
 Forward is one matrix product. It loads the visible rows only, converts bytes to pixels while
 loading, and adds bias and position: no float image and no gathered copy is written to memory.
 
-Backward is one matrix product as well. A position is the weight of a one-hot input that tells which
-patch a token is of, so the loader appends that input to the pixels: with e[m] the one-hot vector,
+Backward is one matrix product as well. A position is the weight of a one-hot input for the token's
+patch, so the loader appends that input to the pixels: with e[m] the one-hot vector,
 
     [dW | dpos^T] = dy^T [x | e],   dbias = sum of dpos over patches.
 
@@ -37,7 +37,7 @@ def gather_pixels(rows: Tensor, ids: Tensor, mean: float, std: float, dtype: tor
     if patches == 0 and ids.numel():
         raise ValueError(f"ids: {tuple(ids.shape)} of rows without patches, {tuple(rows.shape)}")
     index = torch.arange(frames * patches, device=ids.device).view(frames, patches).gather(1, ids)
-    # Gathered as bytes, and whole rows at a time: both make it faster.
+    # It is faster to gather bytes, and whole rows at a time.
     gathered = rows.flatten(0, 1).index_select(0, index.flatten())
     return ((gathered.to(dtype) / 255 - mean) / std).unflatten(0, ids.shape)
 
@@ -72,7 +72,7 @@ def _forward_kernel(
     patch = tl.minimum(tl.maximum(patch, 0), patches - 1)  # never out of bounds
     row_ptrs = rows_ptr + ((token // visible).to(tl.int64) * patches + patch) * pixels
     weight_ptrs = weight_ptr + d.to(tl.int64) * pixels
-    # The sum starts from bias and position: adding them at the end would take as many registers.
+    # The sum starts from bias and position: adding them at the end needs the same registers.
     mask = token_mask[:, None] & dim_mask[None, :]
     pos_ptrs = pos_ptr + patch[:, None] * dim + d[None, :]
     y = tl.load(pos_ptrs, mask=mask, other=0.0).to(tl.float32)
@@ -138,7 +138,7 @@ def _forward(
     if dtype == torch.float32 and float32_dot_is_tf32(rows.device):
         return _ref(rows, ids, weight, bias, pos, mean, std, dtype)
     (_, patches, pixels), dim = rows.shape, len(weight)
-    # Converted here once, not by every program that reads it.
+    # Convert it once, not in every program that reads it.
     weight = weight.to(dot_dtype(dtype)).contiguous()
     y = torch.empty(*ids.shape, dim, dtype=dtype, device=rows.device)
     side, block_k, options = _tile(weight.dtype)
@@ -146,7 +146,7 @@ def _forward(
         _forward_kernel, (cdiv(ids.numel(), side) * cdiv(dim, 64),),
         rows.contiguous(), ids.contiguous(), weight, bias.contiguous(), pos.contiguous(), y,
         ids.numel(), ids.shape[1], patches, pixels, dim, 1 / (255 * std), -mean / std,
-        # A narrow tile, so that a multiprocessor runs two programs: one stores, one multiplies.
+        # A narrow tile lets a multiprocessor run two programs: one stores, one multiplies.
         BLOCK_TOKENS=side, BLOCK_DIM=64, BLOCK_PIXELS=block_k, **options,
     )  # fmt: skip
     return y
@@ -164,7 +164,7 @@ def _backward(
     side, block_k, options = _tile(dy.dtype)
     tiles = cdiv(columns, side), cdiv(dim, side)
     # As many programs as the chip holds (accumulators of a wide tile fill the registers of a
-    # multiprocessor), but no partial sum over fewer tokens than pay for storing it.
+    # multiprocessor), unless storing a partial sum would cost more than it saves.
     per_sm = 8 // options["num_warps"]
     splits = min(per_sm * num_sms(dy.device) // (tiles[0] * tiles[1]), ids.numel() // (4 * block_k))
     splits = max(1, splits)
@@ -219,11 +219,11 @@ def embed_patches(
     rows: Tensor, ids: Tensor, weight: Tensor, bias: Tensor, pos: Tensor,
     mean: float, std: float, out_dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
-    """Tokens of the visible patches: their normalised pixels, embedded, plus their positions.
+    """Embed the normalised pixels of the visible patches, and add their positions.
 
     ``rows`` uint8 ``[F, N, R]``: all N patches of every frame, R = 3 * side^2 bytes each.
     ``ids`` int64 ``[F, K]``: the visible patches in any order, each in 0..N-1 (not checked on a
-    GPU, where a check would have to wait for the device: others count as the nearest of these).
+    GPU, where a check would have to wait for the device; they are clamped there).
     ``weight`` float ``[D, R]``, ``bias`` ``[D]``, ``pos`` ``[N, D]``. ``mean`` and ``std`` are of
     pixels in [0, 1].
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from ._triton import INTERPRET, MISSING, triton
 
 REGISTERS = 64 << 10
-"""32-bit registers of a multiprocessor of any chip from sm_80 on."""
+"""Number of 32-bit registers per multiprocessor from sm_80 on."""
 
 
-@dataclass  # not frozen, which would take the host five times as long
+@dataclass  # frozen would take five times as long on the host
 class Launch:
     """A recorded launch: everything that a compiler needs to build the same kernel."""
 
@@ -28,14 +28,14 @@ class Launch:
     num_warps: int
     num_stages: int
     maxnreg: int | None
-    """The most registers of a thread; None leaves them to the compiler."""
+    """Largest number of registers per thread; None: the compiler decides."""
     per_sm: int
-    """Programs that the size of the grid assumes to be resident on a multiprocessor at once."""
+    """Resident programs per multiprocessor that the grid size assumes."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the compiler is asked for."""
-        # Fused multiply-adds are requested explicitly: Triton's default differs between versions.
+        """Compiler options."""
+        # Request fused multiply-adds explicitly: Triton's default differs between versions.
         return dict(
             num_warps=self.num_warps, num_stages=self.num_stages, maxnreg=self.maxnreg,
             enable_fp_fusion=True,
@@ -59,7 +59,7 @@ _recorded_arch = 90
 def record(arch: int = 90) -> Iterator[list[Launch]]:
     """Record kernels instead of running them; their outputs stay uninitialised.
 
-    ``arch`` is the chip that tensors without a GPU are taken to be on (90 means sm_90).
+    ``arch`` is the assumed chip of tensors that are not on a GPU (90 means sm_90).
     """
     global _recorder, _recorded_arch
     previous = _recorder, _recorded_arch
@@ -82,7 +82,7 @@ def launch(
 ) -> None:
     """Start ``kernel`` over ``grid`` with positional arguments and named constexprs.
 
-    The other arguments are those of :class:`Launch`.
+    For the other arguments see :class:`Launch`.
     """
     this = Launch(kernel, grid, args, constexprs, num_warps, num_stages, maxnreg, per_sm)
     if _recorder is None:
@@ -93,14 +93,14 @@ def launch(
 
 @functools.cache
 def num_sms(device: torch.device) -> int:
-    """Streaming multiprocessors of a CUDA device; 4 where kernels are interpreted."""
+    """Number of streaming multiprocessors of a CUDA device; 4 in the interpreter."""
     if device.type != "cuda":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def arch(device: torch.device) -> int:
-    """The compute capability of a CUDA device, as 90; elsewhere that of :func:`record`."""
+    """Compute capability of a CUDA device, such as 90; else that of :func:`record`."""
     return _capability(device) if device.type == "cuda" else _recorded_arch
 
 
@@ -111,12 +111,12 @@ def _capability(device: torch.device) -> int:
 
 
 def float32_dot_is_tf32(device: torch.device) -> bool:
-    """Whether Triton multiplies float32 in TF32 although asked not to: on sm_100, before 3.9."""
+    """Whether Triton uses TF32 for float32 against the request, as on sm_100 before 3.9."""
     return arch(device) // 10 == 10 and TRITON_VERSION < (3, 9)
 
 
 def dot_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a product's operands; the interpreter cannot multiply bfloat16."""
+    """Dtype of a product's operands; the interpreter cannot multiply bfloat16."""
     return torch.float32 if INTERPRET and dtype == torch.bfloat16 else dtype
 
 
@@ -126,5 +126,5 @@ def cdiv(a: int, b: int) -> int:
 
 
 def next_power_of_2(n: int) -> int:
-    """The least power of 2 from ``n`` on; Triton's takes the host ten times as long."""
+    """Round up to a power of 2; Triton's function takes ten times as long on the host."""
     return 1 << (n - 1).bit_length()

@@ -7,15 +7,15 @@ gradient is a product over tokens, for which both matrices have to be repacked:
 
 With AMX, PyTorch's library repacks them in memory first, which takes as long as the product, and
 db is another pass over dy. ``linear_gradients`` repacks a block of tokens while it is in cache,
-sums in float32, and returns both gradients in the parameters' own dtype. Without AMX the product
+sums in float32, and returns both gradients in the parameters' dtype. Without AMX the product
 itself takes longer, repacking hardly matters, and the library, a tenth faster, is used.
 
-Saved for backward: x and W, in its own dtype and in x's.
+Saved for backward: x, and W in its dtype and in x's.
 
-On a GPU, db would be a pass of its own, so layers leave their bias to the next op where that can
-sum it (:func:`leaves_bias`). Float32 gradients of bfloat16 tensors come straight from the product's
-float32 sums, where autocast would round them to bfloat16 and convert that back with a pass of its
-own. :func:`cast_together` writes the bfloat16 weights of a whole step at once.
+On a GPU, db would need an extra pass, so layers leave their bias to the next op if that op can sum
+it (:func:`leaves_bias`). Float32 gradients of bfloat16 tensors come straight from the product's
+float32 sums; autocast would round them to bfloat16 and convert them back in an extra pass.
+:func:`cast_together` casts the weights of a whole step to bfloat16 at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _ref(dy: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _product(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """dW on a GPU, where cuBLAS writes its float32 sums as they are."""
+    """dW on a GPU, where cuBLAS stores its float32 sums without rounding."""
     dy, x = dy.flatten(0, -2), x.flatten(0, -2)
     # Triton's interpreter runs on a CPU, which has no product of another output type.
     if x.dtype == dtype or dtype != torch.float32 or _triton.INTERPRET:
@@ -64,27 +64,27 @@ _op = register(
 
 
 ONE_PASS = "cpu"
-"""The device that sums the bias's gradient along with the weight's; a GPU takes another pass."""
+"""Device that sums the bias's gradient together with the weight's; a GPU needs another pass."""
 
 
 def leaves_bias(x: Tensor) -> bool:
-    """Whether layers leave their bias to the op that takes their output, on the device of ``x``.
+    """Whether layers on the device of ``x`` leave their bias to the next op.
 
-    Such an op has the values whose sum is the bias's gradient, and a GPU would read them again.
+    That op already has the values whose sum is the bias's gradient; a GPU would read them again.
     """
     return device_kind(x.device) != ONE_PASS and has_kernel(x)
 
 
 _casts: dict[int, Tensor] = {}
-"""Copies of weights in a lower precision, by the identity of the weight."""
+"""Low-precision copies of weights, by the id of the weight."""
 
 
 @contextlib.contextmanager
 def cast_together(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
     """Cast weights in one pass, for every :func:`linear` in the block.
 
-    Forward and backward have to be in the block, and no update of the weights. The weights of
-    compiled modules are cast by their own code. Not to be nested.
+    The block must contain forward and backward, but no update of the weights. Compiled modules cast
+    their weights themselves. Cannot be nested.
     """
     copies = [torch.empty_like(weight, dtype=dtype) for weight in weights]
     if copies:
@@ -98,9 +98,9 @@ def cast_together(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Non
 
 
 def weights_to_cast(model: nn.Module) -> list[Tensor]:
-    """Return the parameters of all linear layers that :func:`linear` reads casts of.
+    """Return the weights of all linear layers for :func:`cast_together`.
 
-    Frozen weights are left to autocast, as :func:`_is_faster` says.
+    Autocast casts frozen weights; see :func:`_is_faster`.
     """
     layers = (part for part in model.modules() if type(part) is nn.Linear)
     return [p for layer in layers for p in layer.parameters() if p.requires_grad]
@@ -125,7 +125,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         (dy,) = grads
         x, weight, cast = ctx.saved_tensors
-        again = torch.is_grad_enabled()  # a second derivative may be asked for
+        again = torch.is_grad_enabled()  # for second derivatives
         if ctx.has_bias or again or device_kind(dy.device) == ONE_PASS:
             dweight, dbias = _op(dy, x, weight.dtype)
         else:
@@ -146,11 +146,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Whether the gradients of a layer on ``x`` are this module's.
+    """Whether this module should compute the gradients of a layer on ``x``.
 
-    Those of a frozen weight are nobody's: PyTorch then neither computes them nor keeps ``x``. Of a
-    float32 weight autocast keeps a copy for later calls, and this module makes one in each, so on a
-    CPU only :func:`cast_together` makes up for that.
+    Not for a frozen weight, for which PyTorch does not keep ``x``. Autocast caches its copy of a
+    float32 weight, but this module casts it in every call, so on a CPU it is faster only in
+    :func:`cast_together`.
     """
     if not (weight.requires_grad and torch.is_grad_enabled()) or x.dtype != torch.bfloat16:
         return False

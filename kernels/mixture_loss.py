@@ -1,29 +1,29 @@
-"""``mixture_loss``: frames mixed of what slots draw, and their error, in one pass.
+"""``mixture_loss``: frames as mixtures of the slots' predictions, and their error, in one pass.
 
-For every pixel of a frame, each of S slots has drawn a colour c_s and a logit l_s, and the learnt
-background has the colour b and the logit l_b, a constant. With the true colour t, over all pixels
-and their three colours (constants: spread and weight):
+For every pixel of a frame, each of S slots predicts a colour c_s and a logit l_s. The learnt
+background has the colour b and the constant logit l_b. With the true colour t, averaged over all
+pixels and their three colours (constants: spread and weight):
 
     a = softmax(l_1, ..., l_S, l_b)            the shares,
     p = sum_s a_s c_s + a_b b                  the mixture,
-    v = sum_s a_s c_s^2 + a_b b^2 - p^2        the variance of what is mixed,
+    v = sum_s a_s c_s^2 + a_b b^2 - p^2        the variance of the colours,
     loss = avg((p - t)^2 + spread v + weight |b - t|).
 
-The background learns from the last term alone; in p and v it is a constant. With
+Only the last term trains the background; in p and v it is a constant. With
 g = dloss / count, dp = 2 g (p - t) - 2 g spread p, and u_s = sum over colours of
-dp c_s + g spread c_s^2 (u_b is the same of b):
+dp c_s + g spread c_s^2 (u_b likewise for b):
 
     dc_s = a_s (dp + 2 g spread c_s),
     dl_s = a_s (u_s - sum_k a_k u_k),          k over the slots and the background,
     db = g weight sum over frames of sign(b - t).
 
-Forward reads what was drawn once, and writes mixture and shares, which are results, too. Backward
-reads all of these once and writes the gradient. In PyTorch each step of this writes, and keeps, a
-tensor of the size of what was drawn, in float32. Sums are made in a fixed order, without atomics,
-so two runs agree bit for bit.
+Forward reads the predictions once, and writes mixture and shares, which are also results. Backward
+reads all of these once and writes the gradient. In PyTorch each step writes and keeps a float32
+tensor as large as the predictions. Sums have a fixed order, without atomics, so two runs agree bit
+for bit.
 
-Saved for backward: the inputs, mixture and shares. If mixture or shares have gradients of their
-own, or the truth needs one, backward runs in plain PyTorch.
+Saved for backward: the inputs, mixture and shares. If mixture or shares have incoming gradients,
+or the true frames need one, backward runs in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ._triton import tl, triton
 from .launch import cdiv, launch, next_power_of_2
 
 MAX_SLOTS = 256
-"""What all slots drew of a pixel must fit in registers; more slots run in PyTorch."""
+"""The predictions of all slots for a pixel must fit in registers; more slots run in PyTorch."""
 
 
 def _ref(
@@ -162,9 +162,9 @@ def _background_kernel(
 
 
 def _tiling(drawn: Tensor) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and tile of the kernels that hold, for a block of pixels, what all slots drew.
+    """Grid and tile of the kernels that hold the predictions of all slots for a block of pixels.
 
-    The grid has one axis, because CUDA allows a second one no more than 65,535 programs.
+    The grid has one axis, because CUDA limits a second one to 65,535 programs.
     """
     frames, slots, patches, width = drawn.shape
     block_slots = next_power_of_2(slots)
@@ -276,17 +276,17 @@ _op = register(
 def mixture_loss(
     drawn: Tensor, true: Tensor, background: Tensor, logit: float, spread: float, weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Frames as mixtures of what slots draw and of a background, and the loss of slot attention.
+    """Mix frames from the slots' predictions and a background; compute the slot-attention loss.
 
-    ``drawn`` float ``[F, S, N, 4*Q]``: of every frame, slot and patch, three colours and a logit of
-    each of Q pixels. ``true`` float ``[F, N, 3*Q]``: the frames' pixels, in which Q pixels of one
-    colour follow each other, too. ``background`` float ``[N, 3, Q]``: what no slot claims, with the
-    logit ``logit``. ``spread`` and ``weight`` are those of the variance of what is mixed, and of
-    the background's absolute error, in the loss.
+    ``drawn`` float ``[F, S, N, 4*Q]``: three colours and a logit of each of Q pixels, by frame,
+    slot and patch. ``true`` float ``[F, N, 3*Q]``: the frames' pixels, also grouped by colour.
+    ``background`` float ``[N, 3, Q]``: the colours of pixels that no slot claims, with the logit
+    ``logit``. In the loss, ``spread`` is the weight of the variance of the mixed colours, and
+    ``weight`` that of the background's absolute error.
 
-    Returns the loss, a float32 scalar, the frames as mixed, ``[F, N, 3*Q]``, and the shares of
-    every pixel that the slots and, last, the background have, ``[F, S+1, N, Q]``, both float32
-    (float64 for float64 ``drawn``). ``background`` has a gradient by its own error alone.
+    Returns the loss, a float32 scalar; the mixed frames, ``[F, N, 3*Q]``; and the shares of the
+    slots and, last, the background in every pixel, ``[F, S+1, N, Q]``. Both are float32 (float64
+    for float64 ``drawn``). Only the background's error has a gradient for ``background``.
     Raises ``ValueError`` naming the argument that does not fit.
 
     Source: :class:`ivcl_fast.slot_autoencoder.MixtureDecoder`, which defines what is computed.

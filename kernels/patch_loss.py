@@ -10,9 +10,9 @@ R * byte - sum(byte) stay below 2^24. Times 1 / (255 * std * R), they are x - av
 
 Forward reads pred and the masked rows once. If a gradient is needed, it also writes the error
 pred - t, and backward multiplies it by 2 * dloss / count in float32. Forward must not apply that
-factor: 2 / count underflows in float16, and the loss scale, which backward gets with dloss, could
-not undo that. No float target and no gathered copy is written. Each row has a loss of its own, and
-they are added up afterwards, without atomics, so two runs agree bit for bit.
+factor: 2 / count underflows in float16, and the loss scale, which is part of dloss, could not
+undo that. No float target and no gathered copy is written. The losses of rows are added up
+afterwards, without atomics, so two runs agree bit for bit.
 
 Saved for backward: the error.
 """
@@ -30,7 +30,7 @@ from .launch import cdiv, launch, next_power_of_2
 
 EPS = 1e-6
 MAX_PIXELS = 16384
-"""A patch must fit in registers; larger ones (sides above 73) run in PyTorch."""
+"""Largest patch: it must fit in registers, and larger ones (sides above 73) run in PyTorch."""
 
 
 def _error(
@@ -141,12 +141,12 @@ _backward_op = register(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.set_materialize_grads(False)  # otherwise backward gets a zero for every pixel
+    ctx.set_materialize_grads(False)  # otherwise backward gets zeros for every pixel
     ctx.save_for_backward(output[1])
 
 
 def _autograd(ctx, dloss: Tensor | None, derror: Tensor | None) -> Tensor | None:
-    # The error's own gradient, which a second derivative asks for, is that of pred.
+    # Second derivatives have a gradient of the error, which is also that of pred.
     dpred = derror
     if dloss is not None:
         dpred = _backward_op(dloss, *ctx.saved_tensors)
@@ -176,7 +176,7 @@ def patch_loss(
 
     ``pred`` float ``[F, M, R]``: predictions for the patches ``ids_mask``. ``rows`` uint8
     ``[F, N, R]``: all N patches of every frame. ``ids_mask`` int64 ``[F, M]``, each in 0..N-1 (not
-    checked on a GPU, where a check would have to wait for the device: others count as the nearest).
+    checked on a GPU, where a check would have to wait for the device; they are clamped there).
     ``mean`` and ``std`` are of pixels in [0, 1]. With ``norm_pix`` each target patch is normalised
     to zero mean and unit (unbiased) variance.
 

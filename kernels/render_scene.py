@@ -1,6 +1,6 @@
-"""The C++ op that draws synthetic scenes; ``ivcl_fast.data.synthetic.ray_casting`` has the maths.
+"""The C++ op that renders synthetic scenes; ``ivcl_fast.data.synthetic.ray_casting`` has the maths.
 
-It is for CPUs only and has no gradients, so that it is registered without the rules of model ops.
+It runs only on CPUs and has no gradients, so it is registered without the rules of model ops.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def available() -> bool:
 
 
 def missing() -> str:
-    """Why it has not, and how to build it."""
+    """Return why the op is missing, and how to build it."""
     return _ext.MISSING or "the loaded object is an older one; build it again: make build"
 
 
@@ -45,11 +45,11 @@ def render_scene(
     with_picture: bool,
     with_segments: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw F frames of n things: uint8 [F, h, w, 3], int16 [F, h, w] and float32 [F, h, w].
+    """Render F frames of n things: uint8 [F, h, w, 3], int16 [F, h, w] and float32 [F, h, w].
 
     ``kinds`` int64 [n, 2]: shape and whether metal; ``sizes`` [n, 2]: radius and half-height. For
-    the others see :class:`ivcl_fast.data.synthetic.ray_casting.Numbers`. What is not asked for has
-    no frames.
+    the others see :class:`ivcl_fast.data.synthetic.ray_casting.Numbers`. Outputs that are
+    not requested have no frames.
     """
     tensors = kinds, sizes, colors, poses, cameras, lamps, profile, look
     options = ground, width, height, with_picture, with_segments

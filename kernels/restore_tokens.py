@@ -1,11 +1,11 @@
-"""``restore_tokens``: visible tokens back to their places among mask tokens, plus position.
+"""``restore_tokens``: put visible tokens back to their places among mask tokens, plus position.
 
     out[f, S + n] = (visible[f, k] where ids_keep[f, k] == n, else mask_token) + pos[n]
     out[f, :S]    = prefix[f]                                (the decoder's slots, no position)
 
 One pass writes every output row once. A row finds its k by comparing n with the frame's ids, so the
-ids need not be sorted. Backward reads dout once: each program owns some rows n and columns, goes
-over some of the frames, writes dvisible, and keeps partial sums of dpos and dmask_token in
+ids need not be sorted. Backward reads dout once: each program handles some rows n, columns and
+frames, writes dvisible, and keeps partial sums of dpos and dmask_token in
 registers. The partial sums are added up afterwards, without atomics, so two runs agree bit for bit.
 dprefix is a view of dout.
 
@@ -26,7 +26,7 @@ from .launch import cdiv, launch, num_sms
 
 BLOCK_ROWS, BLOCK_COLS, BLOCK_IDS = 16, 128, 64
 PER_SM = 4
-"""Programs of the backward that a multiprocessor holds, limited by their registers."""
+"""Resident programs of the backward per multiprocessor, limited by registers."""
 
 
 def _ref(
@@ -55,7 +55,7 @@ def _check_length(dout: Tensor, pos: Tensor) -> None:
 
 @triton.jit
 def _find_visible(ids_ptr, frame, row, num_keep, BLOCK_IDS: tl.constexpr):
-    """The index k of the visible token of each patch ``row`` of the frame, -1 for hidden ones."""
+    """Index k of the visible token of each patch ``row`` of the frame, -1 for hidden patches."""
     visible_index = tl.zeros_like(row) - 1
     for start in range(0, num_keep, BLOCK_IDS):
         k = start + tl.arange(0, BLOCK_IDS)
@@ -156,7 +156,7 @@ def _backward(
     dout = dout.contiguous()
     frames, length, cols = dout.shape
     num_keep, num_patches = ids_keep.shape[1], len(pos)
-    dvisible = dout.new_zeros(frames, num_keep, cols)  # of an id twice, one token has a gradient
+    dvisible = dout.new_zeros(frames, num_keep, cols)  # of repeated ids, one token has a gradient
     blocks, column_blocks = cdiv(num_patches, BLOCK_ROWS), cdiv(cols, BLOCK_COLS)
     # As many programs as the chip holds, but at least 8 frames for each partial sum to be written.
     fill = cdiv(PER_SM * num_sms(dout.device), blocks * column_blocks)
@@ -221,13 +221,13 @@ _op = register(
 def restore_tokens(
     visible: Tensor, ids_keep: Tensor, mask_token: Tensor, pos: Tensor, prefix: Tensor | None = None
 ) -> Tensor:
-    """Full sequences ``[F, S + N, D]`` from visible tokens, in ``visible``'s dtype.
+    """Restore full sequences ``[F, S + N, D]`` from visible tokens, in ``visible``'s dtype.
 
     ``visible`` float ``[F, K, D]``. ``ids_keep`` int64 ``[F, K]``: the places of the visible
     tokens, distinct, each in 0..N-1 (not checked on a GPU, where a check would have to wait for the
     device: a token out of range is left out, and of several at a place the last counts).
-    ``mask_token`` float ``[D]`` is for the other places, ``pos`` float ``[N, D]`` is added.
-    ``prefix`` float ``[F, S, D]`` is put in front, without a position.
+    ``mask_token`` float ``[D]`` fills the other places, and ``pos`` float ``[N, D]`` is added.
+    ``prefix`` float ``[F, S, D]`` is prepended, without a position.
     Arithmetic is float32.
     Raises ``ValueError`` naming the argument whose shape or dtype does not fit.
     """

@@ -1,13 +1,13 @@
 """``sample_masks``: split the patches of every frame at random, on the device, in one launch.
 
 The random numbers are counter-based: the hash of (seed, patch index) orders the patches of a frame,
-and the first ``num_keep`` are kept. A mask depends on the frame's own seed alone, so it is the same
+and the first ``num_keep`` are kept. A mask depends only on the frame's seed, so it is the same
 on CPU and GPU, in any batch and on any rank. One program per frame counts, for each patch, how many
 hashes are smaller (it recomputes them rather than store them), and a running sum turns that into
 the two ascending lists.
 
-``hash_seeds`` makes the frames' seeds from those of clips, by the same hash. On a CPU that is a few
-operations on as few numbers, so it has no C++ kernel.
+``hash_seeds`` derives the frames' seeds from those of clips with the same hash. On a CPU this takes
+no time, so it has no C++ kernel.
 
 There are no gradients.
 """
@@ -27,9 +27,9 @@ from .launch import cdiv, launch, next_power_of_2
 MAX_KERNEL_PATCHES = 1024
 """Larger frames are sorted in PyTorch: counting costs N^2, and a program holds N hashes."""
 STREAM_BLOCK = 256
-"""Numbers of one program of ``hash_seeds``."""
+"""Number of values per program of ``hash_seeds``."""
 MAX_PATCHES = 2**16
-"""The 16 low bits of a hash are replaced by the patch index."""
+"""Largest number of patches: the patch index replaces the 16 low bits of a hash."""
 
 
 def _ref(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def _ref(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Tensor]
 
 @triton.jit
 def _keys(seed, index):
-    """The keys of ``_ref``, in uint64."""
+    """The sort keys of ``_ref``, in uint64."""
     return ((hash64(seed, index) >> 17) << 16) | index.to(tl.uint64)
 
 
@@ -137,7 +137,7 @@ _stream_op = register(
 
 
 def hash_seeds(seed: Tensor, count: int) -> Tensor:
-    """``count`` random numbers from each seed, each a function of (seed, index) alone.
+    """Return ``count`` random numbers for each seed, functions of (seed, index) only.
 
     ``seed`` int64 ``[...]``, ``count`` 1 to 65,536. Returns int64 ``[..., count]``, the same on
     every device. Raises ``ValueError`` naming ``seed`` or ``count``.

@@ -6,18 +6,18 @@ For every frame and head, with q, k, v the three ``[N, d]`` slices of its ``qkv 
 
     dv = P^T do,   dS = P * (do v^T - rowsum(P * do v^T)) / sqrt(d),   dq = dS k,   dk = dS^T q.
 
-With dropout, P v and P^T do have drop(P) in the place of P, and dS has drop(do v^T): the random
-numbers are computed again in backward (``_random.py``).
+With dropout, drop(P) replaces P in P v and P^T do, and drop(do v^T) replaces do v^T in dS. Backward
+recomputes the random numbers (``_random.py``).
 
-A program computes one head of one tile: as many whole frames as fit, in the order in which they lie
-in memory. It scores every row of the tile against every other, under a block-diagonal mask that
-keeps the pairs of one frame. So sequences of 12 tokens still fill the 64 rows of a tensor-core
+A program computes one head of one tile: as many whole frames as fit, in memory order. It
+scores every row of the tile against every other, under a block-diagonal mask that keeps the pairs
+of one frame. So sequences of 12 tokens still fill the 64 rows of a tensor-core
 product, nothing is permuted or copied, and qkv is read from memory once.
 
-A frame of 65 to 128 tokens has a program for each head to itself, which with heads of up to 64
-columns loops over queries (``_attention_loop.py``).
+With 65 to 128 tokens, a program computes one head of one frame; with heads of up to 64 columns, it
+loops over queries (``_attention_loop.py``).
 
-Saved for backward: qkv alone. A whole tile fits on chip, so backward recomputes P and needs neither
+Saved for backward: only qkv. A whole tile fits on chip, so backward recomputes P and needs neither
 the output nor a log-sum-exp. It writes every element of dqkv once, without atomics, so two runs
 agree bit for bit.
 
@@ -66,12 +66,12 @@ def _required(seed: Tensor | None) -> Tensor:
 
 @triton.jit
 def _tile_rows(rows, TOKENS: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr):
-    """This program's head and rows, their tokens, the mask of rows that exist, and of pairs of the
-    same frame.
+    """This program's head and rows, their tokens, the mask of valid rows, and of pairs of the same
+    frame.
 
-    Rows that do not exist form frames of their own, so that their softmax is finite.
+    Invalid rows form separate frames, so that their softmax is finite.
     """
-    # Heads of one tile are neighbouring programs because they share cache lines.
+    # The heads of a tile are neighbouring programs because they share cache lines.
     tile, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     packed = TILE // TOKENS * TOKENS
     index = tl.arange(0, TILE)
@@ -175,9 +175,9 @@ def _backward_kernel(
 def _blocks(num_tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """Rows of a tile, columns of a head processed at once, and warps.
 
-    Hopper's matrix instructions take 64 rows at least, 16 per warp. Columns are as many as compile
-    without spilling for sm_80, 90, 100 and 120. Without tensor cores (float32) the work grows with
-    the square of the tile, so the tile is as small as the sequence allows.
+    Hopper's matrix instructions need at least 64 rows, 16 per warp. The number of columns is the
+    largest that does not spill on sm_80, 90, 100 and 120. Without tensor cores (float32)
+    the work grows with the square of the tile, so the tile is as small as the sequence allows.
     """
     if dtype == torch.float32:
         tile = max(16, next_power_of_2(num_tokens))
@@ -213,7 +213,7 @@ def _launch(
         return
     kernel = _backward_kernel if backward else _forward_kernel
     tile, chunk, warps = _blocks(tokens, head_dim, qkv.dtype)
-    # Left to itself, the compiler takes 64 registers for this one and spills.
+    # By default, the compiler takes 64 registers for this kernel and spills.
     limit = 128 if backward and tile == 32 and arch(qkv.device) // 10 == 10 else None
     launch(
         kernel, (cdiv(frames, tile // tokens) * num_heads,), first, *tensors, frames * tokens,
@@ -222,7 +222,7 @@ def _launch(
 
 
 def _needs_pytorch(qkv: Tensor, num_heads: int) -> bool:
-    """Whether no kernel multiplies this float32, or the backward's has too little memory."""
+    """Whether no kernel supports this float32 product, or the backward has too little memory."""
     if qkv.dtype != torch.float32:
         return False
     too_large = qkv.shape[1] > 64 and qkv.shape[2] // (3 * num_heads) > 64
@@ -293,7 +293,7 @@ _op = register(
 
 
 def max_tokens(device: torch.device) -> int:
-    """The longest sequence: Triton's largest tile, or what C++ computes faster than PyTorch."""
+    """Longest sequence: Triton's largest tile, or the longest for which C++ is faster."""
     return 512 if device_kind(device) == "cpu" and not _triton.INTERPRET else 128
 
 
@@ -308,9 +308,9 @@ def short_attention(
     computed in float32; products are of ``qkv``'s dtype with float32 sums, and true float32 for
     float32 (float64 runs in PyTorch).
 
-    ``dropout``, from 0 to less than 1: the share of the softmax's weights that become zero; the
-    others are divided by ``1 - dropout``. Which these are is a function of ``seed``, int64 ``[]``,
-    the same on every device; by default it is drawn from PyTorch's generator.
+    ``dropout``, from 0 to less than 1: the fraction of the softmax's weights to set to zero; the
+    others are divided by ``1 - dropout``. The choice depends only on ``seed``, int64 ``[]``, on
+    every device; by default the seed comes from PyTorch's generator.
     Raises ``ValueError`` naming the argument that does not fit.
 
     Example::

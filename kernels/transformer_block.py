@@ -3,20 +3,19 @@
     a = x + Attention(LayerNorm1(x) Wqkv^T + bqkv) Wproj^T + bproj
     u = LayerNorm2(a) W1^T + b1,   y = a + GELU(u) W2^T + b2
 
-A task is a few whole sequences, whose values stay in a core's caches from the first norm to the
-last sum, where the separate ops write each result of a batch to memory and read it again. Every
-weight is packed once a call into the layout of the CPU's products; biases, GELU and residual sums
-are computed where a product's sums are in registers.
+A task is a few whole sequences. Their values stay in a core's caches from the first norm to the
+last sum, while separate ops write the results of a whole batch to memory and read them again. Each
+call packs every weight once for the CPU's products; biases, GELU and residual sums are applied to a
+product's sums in registers.
 
-Saved for backward: x, a, u and, side by side, qkv and the attention's output: what only a product
-or a softmax gives. Norms, GELU(u) and the softmax are computed again, which takes less time than
-reading them. With g = GELU'(u) and LN' the gradient of a norm,
+Saved for backward: x, a, u, and qkv beside the attention's output. Norms, GELU(u) and the softmax
+are recomputed, which is faster than reading them. With g = GELU'(u) and LN' the gradient of a norm,
 
     du = (dy W2) * g,                  da = dy + LN2'(du W1),
     dqkv = Attention'(da Wproj),       dx = da + LN1'(dqkv Wqkv),
 
 and each weight's gradient is a product over tokens, dW = dout^T in. These are summed in float32
-over groups of tasks, whose number depends on sizes alone, and the groups are added in order: the
+over groups of tasks, whose number depends only on sizes, and the groups are added in order, so the
 bits are the same for any number of threads.
 
 ``index`` selects the tokens that are processed after attention, for the last block of a stack.
@@ -44,8 +43,8 @@ NAMES = (
 """The parameters, in the order of the op's arguments."""
 MAX_TOKENS = 512
 MAX_WIDTH = 192
-"""The widest block that trains faster than with separate ops: these take 1.3 times as long at a
-width of 128, 1.0 at 192, 0.93 to 1.03 at 256 and 0.83 at 384 (float32, AVX2)."""
+"""Largest width at which one op trains faster than separate ops, which take 1.3 times as long at
+128, 1.0 at 192, 0.93 to 1.03 at 256 and 0.83 at 384 (float32, AVX2)."""
 
 
 def _ref(
@@ -73,12 +72,12 @@ def _ref(
 
 
 def _row_stride(cols: int) -> int:
-    """The distance between rows that are kept for backward (``csrc/transformer_block.h``)."""
+    """Stride of the rows that are kept for backward (``csrc/transformer_block.h``)."""
     return ((cols + 47) // 32 | 1) * 32
 
 
 def _fake(x: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    """Outputs of the op: the block's, then what backward needs, empty unless it is kept."""
+    """Outputs of the op: the block's, then the tensors for backward, empty unless ``keep``."""
     *parameters, index, _heads, _eps, dtype, keep = args
     tokens, width = x.shape[0] * x.shape[1], x.shape[2]
     shape = x.shape if index is None else (*index.shape, width)
@@ -157,7 +156,7 @@ _op = register(
 def unsupported_reason(
     x: Tensor, parameters: Sequence[Tensor], num_heads: int, dtype: torch.dtype
 ) -> str | None:
-    """Why the op does not compute a block on ``x`` ``[F, N, D]``, or None if it does."""
+    """Return why the op does not support a block on ``x`` ``[F, N, D]``, or None if it does."""
     if (kind := device_kind(x.device)) != "cpu":
         return f"the op is for CPUs, not for the {kind} device"
     if _ext.MISSING is not None:
@@ -194,8 +193,8 @@ def transformer_block(
     by side; fc1 ``[H, D]``. ``index``, int64 of any shape: the tokens, f * N + n, to return;
     only these pass the projection and the MLP.
 
-    Returns ``[F, N, D]``, or ``[*index.shape, D]``, of ``x``'s dtype. Products have autocast's
-    dtype where it is on, else that of the weights, with float32 sums.
+    Returns ``[F, N, D]``, or ``[*index.shape, D]``, of ``x``'s dtype. Products use autocast's
+    dtype if it is on, else that of the weights, with float32 sums.
     Raises ``ValueError`` naming the argument that does not fit.
 
     Example::

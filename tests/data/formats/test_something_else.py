@@ -150,7 +150,7 @@ def test_bad_splits(tmp_path: Path, train: Any, what: str) -> None:
 @pytest.mark.parametrize("labels", [[], {"a": "x"}, {}, {"a": 0, "b": 2}, {"a": 0, "b": 0}])
 def test_bad_labels(tmp_path: Path, labels: Any) -> None:
     write_task(tmp_path, labels=labels)
-    with pytest.raises(UserError, match="expected a dict from templates to classes, each from 0"):
+    with pytest.raises(UserError, match="expected a dict from templates to classes 0, 1"):
         SomethingElse(tmp_path)
 
 
