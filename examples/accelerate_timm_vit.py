@@ -1,10 +1,9 @@
-"""Run a Vision Transformer of timm on the fused kernels, in place, and back.
+"""Run a timm Vision Transformer on the fused kernels, and restore it.
 
     python examples/accelerate_timm_vit.py [NAME]
 
-NAME is a model of timm (pip install timm), by default vit_tiny_patch16_224; its weights are random.
-A training step in bfloat16 is timed, because float32 gains nothing on most CPUs; without hardware
-for bfloat16, where nothing else is practical, one in float32.
+NAME is a timm model (pip install timm), by default vit_tiny_patch16_224, with random weights. The
+script times a training step in bfloat16, or in float32 if the CPU has no bfloat16 hardware.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ BF16 = has_fast_bf16(torch.device("cpu"))
 
 
 def step_seconds(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """The time of a forward and a backward pass."""
+    """Return the time of a forward and backward pass."""
     start = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
         loss = torch.nn.functional.cross_entropy(model(images), labels)
@@ -40,7 +39,7 @@ def main(name: str) -> None:
     images, labels = torch.randn(4, 3, size, size), torch.arange(4)
 
     fast = copy.deepcopy(model)
-    print(ivcl_fast.accelerate(fast))  # what was replaced, what was kept, and why
+    print(ivcl_fast.accelerate(fast))  # replaced and kept modules, with reasons
     with torch.inference_mode():
         expected, found = model.eval()(images), fast.eval()(images)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -1,10 +1,10 @@
-"""Answer for a video: the likeliest answers of a finetuned model.
+"""Print the most likely answers of a finetuned model for a video.
 
     python examples/answer_for_a_video.py RUN VIDEO
 
-RUN is the folder of a run of ivcl_fast.train, VIDEO a video file or a folder with frames. Without
-arguments, a short run is made in a temporary folder (too short to learn) and asked about one of
-the videos that it made.
+RUN is the folder of a run of ivcl_fast.train, VIDEO a video file or a folder of frames. Without
+arguments, the script makes a short run in a temporary folder (too short to learn) and uses one of
+its videos.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ivcl_fast.training.settings import load_settings
 
 
 def answer(run: Path, video: Path) -> None:
-    """Print the three likeliest answers."""
+    """Print the three most likely answers."""
     model = ivcl_fast.IVCLClassifier.from_pretrained(run / "finetune")
     classes = json.loads((run / "answers.json").read_text())
-    data = load_settings(run).data  # frames are chosen and cropped as in training
+    data = load_settings(run).data  # sample and crop frames as in training
     how = {"frame_stride": data.frame_stride, "crop": data.crop}
     clip = ivcl_fast.load_clip(video, model.cfg, **how)  # uint8 [1, T, 3, H, W]
     with torch.inference_mode():
@@ -38,7 +38,7 @@ def answer(run: Path, video: Path) -> None:
 
 
 def short_run(folder: Path) -> tuple[Path, Path]:
-    """A run in this folder, and one of its videos."""
+    """Make a run in this folder; return it and one of its videos."""
     flags = ["--out", folder, "--name", "run", "--data-dir", folder / "data"]
     flags += ["--quick", "--train-videos=16", "--val-videos=8", "--no-pictures", "--keep-videos"]
     subprocess.run([sys.executable, "-m", "ivcl_fast.train", *map(str, flags)], check=True)
@@ -49,7 +49,7 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         try:
             answer(Path(sys.argv[1]), Path(sys.argv[2]))
-        except UserError as error:  # no such run, or no such video: one line says which
+        except UserError as error:  # no such run or video
             print(error, file=sys.stderr)
             sys.exit(2)
     elif len(sys.argv) == 1:

@@ -1,10 +1,10 @@
-"""Teach a temporal transformer to remember, from slots of your own: each holds one object.
+"""Train a temporal transformer to remember objects, from custom slots of one object each.
 
     python examples/objects_as_slots.py [VIDEOS CLIPS [SEED]]
 
-A classifier takes slots in place of videos. Here they come from CATER-like videos in numbers: the
-snitch and up to six cones, each with its look and place, and zeros while it is inside a cone. The
-default learns next to nothing; docs/learnt.md has what more videos and clips give.
+A classifier accepts slots instead of videos. Here each slot encodes the appearance and place of the
+snitch or a cone in a CATER-like scene, and is zero while the object is inside a cone. The default
+is too short to learn; docs/learnt.md has the results of longer training.
 """
 
 import sys
@@ -24,7 +24,7 @@ CFG = ivcl_fast.IVCLConfig(num_slots=7, embed_dim=64, num_heads=2, depth=1, temp
 
 
 def states_of(index: int) -> np.ndarray:
-    """A video, [301, 7, 14]: x, y, height and whether it is in view, then the object's look."""
+    """Return a video, [301, 7, 14]: x, y, height, visibility and appearance of each object."""
     video, states = draw_video(0, index), np.zeros((301, 7, 14), np.float16)
     motion, cones = video.motion, [i for i, one in enumerate(video.things) if one.shape == "cone"]
     for slot, i in enumerate([0, *cones][:7]):  # the snitch is the first object
@@ -35,12 +35,12 @@ def states_of(index: int) -> np.ndarray:
 
 
 def clips(states: Tensor, vary: bool = False) -> tuple[Tensor, Tensor]:
-    """Slots [B, T, 7, 64] of videos, and the snitch's cell in every frame, [B, T]."""
+    """Return slots [B, T, 7, 64] of videos, and the snitch's cell in every frame, [B, T]."""
     shift = torch.randint(-9, 10, (len(states), 1)) if vary else 0
     frames = (torch.linspace(0, 300, CFG.num_frames).round().long() + shift).clamp(0, 300)
     x = states[torch.arange(len(states))[:, None], frames].float()
     xy = x[..., :2].clamp(-2.999, 2.999)
-    if vary:  # mirror and turn the floor
+    if vary:  # mirror and rotate the floor
         xy = xy * (2 * torch.randint(2, (len(x), 1, 1, 2)) - 1)
         xy = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, xy.flip(-1), xy)
     column, row = (xy[:, :, 0] + 3).long().unbind(-1)
@@ -49,7 +49,7 @@ def clips(states: Tensor, vary: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def train(videos: int = 240, count: int = 960, seed: int = 0) -> None:
-    """Train on all but a twelfth of the videos, and print top-1 on the others."""
+    """Train on all but a twelfth of the videos; print top-1 on the rest."""
     torch.manual_seed(seed)
     states = torch.from_numpy(np.stack([states_of(index) for index in range(videos)]))
     held_out, states = states[: videos // 12], states[videos // 12 :]

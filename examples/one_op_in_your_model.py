@@ -1,9 +1,9 @@
-"""Use one op in a model of your own: bias and GELU in one pass, with gradients.
+"""Use one op in your own model: bias and GELU in one pass, with gradients.
 
     python examples/one_op_in_your_model.py
 
-The op runs in Triton on an NVIDIA GPU and in C++ on a CPU; where neither was built it is plain
-PyTorch. `python -m ivcl_fast.info` tells which.
+The op runs in Triton on an NVIDIA GPU and in C++ on a CPU; if neither is available, it runs in
+plain PyTorch. `python -m ivcl_fast.info` shows which.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ivcl_fast.kernels import bias_gelu, dispatches
 
 
 class Mlp(nn.Module):
-    """A two-layer perceptron; ``fused`` chooses how it computes the activation."""
+    """A two-layer perceptron, optionally with a fused activation."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Mlp(nn.Module):
 
 
 def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """The loss, and its gradient for every parameter."""
+    """Return the loss and its gradient for each parameter."""
     loss = model(x).square().mean()
     return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
@@ -42,7 +42,7 @@ if __name__ == "__main__":
     x = torch.randn(8, 12, 64, device=device)  # [B, tokens, width]
 
     fused = gradients(model, x)
-    # The default backend of torch.compile does as well; it needs a C++ compiler.
+    # torch.compile's default backend works too, but needs a C++ compiler.
     compiled = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), x)
     model.fused = False
     plain = gradients(model, x)

@@ -1,10 +1,10 @@
-"""Read the slots of a video: their values, how they change, and where in the frames they look.
+"""Read the slots of a video: their values, how they change, and where they attend.
 
     python examples/read_slots.py [MODEL [VIDEO]]
 
-MODEL is a folder of save_pretrained such as runs/RUN/pretrain, VIDEO a video file or a folder with
-frames. Without them, a model of the package and a moving square are taken.
-Writes slots.npz into the working folder: slots [T, S, D] and attention [T, S, grid, grid].
+MODEL is a folder of save_pretrained such as runs/RUN/pretrain, VIDEO a video file or a folder of
+frames. By default it uses a packaged model and a moving square. Writes slots.npz to the working
+folder: slots [T, S, D] and attention [T, S, grid, grid].
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ivcl_fast.errors import UserError
 
 
 def moving_square(cfg: ivcl_fast.IVCLConfig) -> Tensor:
-    """A white square that moves from left to right: uint8 [1, T, 3, H, W]."""
+    """Return a video of a white square that moves from left to right: uint8 [1, T, 3, H, W]."""
     size = cfg.image_size
     video = torch.full((1, cfg.num_frames, 3, size, size), 40, dtype=torch.uint8)
     for frame in range(cfg.num_frames):
@@ -31,7 +31,7 @@ def moving_square(cfg: ivcl_fast.IVCLConfig) -> Tensor:
 
 
 def read(model: ivcl_fast.IVCL, video: Tensor) -> None:
-    """Print a line for each slot, and write all values to slots.npz."""
+    """Print a line per slot, and write all values to slots.npz."""
     cfg = model.cfg
     with torch.inference_mode():
         slots = model.encode(video)[0]  # [T, S, D], after the temporal transformer
@@ -51,7 +51,7 @@ if __name__ == "__main__":
     try:
         model = ivcl_fast.IVCL.from_pretrained(name)
         video = ivcl_fast.load_clip(sys.argv[2], model.cfg) if given else moving_square(model.cfg)
-    except UserError as error:  # no such model, or no such video: one line says which
+    except UserError as error:  # no such model or video
         print(error, file=sys.stderr)
         sys.exit(2)
     read(model, video)

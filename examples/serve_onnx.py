@@ -1,10 +1,10 @@
-"""Answer for a video with ONNX Runtime, without PyTorch and without this package.
+"""Answer for a video with ONNX Runtime, without PyTorch or this package.
 
     python -m ivcl_fast.export RUN
     python examples/serve_onnx.py RUN/export/classifier.onnx VIDEO
 
-The first command writes the model and the JSON file beside it, which tells the sizes and classes.
-This script is for runs without --frame-stride and --crop, and not for ACRE.
+The first command writes the model and a JSON file with its sizes and classes. This script does not
+support runs with --frame-stride or --crop, or on ACRE.
 """
 
 import json
@@ -18,7 +18,7 @@ import onnxruntime
 
 
 def stop(reason: object) -> NoReturn:
-    """End with one line on stderr."""
+    """Exit with one line on stderr."""
     print(reason, file=sys.stderr)
     sys.exit(2)
 
@@ -29,14 +29,14 @@ model, video = sys.argv[1:]
 try:
     about = json.loads(Path(model).with_suffix(".json").read_text())
     last = sum(1 for _ in av.open(video).decode(video=0)) - 1
-except (OSError, ValueError) as error:  # no such file, or one of another kind
+except (OSError, ValueError) as error:  # no such file, or not a model's
     stop(error)
 if "classes" not in about:
     stop(f"{model}: expected classifier.onnx, got a model without classes")
 if (about["input"]["frames"], about["input"]["crop"]) != ("even", "none"):
     stop(f"{model}: takes {about['input']['content']}, which this script does not read")
 _, length, _, size, _ = about["input"]["shape"]
-chosen = [last]  # a single frame is the last one
+chosen = [last]  # a single frame: the last one
 if length > 1:
     chosen = [(2 * i * last + length - 1) // (2 * (length - 1)) for i in range(length)]
 options = {"width": size, "height": size, "format": "rgb24", "interpolation": "BILINEAR"}

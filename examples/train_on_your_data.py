@@ -1,9 +1,9 @@
-"""Train on your own labelled videos: a folder with one sub-folder of videos for each class.
+"""Train on your own labelled videos: a folder with a sub-folder of videos per class.
 
     python examples/train_on_your_data.py VIDEOS [flags of ivcl_fast.train]
 
-A fifth of each class is held out to validate on. Without arguments, training is short, on videos of
-a moving square made in a temporary folder.
+A fifth of each class is held out for validation. Without arguments, the script trains briefly on
+generated videos of a moving square, in a temporary folder.
 """
 
 import subprocess
@@ -21,13 +21,13 @@ SHORT = (
 
 
 def train(videos: Path, flags: list[str]) -> None:
-    """Train on a folder of videos; the frame store is written into it."""
+    """Train on a folder of videos, in which the frame store is written."""
     command = [sys.executable, "-m", "ivcl_fast.train", "--data", f"videos:{videos}", *flags]
     subprocess.run(command, check=True)
 
 
 def make_videos(folder: Path) -> Path:
-    """Twenty videos of a moving square."""
+    """Write twenty videos of a moving square."""
     for number in range(20):
         place = folder / ("moves left", "moves right")[number % 2]
         place.mkdir(parents=True, exist_ok=True)
