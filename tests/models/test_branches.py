@@ -122,16 +122,3 @@ def test_same_results(change, biases, model, like_a_gpu):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     if biases is not None:
         assert sum(bias is not None for bias in added) == biases
-
-
-def test_a_cpu_adds_every_bias_in_its_layer(model, monkeypatch):
-    given, plain = [], kernels.add_layer_norm
-
-    def add_layer_norm(*args):
-        given.append(args[5])
-        return plain(*args)
-
-    monkeypatch.setattr(Block, "fused_unsupported_reason", lambda self, x: "separate ops")
-    monkeypatch.setattr(kernels, "add_layer_norm", add_layer_norm)
-    model(VIDEO, seed=SEED)
-    assert given == [None] * (2 * BLOCKS + 1)  # one more adds the times of frames

@@ -15,19 +15,12 @@ from tests.support.painted import write_painted
 
 MODELS = {
     "ivcl": lambda: ivcl_fast.IVCL(CFG),
-    "mae": lambda: ivcl_fast.IVCL(IVCLConfig.preset("tiny", **SIZES, objective="mae")),
     "slot_attention": lambda: ivcl_fast.SlotAutoencoder(
         IVCLConfig.preset("tiny", **SIZES, objective="slot_attention")
     ),
     "classifier": lambda: ivcl_fast.IVCLClassifier(CFG, 7),
     "detection": lambda: ivcl_fast.Supervised(
         IVCLConfig.preset("tiny", **SIZES, objective="detection"), 5
-    ),
-    "classification": lambda: ivcl_fast.Supervised(
-        IVCLConfig.preset("tiny", **SIZES, objective="classification"), 5
-    ),
-    "objects": lambda: ivcl_fast.Supervised(
-        IVCLConfig.preset("tiny", **SIZES, objective="objects"), 5
     ),
 }
 

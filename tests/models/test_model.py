@@ -16,7 +16,6 @@ import ivcl_fast
 from ivcl_fast import IVCLClassifier, IVCLConfig, reference, supervised
 from ivcl_fast.config import SupervisedObjective
 from ivcl_fast.models import ivcl as model
-from ivcl_fast.training import seeds as masking
 from ivcl_fast.training.classes import pretraining_model
 
 SIZES = dict(image_size=16, patch_size=4, num_frames=3, num_query_frames=2, depth=2, embed_dim=32)
@@ -120,23 +119,6 @@ def test_slots_stand_for_their_video(objective, readout):
     fast.encoder.register_forward_hook(lambda *arguments: called.append(1))
     torch.testing.assert_close(fast.slots(frames), plain.slots(frames))
     assert called == [1]
-
-
-@pytest.mark.parametrize("package", [reference, ivcl_fast])
-def test_other_readouts_have_no_answer_for_every_frame(package):
-    model = package.IVCLClassifier(IVCLConfig.preset("tiny", **SIZES, readout="mean"), 5)
-    with pytest.raises(ValueError, match=r"^every_frame: .*got 'mean'$"):
-        model(video(), every_frame=True)
-
-
-def test_clip_seeds():
-    """One seed per clip and step, whatever the batch; no two alike."""
-    clips = torch.arange(6)
-    seeds = masking.clip_seeds(0, 7, clips)
-    assert seeds.dtype == torch.int64 and seeds.shape == (6,)
-    assert torch.equal(masking.clip_seeds(0, 7, clips[4:]), seeds[4:])
-    several = [masking.clip_seeds(run, step, clips) for run in range(3) for step in range(50)]
-    assert len(set(torch.cat(several).tolist())) == 3 * 50 * 6
 
 
 # --- Compiling ------------------------------------------------------------------------------------

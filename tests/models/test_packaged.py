@@ -40,13 +40,9 @@ def test_a_fixed_clip_has_its_answer(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_are_those_of_the_card(name):
+def test_files_are_whole_and_small(name):
     folder = PACKAGED / name
     assert f"{sha256(folder / MODEL)}  {MODEL}\n" in (folder / CHECKSUMS).read_text()
-    card = (folder / "README.md").read_text()
-    assert "float16" in card and "training videos" in card
-    if class_of_packaged(name) is IVCLClassifier:
-        assert "answers differ" in card and ("top-1, hidden" in card or "query, all" in card)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
 
 

@@ -132,18 +132,6 @@ def test_state_dict_keys():
     assert classify(objective="slot_attention") == ENCODER | competing | TEMPORAL | HEAD
 
 
-def test_shapes():
-    shapes = {k: tuple(v.shape) for k, v in reference.IVCL(IVCLConfig()).state_dict().items()}
-    assert shapes["encoder.patch_embed.proj.weight"] == (128, 3, 8, 8)
-    assert shapes["encoder.pos_embed"] == (1, 64, 128)
-    assert shapes["encoder.slot_tokens"] == (1, 2, 128)
-    assert shapes["temporal.time_embed"] == (16, 128)
-    assert shapes["decoder.mask_token"] == (1, 1, 96)
-    assert shapes["decoder.pos_embed"] == (1, 64, 96)
-    assert shapes["decoder.pred.weight"] == (192, 96)
-    assert reference.IVCLClassifier(IVCLConfig(readout="cls")).cls_token.shape == (1, 1, 128)
-
-
 def test_initial_weights():
     torch.manual_seed(0)
     model = reference.IVCL(IVCLConfig(num_slots=64))

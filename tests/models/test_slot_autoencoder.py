@@ -82,11 +82,8 @@ def test_the_update_is_pytorchs():
 
 
 @needs_kernels
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_loss_has_kernels_both_ways(compiled):
+def test_the_loss_has_kernels_both_ways():
     model = ivcl_fast.SlotAutoencoder(CFG)
-    if compiled:
-        model.compile_blocks(backend="aot_eager")
     before = dispatches()
     model(video()).loss.backward()
     found = {op: count for (op, _), count in (dispatches() - before).items() if "mixture" in op}
@@ -123,9 +120,8 @@ def test_a_classifier_goes_on_from_its_encoder(tmp_path):
         classifier.load_pretrained(tmp_path / "other")
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_mixed_precision_is_as_exact_as_pytorchs(seed):
-    torch.manual_seed(seed)
+def test_mixed_precision_is_as_exact_as_pytorchs():
+    torch.manual_seed(0)
     plain = slot_autoencoder.SlotAutoencoder(CFG)
     fast, exact = ivcl_fast.SlotAutoencoder(CFG), copy.deepcopy(plain).double()
     fast.load_state_dict(plain.state_dict())

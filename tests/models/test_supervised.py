@@ -28,9 +28,3 @@ def test_a_label_of_an_object_is_read_from_its_slot(package):
     model = package.Supervised(cfg, 7)
     slots = model.encoder.slots(reference.patch_rows(video(), cfg))
     torch.testing.assert_close(model(video()), model.slot_head(slots))
-
-
-@PACKAGES
-def test_a_number_of_classes_is_positive(package):
-    with pytest.raises(ValueError, match=r"^num_classes: .*got 0$"):
-        package.Supervised(LABELS, 0)

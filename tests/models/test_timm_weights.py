@@ -60,8 +60,7 @@ def encode(model: reference.IVCL, video: Tensor) -> Tensor:
 # --- Outside oracle: timm ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("registers", [0, 2, 3])
-@pytest.mark.parametrize("statistics", [{}, IMAGENET], ids=["ours", "ImageNet"])
+@pytest.mark.parametrize(("registers", "statistics"), [(0, IMAGENET), (2, {}), (3, IMAGENET)])
 def test_timm_gives_the_same_encoder_output(registers, statistics, tmp_path):
     """Registers and no cls token, or the usual ViT: its cls token has a position."""
     vision_transformer = pytest.importorskip("timm.models.vision_transformer")
@@ -133,7 +132,6 @@ def test_other_patches_and_positions_are_resampled(tmp_path):
     ("change", "cfg", "said"),
     [
         (dict(width=32), {}, "--embed-dim, --depth: expected 32 and 2"),
-        (dict(depth=3), {}, "--embed-dim, --depth: expected 16 and 3"),
         (dict(registers=2), {}, "--num-slots: expected at least 3"),
         (dict(), dict(mlp_ratio=2.0), "mlp.fc1.bias is [64] there, but [32] in this model"),
     ],
@@ -150,10 +148,7 @@ def test_sizes_that_do_not_fit_are_named(change, cfg, said, tmp_path):
     ("add", "remove", "said"),
     [
         ("blocks.0.ls1.gamma", None, "with blocks.0.ls1.gamma"),
-        ("norm_pre.weight", None, "with norm_pre.weight"),
-        (None, "norm.weight", "without norm.weight"),
         (None, "blocks.1.attn.qkv.bias", "without blocks.1.attn.qkv.bias"),
-        (None, "pos_embed", "without pos_embed"),
     ],
 )
 def test_other_kinds_of_vits_are_refused(add, remove, said, tmp_path):
@@ -198,11 +193,10 @@ def test_a_name_is_asked_of_timm(monkeypatch, tmp_path):
 SIZES = [*RUN_FLAGS, *FRAME_FLAGS, "--patch-size", "4", "--depth", "2", "--no-pictures"]
 
 
-@pytest.mark.parametrize("stage", ["all", "finetune"])
-def test_runs_start_from_a_vit(stage, tmp_path, monkeypatch, capsys):
+def test_runs_start_from_a_vit(tmp_path, monkeypatch, capsys):
     data = write_cater(tmp_path / "cater", SyntheticCater(train=4, val=4), 1)
     source = saved(vit_weights(grid=6, patch=8), tmp_path / "vit")
-    flags = ["--data", f"cater:{data}", "--stage", stage, "--init", source, "--lr", "1e-12"]
+    flags = ["--data", f"cater:{data}", "--init", source, "--lr", "1e-12"]
     flags += ["--finetune-lr", "1e-12", "--out", str(tmp_path), "--name", "run", *SIZES]
     monkeypatch.setattr(sys, "argv", ["train", *flags])
     main()
@@ -211,8 +205,7 @@ def test_runs_start_from_a_vit(stage, tmp_path, monkeypatch, capsys):
     torch.testing.assert_close(trained["encoder.blocks.1.mlp.fc1.weight"], expected)
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch16_224", "hf-hub:OWNER/NAME"])
-def test_timm_is_optional(name, monkeypatch):
+def test_timm_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match="needs timm; install it"):
-        timm_weights.check(f"timm:{name}")
+        timm_weights.check("timm:vit_base_patch16_224")
