@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import resource
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,21 +110,3 @@ def test_a_snapshot_stays_while_training_goes_on():
     optimizer.step()
     assert not torch.equal(model.weight, taken.model["weight"])
     assert all(torch.equal((taken.model | taken.optimizer)[k], v) for k, v in before.items())
-
-
-def test_writing_does_not_hold_up_the_caller(tmp_path, monkeypatch):
-    started, released, save_file = threading.Event(), threading.Event(), checkpoint.save_file
-
-    def slow(*arguments):
-        started.set()
-        assert released.wait(60)
-        save_file(*arguments)
-
-    monkeypatch.setattr(checkpoint, "save_file", slow)
-    writer = checkpoint.BackgroundWriter(tmp_path, "toy")
-    writer.store(checkpoint.Checkpoint(1, {}, {"w": torch.ones(2)}, {}))
-    assert started.wait(60)
-    assert checkpoint.latest(tmp_path) is None, "the call has returned, nothing is on disk"
-    released.set()
-    writer.wait()
-    assert checkpoint.latest(tmp_path).step == 1

@@ -62,11 +62,6 @@ def test_finetuning_continues_the_model_of_last_frames(tmp_path, frame_labels):
 def test_how_many_last_frames(tmp_path):
     run = run_with(tmp_path, name="localize")
     assert (run.last_frame_clips("a model"), run.last_frame_clips("random")) == (16, 0)
-    longer = run_with(tmp_path, name="longer", finetune_clips=1000)
-    assert longer.last_frame_clips("a model") == 4 * len(longer.data.dataset.clips("train"))
-    all_labels = run_with(tmp_path, name="all", finetune_clips=1000, frame_labels=True)
-    assert all_labels.last_frame_clips("a model") == 4000
-    assert run_with(tmp_path, name="none", last_frame_clips=0).last_frame_clips("a model") == 0
     actions = run_with(tmp_path, name="actions", task="actions_present")
     assert actions.last_frame_clips("a model") == 0
 

@@ -14,9 +14,7 @@ TINY = IVCLConfig.preset("tiny")
 @pytest.mark.parametrize(
     ("preset", "classes", "megabytes"),
     [
-        ("tiny", None, 12),
         ("tiny", 36, 18),
-        ("small", 36, 203),
         ("base64", None, 341),
         ("base224", 36, 1168),
     ],
@@ -52,7 +50,7 @@ def test_what_saves_memory():
     assert parts <= plain.peak < 1.15 * parts
 
 
-@pytest.mark.parametrize("parts", [1, 64, 256])
+@pytest.mark.parametrize("parts", [1, 64])
 def test_the_most_clips_that_fit(parts):
     with fake_step(TINY, schedule=Schedule(1, grad_accum_steps=parts)) as step:
         limits = [10**9, 8 * 10**9]

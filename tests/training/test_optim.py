@@ -9,7 +9,7 @@ from torch.optim import _muon
 
 from ivcl_fast import IVCL, IVCLConfig, SlotAutoencoder
 from ivcl_fast.training.muon import Muon, orthogonalize
-from ivcl_fast.training.optim import Schedule, make_optimizers, scaled_lr, set_lr
+from ivcl_fast.training.optim import Schedule, make_optimizers, scaled_lr
 
 
 def test_schedule_warms_up_and_ends_near_zero():
@@ -76,28 +76,6 @@ def test_muon_takes_all_matrices_between_hidden_layers_of_slot_attention():
     }
 
 
-def test_rates_are_those_of_the_step_by_group_and_frozen_parameters_have_none():
-    model = nn.ModuleDict({"body": nn.Linear(6, 8), "head": nn.Linear(8, 3)})
-    model["body"].bias.requires_grad_(False)
-    optimizers = make_optimizers(model, Schedule(1, backbone_lr_scale=0.5))
-    set_lr(optimizers, 0.25)
-    rates = {p: g["lr"] for g in optimizers[0].param_groups for p in g["params"]}
-    assert rates[model["body"].weight] == 0.125 and rates[model["head"].weight] == 0.25
-    assert model["body"].bias not in rates
-
-
-def test_learning_rates_are_tensors_that_stay():
-    model = IVCL(IVCLConfig(depth=1, temporal_depth=1, decoder_depth=1))
-    optimizers = make_optimizers(model, Schedule(1, optimizer="muon"), capturable=True)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates = [group["lr"] for group in groups]
-    groups[0]["scale"] = 0.5
-    set_lr(optimizers, 0.25)
-    assert all(group["lr"] is rate for group, rate in zip(groups, rates, strict=True))
-    assert [rate.item() for rate in rates] == [0.125] + [0.25] * (len(rates) - 1)
-    assert len({rate.data_ptr() for rate in rates}) == len(rates)
-
-
 SHAPES = [(6, 6), (12, 5), (5, 12), (1, 6), (12, 5), (5, 12), (5, 12), (6, 6), (64, 96)]
 
 
@@ -125,7 +103,7 @@ def has_bf16(monkeypatch):
     return choose
 
 
-@pytest.mark.parametrize("per_batch", [1, 130, 2**18], ids="CPU_BATCH={}".format)
+@pytest.mark.parametrize("per_batch", [1, 130], ids="CPU_BATCH={}".format)
 def test_muon_is_that_of_torch(per_batch, has_bf16, monkeypatch):
     """Bit for bit; with a tensor as learning rate, for CUDA graphs, up to rounding."""
     monkeypatch.setattr("ivcl_fast.training.muon.CPU_BATCH", per_batch)
@@ -155,8 +133,7 @@ def test_muon_continues_from_the_state_of_torch_and_back(has_bf16):
 NEWTON_SCHULZ = (_muon.DEFAULT_A, _muon.DEFAULT_B, _muon.DEFAULT_C), 5, _muon.EPS
 
 
-@pytest.mark.parametrize("batch", [None, 1, 130])
-def test_without_hardware_for_bfloat16_the_iteration_is_in_float32(batch, has_bf16):
+def test_without_hardware_for_bfloat16_the_iteration_is_in_float32(has_bf16):
     """There, products of bfloat16 take thirty times as long as those of float32."""
     torch.manual_seed(0)
     shapes = [torch.Size(shape) for shape in ((3, 8), (8, 3), (4, 4), (64, 96))]
@@ -164,7 +141,7 @@ def test_without_hardware_for_bfloat16_the_iteration_is_in_float32(batch, has_bf
     errors = {}
     for answer in (True, False):
         has_bf16(answer)
-        found = orthogonalize(stacks, *NEWTON_SCHULZ, batch)
+        found = orthogonalize(stacks, *NEWTON_SCHULZ, 130)
         errors[answer] = max(
             (found[shape][i] - exact_newton_schulz(stacks[shape][i])).abs().max().item()
             for shape in shapes

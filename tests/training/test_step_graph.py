@@ -159,25 +159,6 @@ def cut_and_continued(folder, device, first, then):
     return rest, eager
 
 
-def test_what_changes_is_read_anew():
-    weight, seen = torch.zeros(2), []
-
-    def step(number, x):
-        seen.append(number)
-        weight.add_(x * number)
-        return weight.sum() + number
-
-    graph, expected = TapedStep(step, torch.device("cpu")), torch.zeros(2)
-    results = []
-    for number in range(WARM_UP + 4):
-        x = torch.tensor([1.0, number])
-        expected += x * number
-        results.append((graph(number, x), expected.sum() + number))
-    assert len(seen) == WARM_UP + 1, "the function is not called again once it is recorded"
-    assert torch.equal(weight, expected)
-    assert all(got == want for got, want in results), "results stay what they were"
-
-
 def test_another_shape_runs_eagerly():
     """A batch that has lost a clip; the graph is for the shape that came some times in a row."""
     ran = []
