@@ -10,10 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, with_data
-from ivcl_fast.errors import UserError
-from ivcl_fast.evaluate import chosen_model
-from ivcl_fast.models.weights import MODEL
+from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.settings import TrainConfig
 
@@ -60,21 +57,3 @@ def test_probabilities_compete_unless_several_labels_may_apply(
     assert list(answers) == ["b", "c", "d"]
     expected = LOGITS[0].sigmoid() if multi_label else LOGITS[0].softmax(0)
     assert list(answers.values()) == pytest.approx(expected[1:].tolist())
-
-
-def test_the_flag_names_the_model_before_the_folder(tmp_path: Path) -> None:
-    for name in ("finetune", "scratch", "last-frame"):
-        (tmp_path / "run" / name).mkdir(parents=True)
-        (tmp_path / "run" / name / MODEL).touch()
-    in_folder = run_with(tmp_path, chosen="scratch")
-    assert chosen_model(in_folder, "last-frame") == "last-frame"
-    assert chosen_model(in_folder, None) == "scratch"
-    assert chosen_model(run_with(tmp_path), None) == "finetune"
-
-
-@pytest.mark.parametrize("data", ["synthetic", "videos:s3://bucket/clips", "hf:someone/clips"])
-def test_the_folder_of_what_was_written_may_have_moved(data: str, tmp_path: Path) -> None:
-    flags = DataFlags(data_dir=tmp_path)
-    assert with_data(TrainConfig().replace(source=data), flags).data.data_dir == tmp_path
-    with pytest.raises(UserError, match=r"^--data-dir: 'cater:x' is not synthetic"):
-        with_data(TrainConfig().replace(source="cater:x"), flags)
