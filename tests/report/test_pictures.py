@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +16,7 @@ from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.clips import DecodedClip
 from ivcl_fast.analysis.trajectory import SnitchTrajectory
 from ivcl_fast.report import pictures
-from ivcl_fast.report.figures import new_figure, save, write_gif
+from ivcl_fast.report.figures import new_figure, write_gif
 from ivcl_fast.report.pictures import animation, curves_figure, evenly_spaced
 from tests.support.small_models import config, random_video, sharpened
 
@@ -43,33 +41,6 @@ def shown(axes: Any) -> Tensor:
 
 
 # --- Files ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("error")
-def test_pictures_are_png_files_and_leave_matplotlib_alone(tmp_path: Path) -> None:
-    before = dict(matplotlib.rcParams)
-    figure = curves_figure([])
-    figure.suptitle("Häuser 猫")
-    save(figure, tmp_path / "new" / "a.png")
-    assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert dict(matplotlib.rcParams) == before
-
-
-def test_a_failed_picture_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "curves.png"
-    path.write_bytes(b"old")
-
-    def fail(self: Figure, file: BinaryIO, **options: Any) -> None:
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save(new_figure(1, 1), path)
-    assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
-    assert path.read_bytes() == b"old"
 
 
 def test_an_animation_keeps_the_colour_of_a_small_spot(tmp_path: Path) -> None:
@@ -125,18 +96,6 @@ def test_the_part_of_each_slot_in_a_frame_is_shown(video: Tensor) -> None:
 
 
 # --- Slot attention ------------------------------------------------------------------------------
-
-
-def test_attention_is_brightest_where_a_slot_attends_most() -> None:
-    """Colours go up to the 99th percentile of each slot, however weak its attention is."""
-    maps = torch.full((2, 2, 16), 0.01)
-    maps[:, 1] /= 100
-    maps[0, 0, 5], maps[1, 1, 9] = 0.9, 0.0
-    over = pictures.over_frames(torch.zeros(2, 3, 8, 8), maps).mean(dim=2)  # brightness
-    patches = over[..., ::2, ::2].flatten(-2)
-    assert patches[0, 0].argmax() == 5 and patches[1, 1].argmin() == 9
-    assert patches[0, 0, 5] > 2 * patches[0, 0, 0]
-    assert patches[0, 1].min() > patches[0, 0].min(), "an even map is bright, not dark"
 
 
 def test_slot_attention_has_a_row_for_each_slot_and_model(
