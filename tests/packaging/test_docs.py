@@ -168,23 +168,6 @@ def test_commands_can_be_typed(command, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "python -m ivcl_fast.train --no-such-flag",
-        "python -m ivcl_fast.prepare films:DIR",
-        "python -m ivcl_fast.sweep masking --mask-ratio 0.5",
-        "python -m ivcl_fast.info --plan --no-such-flag",
-        "torchrun --nproc-per-node=8 -m ivcl_fast.train --no-such-flag",
-        "make train ARGS=--no-such-flag",
-    ],
-)
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-def test_wrong_commands_are_found(command):
-    with pytest.raises(Wrong):
-        check(command)
-
-
 # --- Code -----------------------------------------------------------------------------------------
 
 

@@ -133,12 +133,3 @@ def test_broken_packages_are_survived_and_named(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "triton is broken" in done.stdout
     assert "xformers is broken" in done.stdout
-
-
-def test_info_tells_of_every_op_and_backend():
-    done = subprocess.run(
-        [sys.executable, "-m", "ivcl_fast.info"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    for name in ("torch", "cpu", "embed_patches", "short_attention", "sample_masks", "xformers"):
-        assert f"  {name} " in done.stdout, name

@@ -15,9 +15,6 @@ from ivcl_fast import kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = flags.commands()
-NAMED = re.compile(
-    r"(?<![\w/])((?:ivcl_fast|kernels|csrc|tests|docs|examples)/[\w./-]*)(?::(\w+))?(?<![.:])"
-)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
