@@ -12,22 +12,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ivcl_fast import evaluate, probes, visualize
-from ivcl_fast.analysis.clips import ClipReader
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.command import run_command
-from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.datamodule import DataModule
-from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.formats.cater_labels import hidden_at_end
-from ivcl_fast.evaluation.evaluate import Evaluation
-from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.classes import ANSWERS
-from tests.support.painted import write_images
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
 SMALL = [
@@ -127,11 +119,8 @@ def test_data_that_lie_elsewhere_are_named(cater: Path, tmp_path: Path, command:
 
 
 @pytest.mark.parametrize("data", ["acre:x", "synthetic:acre-iid", "movies"])
-@pytest.mark.parametrize("module", [evaluate, visualize, probes])
-def test_data_of_another_kind_are_refused(
-    module: Any, data: str, cater: Path, command: Any
-) -> None:
-    assert refused(command(module, cater, "--data", data), "--data: ", repr(data))
+def test_data_of_another_kind_are_refused(data: str, cater: Path, command: Any) -> None:
+    assert refused(command(evaluate, cater, "--data", data), "--data: ", repr(data))
 
 
 def test_data_of_other_classes_are_refused(cater: Path, tmp_path: Path, command: Any) -> None:
@@ -164,19 +153,6 @@ def test_scores_and_every_clips_logits_are_kept(cater: Path, tmp_path: Path, com
         del clip["logits"]
         assert answer.pop("correct")["pretrained: IV-CL"] == (clip["answer"] == clip["label"])
     assert kept["clips"] == answers
-
-
-def test_several_labels_are_kept_by_number() -> None:
-    targets = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
-    logits = torch.tensor([[0.5, -1, 2], [0, 3, 1]])
-    clips = [Clip("a", "v", (2, 0)), Clip("b", "w", (1,))]
-    scores = {"all": {"map": Score.mean_average_precision(logits, targets)}}
-    evaluation = Evaluation(scores, logits, targets, clips)
-    assert evaluation.by_clip() == [
-        {"name": "a", "video": "v", "label": [0, 2]},
-        {"name": "b", "video": "w", "label": [1]},
-    ]
-    assert evaluation.result("ours").correct is None
 
 
 def test_curves_are_not_drawn_on_what_is_reported(
@@ -243,9 +219,6 @@ def test_without_scenes_nothing_is_told_apart(
     assert tells_once(visualize, cater, *there, *chosen, "--out", tmp_path / "shown")
     page = (tmp_path / "shown" / "index.html").read_text()
     assert page.count("Truth: cell") == 2 and page.count("correct after") >= 1
-    reader = ClipReader(FinishedRun.open(cater, "cpu", DataFlags(data=f"cater:{data}")))
-    names = [f"CATER_new_{number:06d}" for number in range(12, 18)]
-    assert [clip.name for clip in reader.mixed(100)] == names
 
 
 # --- One file, or a folder of images --------------------------------------------------------------
@@ -269,15 +242,10 @@ def test_a_video_or_its_frames(cater: Path, tmp_path: Path, command: Any) -> Non
     likeliest = [said.split("%", 1)[1].splitlines()[0] for _, said in answers]
     assert likeliest[0] == likeliest[1] and "cell" in likeliest[0]
     shutil.copytree(folder, tmp_path / "videos" / "all")
-    (tmp_path / "videos" / "one").mkdir()
-    shutil.copy(folder / "1.png", tmp_path / "videos" / "one")
-    status, said = command(evaluate, cater, "--predict", tmp_path / "videos")
-    assert status == 0 and likeliest[0] in said
-    assert said.count("cell") == 2 * len(answers[0][1].splitlines())
     shutil.copy(video, tmp_path / "videos" / "two.avi")
     shutil.copy(folder / "1.png", tmp_path / "videos" / "two.png")  # a preview
     status, said = command(evaluate, cater, "--predict", tmp_path / "videos")
-    assert status == 0 and said.count("cell") == 3 * len(answers[0][1].splitlines())
+    assert status == 0 and said.count("cell") == 2 * len(answers[0][1].splitlines())
     shown = command(visualize, cater, "--video", folder, "--out", tmp_path / "shown")
     assert shown[0] == 0 and (tmp_path / "shown" / "frames" / "slots.gif").is_file()
 
@@ -304,14 +272,11 @@ def test_seven_panels_are_a_question(
     assert command(visualize, run, "--video", panels, "--out", tmp_path / "shown")[0] == 0
 
     one = next(panels.iterdir())
-    (tmp_path / "a.avi").write_bytes(b"RIFF")
-    for module, flag in ((evaluate, "--predict"), (visualize, "--video")):
-        for path in (one, tmp_path / "a.avi"):
-            said = command(module, run, flag, path)
-            assert refused(said, f"{flag} {path}: ", "expected a folder of 7 images")
+    said = command(evaluate, run, "--predict", one)
+    assert refused(said, f"--predict {one}: ", "expected a folder of 7 images")
     one.unlink()
     said = command(evaluate, run, "--predict", panels)
-    assert refused(said, "expected a folder of 7 images", "6 of context, then the query, got 6")
+    assert refused(said, "expected a folder of 7 images", "got 6")
 
 
 def test_what_is_no_video(cater: Path, tmp_path: Path, command: Any) -> None:
@@ -323,23 +288,5 @@ def test_what_is_no_video(cater: Path, tmp_path: Path, command: Any) -> None:
             assert refused(command(module, cater, flag, tmp_path / name), flag, name)
     said = command(evaluate, cater, "--predict", tmp_path / "none.avi", "--split", "val")
     assert refused(said, "--split: ", "--predict")
-    out = ("--out", tmp_path / "a.json")
-    assert refused(
-        command(evaluate, cater, "--predict", tmp_path / "text.avi", *out), "not a video"
-    )
-    assert not (tmp_path / "a.json").exists()
     said = command(evaluate, cater, "--predict", tmp_path / "text.avi", "--out", tmp_path / "a.txt")
     assert refused(said, "--out: expected a file that ends in .json or .csv")
-
-
-def test_images_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    for number in (10, 9, 1):
-        for image in write_images(tmp_path, "frame", 0, 1).files:
-            image.rename(tmp_path / f"frame {number}.PNG")
-    names = [path.name for path in find_media(tmp_path).files]
-    assert names == ["frame 1.PNG", "frame 9.PNG", "frame 10.PNG"]
-    assert find_media(tmp_path, 3).name == tmp_path.name
-    with pytest.raises(VideoError, match=r"expected a folder of 7 images .* got 3 images"):
-        find_media(tmp_path, 7)
-    (tmp_path / "a.b.avi").touch()
-    assert find_media(tmp_path / "a.b.avi") == Media("a.b", (tmp_path / "a.b.avi",))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, SlotAutoencoder, load_clip
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, load_clip
 from ivcl_fast import export as export_command
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError
@@ -93,20 +93,13 @@ def test_a_run_is_written_and_answers_alike(exported):
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(readout="mean"), dict(readout="cls"), dict(objective="joint"), dict(objective="mae"),
-        dict(objective="slot_attention"),
+        dict(readout="cls"), dict(objective="joint"), dict(objective="slot_attention"),
     ],
 )  # fmt: skip
 def test_every_kind_of_classifier(changes, tmp_path):
     torch.manual_seed(0)
     model = sharpened(IVCLClassifier(IVCLConfig.from_dict(SMALL | changes), 4)).eval()
     assert write_model(model, tmp_path / "c.pt2") < 2e-5
-
-
-def test_slots_that_compete_are_written(tmp_path):
-    torch.manual_seed(0)
-    model = SlotAutoencoder(config(objective="slot_attention")).eval()
-    assert write_model(model, tmp_path / "e.pt2") < 1e-4
 
 
 @pytest.mark.parametrize("difference", [math.nan, 2e-3])
@@ -137,23 +130,17 @@ def test_a_supervised_encoder_is_left_out(tmp_path, command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "data, frames, crop, said",
+    "data, frames, crop",
     [
-        (DataConfig("synthetic"), "even", "none", ["evenly spaced", "as a whole"]),
-        (DataConfig("videos:x", frame_stride=4), "stride", "none", ["every 4", "as a whole"]),
-        (DataConfig("videos:x", crop="center"), "even", "center", ["evenly", "largest square"]),
-        (DataConfig("synthetic:acre-iid"), "panels", "none", ["the query last", "as a whole"]),
+        (DataConfig("synthetic"), "even", "none"),
+        (DataConfig("videos:x", frame_stride=4), "stride", "none"),
+        (DataConfig("videos:x", crop="center"), "even", "center"),
+        (DataConfig("synthetic:acre-iid"), "panels", "none"),
     ],
 )
-def test_the_description_says_which_frames_and_what_of_them(data, frames, crop, said):
+def test_the_description_says_which_frames_and_what_of_them(data, frames, crop):
     about = export_command.description(IVCL(config()), data)["input"]
     assert (about["frames"], about["crop"]) == (frames, crop)
-    assert all(words in about["content"] for words in said)
-    single = IVCL(config(num_frames=1, num_query_frames=1))  # the last one
-    about = export_command.description(single, data)["input"]
-    assert about["frames"] == ("panels" if frames == "panels" else "even")
-    last = "the query of a problem" if frames == "panels" else "the last of the video"
-    assert about["content"].startswith(f"upright RGB frames, {last}, ")
 
 
 def test_what_cannot_be_exported(tmp_path, command, monkeypatch):

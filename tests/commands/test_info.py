@@ -38,43 +38,6 @@ def test_an_input_that_does_not_fit(command, small):
     assert status == 0 and "it fails on an input of [2, 3, 999999999, 999999999]: Storage" in told
 
 
-@pytest.mark.parametrize(
-    ("model", "reason"),
-    [
-        ("vit", "--model: expected timm:NAME"),
-        ("timm:vit_of_nobody", "Unknown model"),
-        ("no_such_module:vit", "No module named"),
-        ("small_vits:none", "no attribute 'none'"),
-        ("small_vits:number", "expected a model, got int"),
-    ],
-)
-def test_mistakes_are_one_line(command, small, model, reason):
-    status, _, told = command(info.main, "--model", model)
-    assert status and reason in told and len(told.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize("shape", ["3x16", "3,0,5", f"3,{10**9},5"])
-def test_a_wrong_input_is_one_line(command, small, shape):
-    status, _, told = command(info.main, "--model", "small_vits:vit", "--model-input", shape)
-    assert status and "--model-input: expected sizes such as 3,224,224" in told
-    assert len(told.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        ("--model-input 3,16,16", "--model-input: "),
-        ("--ranks 8", "--ranks: "),
-        ("--frames-per-video 30", "--frames-per-video: "),
-        ("--plan --model timm:vit", "--model: "),
-        ("--plan --model-input 3,16,16", "--model-input: "),
-    ],
-)
-def test_flags_without_an_effect_are_refused(command, flags, reason):
-    status, told, error = command(info.main, *flags.split())
-    assert (status, told) == (2, "") and reason in error and error.count("\n") == 1
-
-
 # --- The plan of a run ----------------------------------------------------------------------------
 
 
@@ -96,14 +59,21 @@ def test_the_plan_of_a_run(command):
 
 
 @pytest.mark.parametrize(
-    ("flags", "reason"),
+    ("flags", "named"),
     [
-        ("--preset huge", "--preset: "),
-        ("--batch-size 10 --ranks 4", "--batch-size: "),
-        ("--no-such-flag", "no-such-flag"),
-        ("--ranks 0", "--ranks: "),
+        ("--model vit", "--model: "),
+        ("--model timm:vit_of_nobody", "vit_of_nobody"),
+        ("--model no_such_module:vit", "no_such_module"),
+        ("--model small_vits:number", "small_vits:number"),
+        ("--model small_vits:vit --model-input 3x16", "--model-input: "),
+        ("--model-input 3,16,16", "--model-input: "),
+        ("--ranks 8", "--ranks: "),
+        ("--plan --model timm:vit", "--model: "),
+        ("--plan --preset huge", "--preset: "),
+        ("--plan --batch-size 10 --ranks 4", "--batch-size: "),
+        ("--plan --ranks 0", "--ranks: "),
     ],
 )
-def test_mistakes_in_a_plan(command, flags, reason):
-    status, _, told = command(info.main, "--plan", *flags.split())
-    assert status and reason in told
+def test_mistakes_are_one_line(command, small, flags, named):
+    status, told, error = command(info.main, *flags.split())
+    assert (status, told) == (2, "") and named in error and error.count("\n") == 1

@@ -123,13 +123,12 @@ def test_a_run_keeps_to_its_classes(videos, trained, tmp_path, command):
     (own / "left").rename(own / "up")
     settings = json.loads((run / "config.json").read_text())
     shutil.rmtree(run / "pretrain")
-    for data, said in ((f"videos:{own}", "--data: expected the run's"),):
-        settings["data"]["source"] = data
-        (run / "config.json").write_text(json.dumps(settings))
-        for main_of, arguments in ((evaluate_main, [run]), (main, ["--resume", run])):
-            code, _, err = command(main_of, *arguments)
-            assert code == 2 and said in err and err.count("\n") == 1, err
-        assert not (run / "pretrain").exists()
+    settings["data"]["source"] = f"videos:{own}"
+    (run / "config.json").write_text(json.dumps(settings))
+    for main_of, arguments in ((evaluate_main, [run]), (main, ["--resume", run])):
+        code, _, err = command(main_of, *arguments)
+        assert code == 2 and "--data: expected the run's" in err and err.count("\n") == 1, err
+    assert not (run / "pretrain").exists()
 
 
 def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):
