@@ -20,6 +20,8 @@ from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import MOST, UserError
 
 FilePath = str | os.PathLike[str]
+SAMPLE = Path("ivcl_fast/sample.avi")
+"""Name of the video that comes with the package, a synthetic one of CATER, in any folder."""
 
 
 def load_clip(
@@ -35,8 +37,8 @@ def load_clip(
     Shorter videos repeat frames. Each frame, or its center square, is resized with antialiasing.
 
     Args:
-        path: a video file; a folder of images, one per frame, in natural order of their names
-            (2 before 10); or a list of image files.
+        path: a video file, such as the package's ``ivcl_fast/sample.avi``; a folder of images, one
+            per frame, in natural order of their names (2 before 10); or a list of image files.
         cfg: image size and number of frames.
         decoder: ``auto``, ``dali`` or ``pyav``. The decoders agree within
             :data:`~ivcl_fast.data.decode.interface.TOLERANCE`.
@@ -88,6 +90,8 @@ def find_media(path: Path, num_frames: int | None = None) -> Media:
             f"expected a folder of {num_frames} images ordered by name: {num_frames - 1} of "
             "context, then the query"
         )
+    if path == SAMPLE and not path.exists():
+        path = Path(__file__).parents[1] / SAMPLE.name
     if path.is_dir():
         files = images_in(path)
         if not files or num_frames not in (None, len(files)):

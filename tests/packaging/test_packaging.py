@@ -40,6 +40,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
         *(f"ivcl_fast/{p.relative_to(ROOT)}" for p in ROOT.glob("kernels/**/*.py")),
         "ivcl_fast/evaluation/published.csv",
         "ivcl_fast/py.typed",
+        "ivcl_fast/sample.avi",
         *(f"ivcl_fast/pretrained/{p.relative_to(PACKAGED)}" for p in PACKAGED.glob("*/*")),
     }
     assert expected <= held
