@@ -11,7 +11,7 @@ from PIL import Image
 
 from ivcl_fast import IVCLConfig, load_clip
 from ivcl_fast.data.config import DataConfig
-from ivcl_fast.data.crop import WHOLE, Crop, square_crop
+from ivcl_fast.data.crop import WHOLE
 from ivcl_fast.data.datamodule import open_data
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
@@ -38,18 +38,6 @@ def colour(frames: torch.Tensor) -> str:
     return "RGB"[int(mean.argmax())]
 
 
-def test_a_part_at_the_end_of_a_frame_stays_inside_it():
-    """In pixels, too: rounding moves its place by less than half of one."""
-    for height, width in np.random.default_rng(0).uniform(0.3, 1, (2000, 2)).tolist():
-        tall, wide, top, left = Crop(1 - height, 1 - width, height, width).placed(32)
-        assert top == tall - 32 and left == wide - 32
-
-
-def test_a_part_of_a_part_is_a_part_of_the_frame():
-    part = Crop(0.5, 0.25, 0.5, 0.5).inside(Crop(0.2, 0.4, 0.5, 0.4))
-    assert part == pytest.approx((0.45, 0.5, 0.25, 0.2))
-
-
 @pytest.mark.parametrize("kind", ["mp4", "avi", "turned", "images", "tall"])
 def test_the_square_is_the_middle_of_the_upright_frame(tmp_path, kind):
     pictures = bands(tall=kind == "tall")
@@ -64,12 +52,6 @@ def test_the_square_is_the_middle_of_the_upright_frame(tmp_path, kind):
     square = probe(given).square("center")
     assert colour(make_decoder("pyav", 32).decode(given, crop=square)) == "G"
     assert probe(given).square("none") == WHOLE
-
-
-def test_parts_of_parts():
-    assert square_crop("center", 50, 50) == square_crop("none", 9, 50) == WHOLE
-    assert square_crop("center", 30, 60) == Crop(0.0, 0.25, 1.0, 0.5)
-    assert Crop(0.5, 0.5, 0.5, 0.5).inside(Crop(0.0, 0.5, 1.0, 0.5)) == Crop(0.5, 0.75, 0.5, 0.25)
 
 
 @pytest.fixture

@@ -101,13 +101,14 @@ def test_a_batch_without_usable_videos_raises(videos, tmp_path):
 
 def decode_or_die(request):
     if request.media.name == "v5":
-        os.kill(os.getpid(), signal.SIGSEGV)
+        os._exit(7)
     if request.media.name == "v7":
         with time_limit(1):
             time.sleep(1000)
     return decode_in_worker(request)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_decoders_that_crash_or_hang_lose_only_their_clips(videos, monkeypatch, caplog):
     monkeypatch.setattr(stream, "decode_in_worker", decode_or_die)
     monkeypatch.setattr(stream, "TRIES", 2)
@@ -115,7 +116,7 @@ def test_decoders_that_crash_or_hang_lose_only_their_clips(videos, monkeypatch, 
     found = [batch.clip_ids.tolist() for batch in loader.epoch(0)]
     assert found == [[0, 1, 3], [4, 6], [8, 9]]
     assert loader.dropped == {
-        "v5": "decoding failed 2 times: its process died (SIGSEGV)",
+        "v5": "decoding failed 2 times: its process died (exit code 7)",
         "v7": "decoding failed 2 times: the decoder hung",
     }
     assert [batch.clip_ids.tolist() for batch in loader.epoch(0)] == found
@@ -132,18 +133,13 @@ def decode_or_die_once(request):
     return decode_in_worker(request)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_the_same_batches_though_a_worker_dies(videos, monkeypatch):
     expected = list(make(videos).epoch(1))
     monkeypatch.setattr(stream, "decode_in_worker", decode_or_die_once)
     loader = make(videos, workers=2)
     assert same(list(loader.epoch(1)), expected) and not loader.dropped
     loader.close()
-
-
-def test_an_error_in_a_worker_is_raised_here(videos, monkeypatch):
-    monkeypatch.setattr(stream, "decode_clip", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        list(make(videos).epoch(0))
 
 
 def test_a_hanging_thread_is_reported(videos, monkeypatch):
