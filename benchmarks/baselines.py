@@ -1,4 +1,4 @@
-"""What ours is compared with: PyTorch's attentions and the reference model, as users run them."""
+"""Baselines: PyTorch's attentions and the reference model, as users run them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ivcl_fast import reference
 from ivcl_fast.kernels import attention
 
 Attention = Callable[[Tensor, int], Tensor]
-"""Packed qkv ``[F, N, 3D]`` and the number of heads to ``[F, N, D]``."""
+"""Maps packed qkv ``[F, N, 3D]`` and the number of heads to ``[F, N, D]``."""
 
 FLEX_ATTENTION = "FlexAttention, packed"
 
@@ -28,7 +28,7 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
 
 
 def explicit_softmax(qkv: Tensor, num_heads: int) -> Tensor:
-    """Attention as the reference model writes it."""
+    """The attention of the reference model."""
     q, k, v = split_heads(qkv, num_heads)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return rearrange(scores.softmax(dim=-1).to(v.dtype) @ v, "f h n d -> f n (h d)")
@@ -74,7 +74,7 @@ def _flex_attention(length: int, tokens: int) -> tuple:
 
 
 def package_attention(package: str) -> Attention:
-    """FlashAttention of a package, called as users call it; skipped where it is not installed."""
+    """FlashAttention of a package, as users call it; skipped if it is not installed."""
 
     def attend(qkv: Tensor, num_heads: int) -> Tensor:
         packed = qkv.unflatten(-1, (3, num_heads, -1))
@@ -90,7 +90,7 @@ def package_attention(package: str) -> Attention:
 
 
 def attentions() -> dict[str, Attention]:
-    """Every attention of PyTorch and of other packages that may run on this device."""
+    """Return every attention of PyTorch and of other packages that may run on this device."""
     found: dict[str, Attention] = {"explicit softmax": explicit_softmax, "SDPA": sdpa}
     if DEVICE.type == "cuda":
         found |= {
@@ -112,9 +112,9 @@ class SDPAAttention(reference.Attention):
 
 
 def adamw(model: nn.Module, capturable: bool = False) -> torch.optim.Optimizer:
-    """Return fused AdamW at learning rate 0: it does all its work and leaves the weights alone.
+    """Return fused AdamW at learning rate 0: it does all its work without changing the weights.
 
-    So every step of every implementation computes the same. ``capturable`` is for CUDA graphs.
+    So all steps of all implementations compute the same. ``capturable`` is for CUDA graphs.
     """
     return torch.optim.AdamW(model.parameters(), lr=0.0, fused=True, capturable=capturable)
 

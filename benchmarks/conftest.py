@@ -1,4 +1,4 @@
-"""``pytest benchmarks/ --benchmark-only``: its flags, and a table of all that was measured."""
+"""``pytest benchmarks/ --benchmark-only``: its flags, and a table of the results."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.results import Results, Row
 from ivcl_fast.training.hardware import tune_malloc
 
 ROWS: dict[str, dict[str, Row]] = {}
-"""What was measured, by benchmark and implementation."""
+"""Results by benchmark and implementation."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--mae", metavar="FOLDER", type=Path, help="a copy of the public MAE code, to compare with"
+        "--mae", metavar="FOLDER", type=Path, help="copy of the public MAE code to compare with"
     )
     parser.addoption(
         "--seconds", metavar="N", type=float,
@@ -30,9 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(torch.get_num_threads())  # from now on it stays what it is
+    torch.set_num_threads(torch.get_num_threads())  # so that it does not change later
     if DEVICE.type == "cpu":
-        tune_malloc()  # as the trainer does; the baselines get it as well
+        tune_malloc()  # as in the trainer; also for the baselines
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Benchmarks of the data: batches from a frame store, building one, and the time of an import."""
+"""Data benchmarks: batches from a frame store, building a store, and the time of an import."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build(path: Path) -> FrameStore:
 
 
 def batches() -> Setup:
-    """The visible patches of a pretraining batch, from a store or by decoding its frames."""
+    """Set up the visible patches of a pretraining batch, from a store or by decoding its frames."""
     media = [videos()[i % VIDEOS] for i in range(CLIPS)]
     from ivcl_fast.data.decode.decoder import make_decoder
 
@@ -75,7 +75,7 @@ def batches() -> Setup:
 
 
 def builds() -> Setup:
-    """A store against decoding and resizing alone; it adds patches, checksums and a safe file."""
+    """Set up a store, with patches, checksums and safe writing, against decoding and resizing."""
     media = videos()
     from ivcl_fast.data.decode.decoder import make_decoder
 
@@ -99,7 +99,7 @@ MODULES = {
 
 
 def imports() -> Setup:
-    """The time that a fresh interpreter takes."""
+    """Set up imports in a fresh interpreter."""
 
     def start(module: str) -> None:
         subprocess.run([sys.executable, "-c", f"import {module}"], check=True)

@@ -1,4 +1,4 @@
-"""A description of the machine, its software and the best rates it reaches."""
+"""Description of the machine, its software and its measured peak rates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ivcl_fast.training.hardware import peak_flops
 
 
 def describe() -> dict[str, Any]:
-    """Return what results name beside their figures; everything in it can be written as JSON."""
+    """Describe the machine and its software for a results file, in JSON types."""
     commit = output_of("git", "describe", "--always", "--dirty", "--exclude", "*")
     description: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else cpu_name(),
@@ -26,7 +26,7 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "packages": {name: package_version(name) for name in ("torch", "triton", "ivcl_fast")},
-        "commit": commit or "unknown",  # "-dirty" if files were changed since
+        "commit": commit or "unknown",  # "-dirty" if files have changed
         "arithmetic": ARITHMETIC,
         "ceilings": ceilings(),
         "missing_kernels": unsupported_reason(DEVICE),
@@ -50,7 +50,7 @@ def describe() -> dict[str, Any]:
 
 
 def ceilings() -> dict[str, float]:
-    """Measure the most bytes copied (read plus written) and FLOPs per second, of matrices."""
+    """Measure the peak rates of copying (bytes read plus written) and matrix products (FLOPs)."""
     size, side = (2**28, 8192) if DEVICE.type == "cuda" else (2**26, 1024)
     source = torch.ones(size, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
@@ -72,7 +72,7 @@ def cpu_name() -> str:
 
 
 def package_version(name: str) -> str:
-    """Return the version of an installed package, or that there is none."""
+    """Return the version of a package, or that it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -89,12 +89,12 @@ def ptxas_version() -> str:
 
 
 def gpu_query(field: str) -> str:
-    """Return what ``nvidia-smi`` says about the first GPU, or an empty string."""
+    """Query ``nvidia-smi`` for a field of the first GPU; empty if that fails."""
     return output_of("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader")
 
 
 def output_of(*command: str, line: int = 0) -> str:
-    """Return a line that a program prints, or an empty string if it is missing or fails."""
+    """Return a line of a program's output, or an empty string if it is missing or fails."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

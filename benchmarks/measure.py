@@ -1,9 +1,9 @@
-"""How benchmarks measure: compare the results of several implementations, then time them in turn.
+"""Measurement: check the results of several implementations, then time them in turn.
 
-An implementation whose results differ from the expected ones is not timed. The others take turns
-within each round, in a random order, because machines are shared and their clocks change: only
-what ran side by side is compared. Times are those of a wall clock on a CPU and of CUDA events on a
-GPU, where short work is replayed from a CUDA graph on inputs that push each other out of the cache.
+An implementation with unexpected results is not timed. The others take turns within each round, in
+a random order, because other load and clock rates change over time. Times are wall-clock times on a
+CPU and CUDA events on a GPU, where short work is replayed from a CUDA graph on inputs that evict
+each other from the cache.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ivcl_fast.training.hardware import has_fast_bf16
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BF16 = has_fast_bf16(DEVICE)
-"""Whether a run trains in bfloat16 on this device, and so what is compared."""
+"""Whether a run trains in bfloat16 on this device; benchmarks use the same dtype."""
 DTYPE, ARITHMETIC = (torch.bfloat16, "bf16") if BF16 else (torch.float32, "float32")
 REPLAYS = 3
-"""Replays of a CUDA graph in a row: a GPU waits only for the first to be launched."""
+"""Number of consecutive replays of a CUDA graph: the GPU waits only for the first launch."""
 
 Call = Callable[[], Any]
 Build = Callable[[], Sequence[Call]]
-"""Makes an implementation: calls that do the same work, each on its own set of inputs."""
+"""Builds an implementation: calls that do the same work on different sets of inputs."""
 Outputs = Tensor | Sequence[Tensor]
 
 
 class ParityError(AssertionError):
-    """An implementation computes something else than it should."""
+    """The results of an implementation differ from the expected results."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Setup:
 
     implementations: dict[str, Build]
     expected: Outputs | None = None
-    """What each implementation's first call has to return; None where the set-up compared them."""
+    """Expected results of each implementation's first call; None if the set-up has checked them."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One computation and the names of its implementations, of which the first is this project's.
+    """One computation and the names of its implementations; the first is this project's.
 
-    ``setup`` makes inputs and expected results when the benchmark is run, not before.
+    ``setup`` makes inputs and expected results when the benchmark runs.
     """
 
     name: str
@@ -61,26 +61,25 @@ class Benchmark:
     tolerance: float = 0.02
     """Largest relative difference from the expected results; the default is bfloat16's rounding."""
     facts: Row = field(default_factory=dict)
-    """Further entries of its rows; see :data:`~benchmarks.results.Row`."""
+    """Further entries of the rows; see :data:`~benchmarks.results.Row`."""
     rounds: int = 10
     max_seconds: float = 4.0
-    """Rounds end after this time, but not before there are three."""
+    """Time limit; at least three rounds are run."""
     window: float = 0.0
-    """Seconds that each implementation runs for in a round; by default it is called once, a graph
+    """Seconds per implementation and round; by default it is called once, and a graph
     :data:`REPLAYS` times."""
     warm_up: int = 2
-    """Calls before the first round; on a CPU a single one if it takes more than a second."""
+    """Number of calls before the first round; on a CPU only one if it takes over a second."""
     graph: bool = False
-    """Replay the work from a CUDA graph on a GPU: starting it takes as long as the work itself."""
+    """Replay short work from a CUDA graph on a GPU, to leave out the time of launches."""
 
 
 def check_parity(got: Outputs, expected: Outputs, tolerance: float) -> float:
     """Return the largest relative difference between two sets of tensors.
 
-    Two numbers are computed for each tensor: the norm of the difference relative to the norm
-    expected, and the largest difference of an element relative to that element plus the largest
-    element. Raises :class:`ParityError` if either exceeds ``tolerance`` or is NaN, or if shapes
-    differ.
+    Compares, for each tensor, the norm of the difference to the expected norm, and the difference
+    of each element to that element plus the largest element. Raises :class:`ParityError` if a ratio
+    exceeds ``tolerance`` or is NaN, or if shapes differ.
     """
     pairs = [([x] if isinstance(x, Tensor) else x) for x in (got, expected)]
     largest = 0.0
@@ -94,19 +93,19 @@ def check_parity(got: Outputs, expected: Outputs, tolerance: float) -> float:
         for difference in (by_norm.item(), by_element.item()):
             if not difference <= tolerance:
                 raise ParityError(
-                    f"results differ by {difference:.2g} of their size, allowed is {tolerance:g}"
+                    f"relative difference: expected at most {tolerance:g}, got {difference:.2g}"
                 )
             largest = max(largest, difference)
     return largest
 
 
 def measure(benchmark: Benchmark, keep: Callable[[Row], None], together: bool = True) -> None:
-    """Check and time every implementation, and hand each one's row to ``keep``.
+    """Check and time every implementation, and pass each row to ``keep``.
 
-    With ``together=False`` they run one after the other and leave no memory behind, so that a
-    failure or a full memory costs as few rows as possible.
+    With ``together=False`` they run one after the other and free their memory, so that a failure or
+    full memory loses as few rows as possible.
     """
-    torch.compiler.reset()  # graphs that earlier benchmarks compiled count towards its limit
+    torch.compiler.reset()  # earlier graphs count towards its limit
     names = benchmark.implementations
     rows = {name: {"benchmark": benchmark.name, "name": name, **benchmark.facts} for name in names}
     problem: Row = {}
@@ -125,7 +124,7 @@ def measure(benchmark: Benchmark, keep: Callable[[Row], None], together: bool = 
 
 
 def _measure_in_turn(benchmark: Benchmark, setup: Setup, rows: dict[str, Row]) -> None:
-    """Fill the rows of implementations that take turns."""
+    """Fill in the rows of implementations that take turns."""
     ready: dict[str, tuple[Call, int, int]] = {}
     for name, row in rows.items():
         with failures_in(row):
@@ -139,7 +138,7 @@ def _measure_in_turn(benchmark: Benchmark, setup: Setup, rows: dict[str, Row]) -
             with failures_in(rows[name]):
                 call, count, sets = ready[name]
                 times[name].append(float(f"{seconds(call, count) / sets:.6g}"))
-        # In a fixed circle, each would meet the caches and the memory that the same other leaves.
+        # In a fixed order, each would always find the caches and memory left by the same one.
         order = random.Random(done).sample(order, len(order))
     for name, row in rows.items():
         if times.get(name) and "error" not in row:
@@ -153,7 +152,7 @@ def _prepare(
 ) -> tuple[Call, int, int]:
     """Build one implementation, compare its results and warm it up.
 
-    Returns what to time, how often to call it in a round, and how many times it does the work.
+    Returns the call to time, its number of calls per round, and how often it does the work.
     """
     reset_peak()
     begin = time.perf_counter()
@@ -181,7 +180,7 @@ def _prepare(
 def seconds(call: Call, count: int = 1) -> float:
     """Return the seconds of one call, as the mean over ``count`` calls in a row.
 
-    Device work is included, and so is host work that the device has to wait for.
+    This includes device work and host work that the device waits for.
     """
     if DEVICE.type != "cuda":
         begin = time.perf_counter()
@@ -201,15 +200,15 @@ def seconds(call: Call, count: int = 1) -> float:
 def in_turn(calls: Sequence[Call], graph: bool) -> Call:
     """Return a function that makes all ``calls``, which do the same work on different inputs.
 
-    With ``graph`` it replays them as one CUDA graph (on a GPU): neither starting a short kernel nor
-    a warm cache counts then.
+    With ``graph`` it replays them as one CUDA graph (on a GPU), without the time of launching short
+    kernels and without warm caches.
     """
     if not graph or DEVICE.type != "cuda":
         return calls[0] if len(calls) == 1 else lambda: [call() for call in calls]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(2):  # kernels are compiled and tuned, and workspaces allocated
+        for _ in range(2):  # compile and tune kernels, allocate workspaces
             calls[0]()
     torch.cuda.synchronize()
     recording = torch.cuda.CUDAGraph()
@@ -218,7 +217,7 @@ def in_turn(calls: Sequence[Call], graph: bool) -> Call:
 
     def replay() -> Any:
         recording.replay()
-        return outputs, calls  # what the recorded calls hold has to live as long as the graph
+        return outputs, calls  # the graph needs their tensors
 
     return replay
 
@@ -235,9 +234,9 @@ def cache_bytes() -> int:
 
 
 def input_sets(num_bytes: int) -> int:
-    """Return how many sets of inputs of ``num_bytes`` overflow the cache: 1 on a CPU, else 2 to 32.
+    """Return the number of input sets of ``num_bytes`` that overflow the cache: 2 to 32 on a GPU.
 
-    A CPU's inputs stay in its caches, as a training step leaves them there.
+    1 on a CPU, where a training step also finds its inputs in the caches.
     """
     if DEVICE.type != "cuda":
         return 1
@@ -245,18 +244,18 @@ def input_sets(num_bytes: int) -> int:
 
 
 def reset_peak() -> None:
-    """Start measuring peak memory anew."""
+    """Reset the peak memory."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_bytes() -> int:
-    """Return the most memory allocated on a GPU since :func:`reset_peak`; 0 on a CPU."""
+    """Return the peak memory allocated on a GPU since :func:`reset_peak`; 0 on a CPU."""
     return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
 
 
 def free_memory() -> None:
-    """Leave no compiled graphs and no cached memory for the next measurement."""
+    """Free compiled graphs and cached memory."""
     torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()

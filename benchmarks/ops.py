@@ -1,4 +1,4 @@
-"""Benchmarks of the ops, forward and backward, each against what it replaces in the reference."""
+"""Benchmarks of the ops, forward and backward, against the code that they replace."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from ivcl_fast import IVCLConfig, kernels, reference, slot_autoencoder
 from ivcl_fast.kernels.short_attention import max_tokens
 
 PRESET, CLIPS = ("base64", 32) if DEVICE.type == "cuda" else ("tiny", 8)
-"""What ops, blocks and batches of data are sized for."""
+"""Preset and batch size of the benchmarks of ops, blocks and data."""
 Function = Callable[..., Tensor]
 SIZE = DTYPE.itemsize
 DTYPE_NAME = str(DTYPE).removeprefix("torch.")
 
 
 def draw(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
-    """Random numbers that a gradient is wanted for."""
+    """Return random numbers that require a gradient."""
     return torch.randn(*shape, dtype=dtype, device=DEVICE, requires_grad=True)
 
 
 def draw_rows(cfg: IVCLConfig, frames: int) -> Tensor:
-    """Random patch rows, uint8 ``[frames, N, 3*P*P]``."""
+    """Return random patch rows, uint8 ``[frames, N, 3*P*P]``."""
     shape = frames, cfg.num_patches, cfg.patch_dim
     return torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
 
 
 def draw_ids(cfg: IVCLConfig, frames: int) -> tuple[Tensor, Tensor]:
-    """The visible and the masked patches of every frame."""
+    """Return random ids of the visible and the masked patches of every frame."""
     seeds = torch.arange(frames, device=DEVICE)
     return kernels.sample_masks(seeds, cfg.num_patches, cfg.num_keep)
 
@@ -58,7 +58,7 @@ def with_gradients(
 def forward_backward(
     functions: dict[str, Function], plain: Function, arguments: Callable[[], list], sets: int
 ) -> Setup:
-    """Set up ``functions`` on ``sets`` of inputs; ``plain`` in float32 gives what is expected."""
+    """Set up ``functions`` on ``sets`` of inputs; ``plain`` in float32 gives expected results."""
     inputs = [arguments() for _ in range(sets)]
     exact = [
         a.detach().float().requires_grad_() if isinstance(a, Tensor) and a.requires_grad else a
@@ -81,7 +81,7 @@ def forward_backward(
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Sequences of one length, and the heads of a token."""
+    """Shape of a batch of sequences for attention."""
 
     frames: int
     tokens: int
@@ -93,12 +93,12 @@ class AttentionShape:
 
     @property
     def flops(self) -> int:
-        """Two matrix products forward and five backward."""
+        """FLOPs of two matrix products forward and five backward."""
         return 7 * 2 * self.frames * self.heads * self.tokens**2 * self.head_dim
 
     @property
     def bytes(self) -> int:
-        """qkv is read twice and its gradient written; the output is written, its gradient read."""
+        """Bytes: qkv read twice, its gradient written; the output written, its gradient read."""
         return SIZE * (3 * 3 + 2) * self.frames * self.tokens * self.heads * self.head_dim
 
 
@@ -116,7 +116,7 @@ ATTENTION = [
 def attention_benchmark(
     shape: AttentionShape, functions: dict[str, Function] | None = None, **options: Any
 ) -> Benchmark:
-    """Attentions, all by default; ours is left out where sequences are too long for it."""
+    """Benchmark attentions, by default all; ours is left out if sequences are too long."""
     functions = functions or {"ours": kernels.short_attention, **baselines.attentions()}
     if shape.tokens > max_tokens(DEVICE):
         functions = {name: function for name, function in functions.items() if name != "ours"}
@@ -157,7 +157,7 @@ def plain_restore(visible: Tensor, ids: Tensor, mask_token: Tensor, pos: Tensor)
 
 
 def plain_loss(pred: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-    """Like the reference: normalise the pixels of every patch, then take the masked patches."""
+    """Like the reference: normalise the pixels of every patch, then select the masked patches."""
     x = (rows.float() / 255 - 0.5) / 0.5
     x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-6).sqrt()
     return ((pred - reference.take_rows(x, ids)) ** 2).mean()
@@ -181,7 +181,7 @@ def our_mixture(drawn: Tensor, true: Tensor, background: Tensor) -> Tensor:
 
 
 def plain_mixture(drawn: Tensor, true: Tensor, background: Tensor) -> Tensor:
-    """What :class:`~ivcl_fast.slot_autoencoder.MixtureDecoder` does."""
+    """Like :class:`~ivcl_fast.slot_autoencoder.MixtureDecoder`."""
     decoder = SimpleNamespace(background=background)
     return slot_autoencoder.MixtureDecoder.mix(decoder, drawn, true).loss
 
@@ -198,7 +198,7 @@ def op_benchmark(
     moved: int,
     **options: Any,
 ) -> Benchmark:
-    """An op against plain PyTorch; ``moved``: bytes to read and write, forward and backward."""
+    """Benchmark an op against plain PyTorch; ``moved``: bytes read and written by both passes."""
     functions = {"ours": ours, "eager": plain}
     if DEVICE.type == "cuda":
         functions["eager, compiled"] = torch.compile(plain, dynamic=False)
@@ -212,7 +212,7 @@ def op_benchmark(
 
 
 def op_benchmarks(cfg: IVCLConfig, clips: int, where: str = "", **options: Any) -> list[Benchmark]:
-    """Every op but attention, at the sizes of a training step; ``where`` ends their names."""
+    """Return benchmarks of every op but attention at a step's sizes; ``where``: name suffix."""
     frames, queries = clips * cfg.num_frames, clips * cfg.num_query_frames
     width, decoder_width, patches = cfg.embed_dim, cfg.decoder_dim, cfg.num_patches
     kept, masked, pixels = cfg.num_keep, cfg.num_patches - cfg.num_keep, cfg.patch_dim
@@ -254,8 +254,8 @@ def op_benchmarks(cfg: IVCLConfig, clips: int, where: str = "", **options: Any) 
                 torch.randn(frames, patches, pixels, device=DEVICE),
                 draw32(patches, 3, pixels // 3),
             ],
-            # By pixel: what was drawn, twice, and its gradient; shares, mixture and truth, twice,
-            # and the truth once more.
+            # Per pixel: the predictions twice, and their gradient; shares, mixture and truth
+            # twice; and the truth once more.
             moved=frames * patches * pixels // 3 * (OBJECT_SLOTS * (12 * SIZE + 8) + 68),
         ),
         op(

@@ -1,6 +1,6 @@
 """Benchmark of image MAE's training step against the public MAE code (He et al., 2022).
 
-That code is not part of this project: ``--mae FOLDER`` names a copy of its repository.
+That code is not part of this project: ``--mae FOLDER`` gives a copy of its repository.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COMPILED, FLOAT32 = f"{PUBLIC}, compiled", "public MAE, float32"
 def public_model(folder: Path) -> nn.Module:
     """Return its ViT-B/16 at 224 pixels with normalised targets and random weights.
 
-    Its imports find its own modules, and what timm and NumPy have removed since 2022.
+    Makes its modules importable, and restores names that timm and NumPy have removed since 2022.
     """
     from timm.models import vision_transformer as timm_vit
 
@@ -50,7 +50,7 @@ def public_model(folder: Path) -> nn.Module:
 
 
 def to_our_keys(public: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert its state dict to our keys and layout: the same function of images."""
+    """Convert its state dict to our keys and layout."""
     names = {
         "cls_token": "encoder.slot_tokens",
         "decoder_pos_embed": "decoder.pos_embed",
@@ -70,7 +70,7 @@ def to_our_keys(public: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def set_masks(model: Any, ids_keep: Tensor, ids_mask: Tensor) -> None:
-    """Let it mask given patches, int64 ``[B, K]`` and ``[B, N-K]``, instead of random ones."""
+    """Make it mask given patches, int64 ``[B, K]`` and ``[B, N-K]``, instead of random ones."""
     order = torch.cat([ids_keep, ids_mask], dim=1)
     keep = ids_keep.shape[1]
 
@@ -85,12 +85,12 @@ def set_masks(model: Any, ids_keep: Tensor, ids_mask: Tensor) -> None:
 def setup(folder: Path) -> Setup:
     """Check that both models have the same loss at equal weights and masks, in float32.
 
-    The timed steps draw their own masks, so their losses cannot be compared.
+    The timed steps use random masks, so their losses cannot be compared.
     """
     public, ours = public_model(folder), model_of(TRAINER, MAE)
     ours.load_state_dict(to_our_keys(public.state_dict()))
     images = torch.randint(256, (IMAGES, 3, 224, 224), dtype=torch.uint8, device=DEVICE)
-    # What its data loader gives, with our mean and deviation.
+    # The output of its data loader, with our mean and deviation.
     floats = (images.float() / 255 - MAE.pixel_mean) / MAE.pixel_std
     seed = torch.arange(IMAGES, device=DEVICE)
     out, same_masks = ours(images[:, None]), deepcopy(public)

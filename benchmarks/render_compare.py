@@ -26,10 +26,10 @@ from ivcl_fast.data.synthetic.scene import Scene
 
 ROOT = Path(__file__).parents[1]
 SEED, HELD_OUT_SEED = 61, 62
-"""Of the scenes. The fast renderer's constants were fitted to CATER's scenes of the first one."""
+"""Seeds of the scenes. The renderer's constants were fitted to CATER's scenes of the first."""
 FRAMES_PER_VIDEO = 2
 VISIBLE = 20
-"""Pixels that an object has to have in Blender's segments for its IoU to count."""
+"""Smallest number of pixels in Blender's segments of an object whose IoU counts."""
 WINDOW, SIGMA = 11, 1.5
 """Pixels and standard deviation of the Gaussian window of SSIM."""
 STABLE = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 
 def cater_scenes(count: int, seed: int = SEED) -> Iterator[tuple[str, Scene]]:
-    """Draw frames of CATER videos with a static camera."""
+    """Yield frames of CATER videos with a static camera."""
     for video in range(-(-count // FRAMES_PER_VIDEO)):
         frames = np.sort(np.random.default_rng(video).integers(0, 301, FRAMES_PER_VIDEO))
         scene = draw_video(seed, video).scene(frames)
@@ -55,7 +55,7 @@ def cater_scenes(count: int, seed: int = SEED) -> Iterator[tuple[str, Scene]]:
 
 
 def acre_scenes(count: int) -> Iterator[tuple[str, Scene]]:
-    """Draw the panels of ACRE problems."""
+    """Yield the panels of ACRE problems."""
     table = object_table("iid", "train")
     for problem in range(-(-count // len(PANELS))):
         rng = np.random.default_rng((SEED, problem))
@@ -186,7 +186,7 @@ def write_sheet(file: Path, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> No
 def draw_both(
     blender: Blender, cache: Path, name: str, scene: Scene, width: int, height: int
 ) -> Case:
-    """Draw a scene of one frame in both renderers, Blender's from the cache if it is there."""
+    """Render a scene of one frame with both renderers; Blender's picture may be cached."""
     file = cache / f"{name}-{width}x{height}-{blender.samples}.npz"
     if file.is_file():
         with np.load(file) as arrays:
@@ -194,7 +194,7 @@ def draw_both(
     else:
         (theirs,) = blender.draw(scene, [0], width, height)
         np.savez(file, **theirs._asdict())
-        print(f"drawn: {file.name}", flush=True)
+        print(f"rendered: {file.name}", flush=True)
     ours = render(scene, [0], width, height, segments=True, depth=True)
     return Case(name, scene, theirs, Drawn(ours.pictures[0], ours.segments[0], ours.depth[0]))
 
@@ -204,9 +204,9 @@ def main() -> None:
     parser.add_argument("--cater", type=int, default=100, help="frames of CATER, two of a video")
     parser.add_argument("--held-out", type=int, default=100, help="frames of other scenes")
     parser.add_argument("--acre", type=int, default=20, help="panels of ACRE, ten of a problem")
-    parser.add_argument("--size", type=int, default=64, help="pixels of a side")
-    parser.add_argument("--samples", type=int, default=1024, help="of Blender, per pixel")
-    parser.add_argument("--threads", type=int, default=0, help="of Blender; 0: one per core")
+    parser.add_argument("--size", type=int, default=64, help="image size in pixels")
+    parser.add_argument("--samples", type=int, default=1024, help="Blender's samples per pixel")
+    parser.add_argument("--threads", type=int, default=0, help="Blender's threads; 0: one per core")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "render_compare")
     flags = parser.parse_args()
     flags.cache.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""``python -m benchmarks.report``: write the tables and figures of the documentation again.
+"""``python -m benchmarks.report``: update the tables and figures of the documentation.
 
 A table stands between ``<!-- table: NAME; PREFIX; PREFIX -->`` and ``<!-- end -->``. It shows the
-rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the prefixes, or all of
-them. ``machine`` in place of ``table`` describes where and with what they were measured.
-``zoo: NAME`` is the gain of ``accelerate`` on public models, and ``limits`` the
-longest sequences that it fuses.
+rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the prefixes, or all
+rows. ``machine`` in place of ``table`` describes the machine and software of the measurement.
+``zoo: NAME`` is the gain of ``accelerate`` on public models, and ``limits`` the longest sequences
+that it fuses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CPU = "cpu-amd-epyc-zen5"
 def results_named(name: str) -> Results:
     """Read committed results.
 
-    Raises :class:`UserError` if the file is missing or holds something else.
+    Raises :class:`UserError` if the file is missing or malformed.
     """
     file = RESULTS / f"{name}.json"
     try:
@@ -43,7 +43,7 @@ def results_named(name: str) -> Results:
 def rows_table(name: str, *prefixes: str) -> list[str]:
     """Return the table of the rows whose benchmark starts with one of the prefixes, or of all.
 
-    Outcomes of tests, which gpu-check writes beside them, have no benchmark.
+    Rows without a benchmark are outcomes of gpu-check's tests.
     """
     results = results_named(name)
     rows = [row for row in results.rows if row.get("benchmark", "").startswith(prefixes or "")]
@@ -51,7 +51,7 @@ def rows_table(name: str, *prefixes: str) -> list[str]:
 
 
 def measured_on(name: str) -> list[str]:
-    """Return where, with what and when results were measured."""
+    """Describe the machine, the software and the date of results."""
     results = results_named(name)
     return [f"{describe_machine(results.machine)} Date: {results.date[:10]}."]
 
@@ -69,10 +69,10 @@ KINDS = {
 
 
 def roofline(results: Results, figure: Any) -> None:
-    """Draw attention, ours and baselines, below the best rates of the machine."""
+    """Draw our attention and the baselines below the peak rates of the machine."""
     axes = figure.subplots()
     bandwidth, rate = (results.machine["ceilings"][key] for key in ("bytes_per_s", "flops_per_s"))
-    intensity = [0.5, rate / bandwidth, 512.0]  # a straight line to the ridge and one from it
+    intensity = [0.5, rate / bandwidth, 512.0]  # lines to the ridge point and from it
     axes.plot(intensity, [min(rate, x * bandwidth) / 1e9 for x in intensity], "k-", lw=1)
     counted = [row for row in results.rows if row.get("bytes") and row.get("flops")]
     for number, name in enumerate(dict.fromkeys(row["name"] for row in counted)):

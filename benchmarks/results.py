@@ -18,9 +18,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, Any]
-"""What was measured of one implementation.
+"""The measurement of one implementation.
 
-``benchmark`` and ``name`` (of the implementation) say what it is; names of this project's own
+``benchmark`` and ``name`` (of the implementation) identify it; names of this project's
 implementations start with "ours". ``seconds`` is the median, ``times`` are all rounds and
 ``spread`` is their range relative to the median. Where known: ``bytes`` (moved at least),
 ``flops``, ``count`` and ``unit`` (the clips or frames that one call processes), ``peak_bytes``,
@@ -30,7 +30,7 @@ implementations start with "ours". ``seconds`` is the median, ``times`` are all 
 
 
 class Skip(Exception):
-    """Something cannot run here; the message says why."""
+    """Raised with the reason if something cannot run here."""
 
 
 def require(*packages: str) -> None:
@@ -38,7 +38,7 @@ def require(*packages: str) -> None:
     for package in packages:
         try:
             importlib.import_module(package)
-        except Exception as error:  # a library that does not fit the driver may raise anything
+        except Exception as error:  # may be anything, such as a mismatched driver
             raise Skip(f"{package} cannot be imported ({error})") from None
 
 
@@ -51,7 +51,7 @@ class Results:
     machine: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of ``make gpu-check``: the ``outcome`` and the ``seconds`` of each part."""
+    """``outcome`` and ``seconds`` of each part of ``make gpu-check``."""
 
     def write(self, file: Path) -> None:
         """Write JSON with a line per row, so that differences can be read."""
@@ -61,7 +61,7 @@ class Results:
 
 
 def read(file: Path) -> Results:
-    """Read a file of results; raises ``ValueError`` if it is something else."""
+    """Read a file of results; raises ``ValueError`` if it is malformed."""
     try:
         return Results(**json.loads(file.read_text()))
     except TypeError as error:
@@ -70,9 +70,9 @@ def read(file: Path) -> Results:
 
 @contextlib.contextmanager
 def failures_in(row: Row) -> Iterator[Row]:
-    """Keep an exception of the block in ``row``: as ``skipped`` if it cannot run, else ``error``.
+    """Record an exception of the block in ``row``, as ``skipped`` or ``error``.
 
-    What cannot run is a :class:`Skip`, and what does not fit into a GPU's memory.
+    :class:`Skip` and exhausted GPU memory are ``skipped``.
     """
     try:
         yield row
@@ -88,7 +88,7 @@ def failures_in(row: Row) -> Iterator[Row]:
 
 
 class RowFile:
-    """Rows in a file that grows by a line per row: a crash later on costs none of them."""
+    """A file with a row per line, so that a later crash loses no rows."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -105,7 +105,7 @@ class RowFile:
         self.add(row)
 
     def read(self) -> list[Row]:
-        """Return all whole rows; a process that was killed may have left part of a line."""
+        """Return all complete rows; a killed process may have left part of a line."""
         rows = []
         for line in self.file.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):

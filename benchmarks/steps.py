@@ -55,14 +55,14 @@ SDPA_COMPILED_GRAPH = replace(SDPA_COMPILED, name=f"{SDPA_COMPILED.name}, CUDA g
 MAE = IVCLConfig.preset(
     "base224", objective="mae", num_frames=1, num_query_frames=1, num_slots=1, decoder_heads=16
 )
-"""Image MAE with ViT-B/16 and its decoder as a model of ours: the slot is its cls token."""
+"""Image MAE with ViT-B/16 and its decoder as a model of ours; the slot is the class token."""
 TRAINER = OURS if compile_unsupported_reason(DEVICE) else OURS_COMPILED
-"""What ``train --compile`` runs on this device."""
+"""The variant of ``train --compile`` on this device."""
 VARIANTS = (
     TRAINER, WITHOUT_KERNELS, *([FLOAT32] if BF16 else []), EXPLICIT, SDPA, EXPLICIT_COMPILED,
     SDPA_COMPILED,
 )  # fmt: skip
-"""Without bfloat16 the reference in float32 is that with an explicit softmax."""
+"""Without bfloat16, the float32 reference is the one with an explicit softmax."""
 
 
 # --- Pretraining ----------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ VARIANTS = (
 
 def model_of(variant: Variant, cfg: IVCLConfig) -> nn.Module:
     """Return the model that a variant trains, on this device."""
-    with DEVICE:  # drawing weights on a CPU takes longer than training with them on a GPU
+    with DEVICE:  # random weights take longer on a CPU than training on a GPU
         model: Any = IVCL(cfg) if variant.ours else reference.IVCL(cfg)
     if variant.ours and variant.compiled:
         model.compile_blocks()
@@ -94,7 +94,7 @@ def pretraining(
     with torch.no_grad():
         loss = expected(video, seed=seed).loss
     if not share_weights:
-        expected = expected.cpu()  # every variant's peak memory is its own then
+        expected = expected.cpu()  # so that it does not count as a variant's peak memory
     weights = expected.state_dict(keep_vars=True)
     optimizer = baselines.adamw(expected)
 
@@ -132,7 +132,7 @@ def unsupported_reason(variant: Variant) -> str | None:
 def graph_or_error() -> Iterator[None]:
     """Raise ``RuntimeError`` with the reason if no CUDA graph can be recorded in the block.
 
-    A run warns and goes on without a graph, and here eager steps would pass for a graph's.
+    A run would only warn and continue without a graph, and the benchmark would time eager steps.
     """
 
     def fail(record: logging.LogRecord) -> bool:
@@ -146,7 +146,7 @@ def graph_or_error() -> Iterator[None]:
 
 
 def without_kernels(step: Step) -> Step:
-    """Run a step as on a machine for which there are no kernels."""
+    """Run a step as on a machine without kernels."""
 
     def run() -> Tensor:
         off = "switched off"
@@ -165,7 +165,7 @@ def pretraining_benchmark(
     unit: str = "clips",
     **options: Any,
 ) -> Benchmark:
-    """A pretraining step; with shared weights, all variants of a large model fit in memory."""
+    """Benchmark a pretraining step; variants share weights so that large models fit in memory."""
     return Benchmark(
         name=f"training step, {name}, {clips} {unit}",
         implementations=tuple(variant.name for variant in variants),
@@ -182,7 +182,7 @@ REFERENCE = f"reference, {ARITHMETIC}"
 
 
 def finetuning() -> Setup:
-    """ACRE: the four queries of a problem show the same six panels, and one of their own each."""
+    """Set up ACRE, where a problem's four queries share six panels and add one panel each."""
     cfg = IVCLConfig.preset(PRESET, num_frames=7, num_query_frames=4)
     shape = CLIPS // 4, 10, cfg.num_patches, cfg.patch_dim
     panels = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
@@ -221,7 +221,7 @@ BLOCKS = ("ours", *([SEPARATE] if ON_CPU else []), EXPLICIT.name, EXPLICIT_COMPI
 
 
 def blocks() -> Setup:
-    """A block of the encoder: its output and the gradient of its input."""
+    """Set up a block of the encoder: its output and the gradient of its input."""
     cfg = IVCLConfig.preset(PRESET)
     shape = CLIPS * cfg.num_frames, cfg.num_slots + cfg.num_keep, cfg.embed_dim
     x, gradient = (torch.randn(shape, device=DEVICE) for _ in range(2))

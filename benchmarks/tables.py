@@ -1,4 +1,4 @@
-"""Tables of what was measured, in Markdown, and a sentence about the machine."""
+"""Markdown tables of results, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ IN_DOCS = ("benchmark", "implementation", "median", "x ours", "bandwidth", "arit
 
 
 def table(rows: Iterable[Row], machine: Machine, columns: Sequence[str] = ()) -> list[str]:
-    """Return the table of all rows that have a time; empty columns are left out.
+    """Return the table of all rows with a time; empty columns are left out.
 
-    "x ours" is the time relative to the fastest of this project's implementations.
+    "x ours" is the time relative to this project's fastest implementation.
     """
     timed = [r for r in rows if r.get("seconds") and "benchmark" in r and "error" not in r]
     if not timed:
@@ -33,13 +33,13 @@ def table(rows: Iterable[Row], machine: Machine, columns: Sequence[str] = ()) ->
 
 
 def fastest_of_ours(rows: Iterable[Row]) -> Row | None:
-    """Return the fastest row of an implementation of this project, if there is one."""
+    """Return this project's fastest row, if any."""
     ours = [row for row in rows if row["name"].startswith("ours")]
     return min(ours, key=lambda row: row["seconds"], default=None)
 
 
 def cells_of(row: Row, ours: Row | None, machine: Machine) -> dict[str, str]:
-    """Return a row's cells by column; ``ours``: the fastest of ours, which it is compared with."""
+    """Return a row's cells by column; ``ours``: our fastest row, for comparison."""
     cells = {
         "benchmark": row["benchmark"],
         "implementation": f"**{row['name']}**" if row is ours else row["name"],
@@ -63,7 +63,7 @@ def cells_of(row: Row, ours: Row | None, machine: Machine) -> dict[str, str]:
 
 
 def share_of_best(row: Row, amount: str, unit: str, machine: Machine) -> str:
-    """Return the bytes or flops per second of a row, and the share of the machine's best rate."""
+    """Return the bytes or FLOPs per second of a row, and their share of the machine's peak."""
     if not row.get(amount):
         return ""
     per_second, notes = row[amount] / row["seconds"], []
@@ -75,7 +75,7 @@ def share_of_best(row: Row, amount: str, unit: str, machine: Machine) -> str:
 
 
 def describe_machine(machine: Machine) -> str:
-    """Return a sentence about device, versions and the rates that shares relate to."""
+    """Describe the device, the versions and the peak rates."""
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     ceilings, sheet = machine["ceilings"], machine.get("datasheet_flops_per_s")
     text = f"{machine['device']}, {machine['threads']} threads; {packages}; "
@@ -91,7 +91,7 @@ def describe_machine(machine: Machine) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds with three digits, in a unit that suits."""
+    """Format seconds with three digits in a suitable unit."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= scale:
             return f"{significant(seconds / scale)} {unit}"
@@ -99,18 +99,18 @@ def duration(seconds: float) -> str:
 
 
 def rate(value: float, unit: str) -> str:
-    """Return a rate with three digits, in giga or tera."""
+    """Format a rate with three digits, in giga or tera."""
     prefix, scale = ("T", 1e12) if value >= 1e12 else ("G", 1e9)
     return f"{significant(value / scale)} {prefix}{unit}"
 
 
 def significant(value: float) -> str:
-    """Return a number with three significant digits, or all digits before its point."""
+    """Format a number with three significant digits, or more for integers above 999."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def lined_up(head: Iterable[str], body: Iterable[Iterable[str]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table whose columns are lined up; none without a body."""
+    """Yield the lines of a Markdown table with aligned columns; none without a body."""
     lines = [[*head], *map(list, body)]
     if len(lines) == 1:
         return

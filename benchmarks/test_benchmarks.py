@@ -1,4 +1,4 @@
-"""The benchmarks that pytest runs: a test for every implementation of each.
+"""The benchmarks for pytest: a test for every implementation of each.
 
 pytest-benchmark shows the rounds that :func:`benchmarks.measure.measure` timed.
 """
@@ -18,7 +18,7 @@ from benchmarks.measure import DEVICE, Benchmark, measure
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give the test all benchmarks, and each of its runs a timer that returns given ticks."""
+    """Parametrise the test with all benchmarks, and timers that replay given ticks."""
     benchmarks = [*ops.BENCHMARKS, *steps.BENCHMARKS]
     if DEVICE.type == "cpu":  # `make gpu-check` measures the data of a GPU
         benchmarks += data.BENCHMARKS
@@ -29,7 +29,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def run_of(case: Benchmark, name: str):
-    """Return the test of an implementation, and the ticks that its timer will return."""
+    """Return the test of an implementation, and the ticks of its timer."""
     ticks: deque[float] = deque()
 
     def timer() -> float:
@@ -40,7 +40,7 @@ def run_of(case: Benchmark, name: str):
 
 
 def test_benchmark(case: Benchmark, implementation: str, ticks: deque, benchmark, request):
-    """Run a benchmark when the first of its implementations is asked for; show one's rounds."""
+    """Run a benchmark with its first implementation; report the rounds of one implementation."""
     if (seconds := request.config.getoption("--seconds")) is not None:
         case = replace(case, max_seconds=seconds, rounds=sys.maxsize)
     if case.name not in ROWS:
@@ -52,6 +52,6 @@ def test_benchmark(case: Benchmark, implementation: str, ticks: deque, benchmark
     assert "error" not in row, row["error"]
     benchmark.extra_info.update(row)
     ends = [*accumulate(row["times"])]
-    # The timer is asked when each round begins and when it ends.
+    # The timer is read at the beginning and the end of each round.
     ticks.extend(chain(*zip([0.0, *ends[:-1]], ends, strict=True)))
     benchmark.pedantic(lambda: None, rounds=len(row["times"]), iterations=1)

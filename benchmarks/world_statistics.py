@@ -41,7 +41,7 @@ ACROSS, BEHIND = (0.6570, 0.7539), (-0.7539, 0.6570)
 
 
 class Dropped(Exception):
-    """The scene fails a check; the published generator writes no video of it."""
+    """The scene fails a check, and the published generator drops it."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ def overlap(a: Place, a_size: float, b: Place, b_size: float) -> bool:
 
 
 def simulate(rng: random.Random) -> dict[str, Any]:
-    """Simulate a video that passes all checks, and describe it as a scene file does."""
+    """Simulate a video that passes all checks, and describe it as in a scene file."""
     while True:
         try:
             balls = place_all(rng, rng.randint(5, 10))
@@ -172,7 +172,7 @@ def move_singles(
 def move_group(
     rng: random.Random, group: list[Ball], groups: list[list[Ball]], start: int, end: int
 ) -> bool:
-    """Move a group; returns whether its outermost cone was taken off."""
+    """Move a group; return whether its outermost cone was lifted off."""
     top = group[0]
     others = [ball for g in groups if g is not group for ball in g]
     for _ in range(102):
@@ -248,7 +248,7 @@ def record(
 
 
 def check(groups: list[list[Ball]]) -> None:
-    """Drop the scene if two outermost objects overlap that are not one inside the other."""
+    """Drop the scene if two outermost objects overlap without one containing the other."""
     tops = [group[0] for group in groups]
     for i, a in enumerate(tops):
         for b in tops[:i]:
@@ -263,7 +263,7 @@ def check(groups: list[list[Ball]]) -> None:
 
 
 def measure(scene: dict[str, Any]) -> dict[str, float]:
-    """Return the quantities of a scene whose means are compared."""
+    """Return the quantities of a scene to compare."""
     moves = [move for of_object in scene["movements"].values() for move in of_object]
     snitch = cater_labels.snitch_of(scene)["instance"]
     hidden_since, covered, uncovered, hidden = None, 0, 0, 0

@@ -2,8 +2,8 @@
 
 Two blocks of each family's base model, with random weights: a training step in bfloat16 by autocast
 and inference with bfloat16 weights, at several numbers of tokens. The accelerated model takes turns
-with the model's own code, and with the one-line change that makes its attention an explicit
-softmax. Packages that are not installed are left out.
+with the original model, and with the one-line change that makes its attention an explicit softmax.
+Packages that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ivcl_fast.command import run_command
 from ivcl_fast.models.accelerate.crossovers import LIMITS, PACKED, SEPARATE
 
 GRIDS = {17: 4, 50: 7, 197: 14, 577: 24, 785: 28}
-"""Patches a side, by the number of tokens with a class token."""
+"""Patches per side, by the number of tokens including a class token."""
 BATCHES = {17: 24, 50: 8, 197: 2, 577: 1, 785: 1}
 SCALE = 32 if DEVICE.type == "cuda" else 1
 """Factor of the batch sizes."""
@@ -46,16 +46,16 @@ WIDTH = 768
 
 @dataclass(frozen=True)
 class Model:
-    """A public model: how it is built for a number of patches a side, and its one-line change."""
+    """A public model: how to build it for a number of patches per side, and its one-line change."""
 
     package: str
     name: str
     patch: int
     build: Callable[[int], nn.Module]
     rival: Callable[[nn.Module], nn.Module] | None = None
-    """Changes a copy of the model; None if its attention is an explicit softmax anyway."""
+    """Changes a copy of the model; None if its attention is already an explicit softmax."""
     frames: int | None = None
-    """Frames of a video, which come before the channels; None for images."""
+    """Number of frames of a video (the axis before the channels); None for images."""
 
     def inputs(self, tokens: int) -> Tensor:
         side = self.patch * GRIDS[tokens]
@@ -99,7 +99,7 @@ def vit_pytorch_model(name: str, grid: int) -> nn.Module:
 
 
 def without_fused_attn(model: nn.Module) -> nn.Module:
-    """timm: what ``timm.layers.set_fused_attn(False)`` does before a model is built."""
+    """timm: like ``timm.layers.set_fused_attn(False)`` before building a model."""
     part: Any
     for part in model.modules():
         if hasattr(part, "fused_attn"):
@@ -150,7 +150,7 @@ def models() -> Iterator[Model]:
 
 
 def call(model: nn.Module, x: Tensor, mode: str) -> Callable[[], Any]:
-    """A training step with gradients, or a forward pass."""
+    """Return a training step with gradients, or a forward pass."""
     if mode == "inference":
         model.bfloat16().eval()
         x = x.bfloat16()
@@ -167,7 +167,7 @@ def call(model: nn.Module, x: Tensor, mode: str) -> Callable[[], Any]:
 
 
 def race(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, round by round in turn, after two that are not counted."""
+    """Time the calls in turn, after two warm-up rounds; return the seconds of each round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 2):
         for name, function in calls.items():
@@ -178,7 +178,7 @@ def race(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[flo
 
 
 def measured(model: Model, lengths: list[int], rounds: int) -> Row:
-    """Measure one model: by mode and number of tokens, ratios of the model's own time."""
+    """Measure one model: times relative to the original model, by mode and number of tokens."""
     row: Row = {"package": model.package, "version": metadata.version(model.package)}
     for mode in MODES:
         row[mode] = {}
@@ -227,8 +227,8 @@ def main() -> None:
 def summary(rows: list[Row]) -> Iterator[str]:
     """Yield a table of the gains of all models, by mode and number of tokens.
 
-    ``by one line``: the median gain of the models that have a one-line change, by that change, and
-    in brackets by ``accelerate``.
+    ``by one line``: for models with a one-line change, its median gain, and in brackets that of
+    ``accelerate``.
     """
     body = []
     for mode in MODES:

@@ -5,8 +5,8 @@ registers, spills, tensor-core instructions and register hazards from the machin
 per op and version to ``docs/results/aot.md``; exits with an error that lists the faults if there
 are any. No GPU is needed.
 
-Two versions of Triton cannot live in one process: each ``--triton`` names a folder with another one
-(``pip install --no-deps --target DIR 'triton==3.6.*'``), which compiles in a process of its own.
+Two versions of Triton cannot live in one process: each ``--triton`` gives a folder with another one
+(``pip install --no-deps --target DIR 'triton==3.6.*'``), which compiles in a separate process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HEAD = ("Triton", "op", "builds", "registers", "spills", "hazards", "shared byte
 
 
 class Build(NamedTuple):
-    """A launch of a training step, to be compiled for one chip."""
+    """A kernel launch of a training step, to compile for one chip."""
 
     name: str
     """Op, place in the model, kernel, setting and dtype."""
@@ -47,7 +47,7 @@ class Build(NamedTuple):
 
 
 def settings() -> dict[str, IVCLConfig]:
-    """Return the configurations whose kernels are compiled: the presets, and the GPU target's."""
+    """Return the configurations to compile: the presets, and that of the GPU target."""
     presets = {preset: IVCLConfig.preset(preset) for preset in PRESETS}
     target = IVCLConfig.preset("base64", mask_ratio=0.875, num_query_frames=1)
     return {**presets, "base64, mask 0.875, 1 query frame": target}
@@ -56,7 +56,7 @@ def settings() -> dict[str, IVCLConfig]:
 def builds(
     configs: dict[str, IVCLConfig], dtypes: Iterable[str], archs: Iterable[int]
 ) -> Iterator[Build]:
-    """Yield the launches of training steps; of those that compile alike for a chip, the first."""
+    """Yield the launches of training steps, without those that compile alike for a chip."""
     seen = set()
     for setting, config in configs.items():
         for dtype in dtypes:
@@ -92,7 +92,7 @@ def compile_everything(archs: Iterable[int]) -> dict[str, Any]:
 
 
 def row(op: str, built: list[Compiled]) -> list[str]:
-    """Return the table's row of all builds of an op: sums, ranges, or the worst."""
+    """Summarise all builds of an op in a row of the table: sums, ranges, or the worst."""
     registers = [one.registers for one in built]
     return [
         triton.__version__,

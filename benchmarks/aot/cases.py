@@ -1,7 +1,6 @@
-"""The kernel launches of a training step, to be compiled ahead of time or benchmarked.
+"""The kernel launches of a training step, to compile ahead of time or benchmark.
 
-Ops that the model itself does not use, but models that :func:`ivcl_fast.accelerate` serves, are
-among them with the sizes of its encoder.
+They include ops that only models under :func:`ivcl_fast.accelerate` use, with the encoder's sizes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ivcl_fast.kernels.short_attention import max_tokens
 CLIPS = 8
 EPS = 1e-6
 OBJECT_SLOTS = 11
-"""Slots that hold an object each, of which there are more than a preset has."""
+"""Number of slots with one object each, which is more than the presets have."""
 
 
 def cases(
@@ -29,11 +28,11 @@ def cases(
     clips: int = CLIPS,
     device: torch.device | str = "meta",
 ) -> dict[str, Callable[[], Any]]:
-    """Calls of every op's launch functions, forward and backward, named ``"op, where"``.
+    """Return calls of every op's launch functions, forward and backward, by ``"op, where"``.
 
-    Activations have ``dtype``, parameters float32, as under autocast. The calls have to be recorded
-    (:func:`ivcl_fast.kernels.launch.record`). By default tensors have no storage, so the recorded
-    launches can only be compiled; on another device they can also run, on random numbers.
+    Activations have ``dtype``, parameters float32, as under autocast. Call them under
+    :func:`ivcl_fast.kernels.launch.record`. By default tensors have no storage, so the launches
+    can only be compiled; on another device they can also run, on random numbers.
     """
     frames, queries = clips * cfg.num_frames, clips * cfg.num_query_frames
     kept, patches, slots = cfg.num_keep, cfg.num_patches, cfg.num_slots
@@ -57,7 +56,7 @@ def cases(
         calls[f"bias_gelu, {stack}"] = partial(_bias_gelu, hidden)
         if tokens <= max_tokens(torch.device("cuda")):
             calls[f"short_attention, {stack}"] = partial(_short_attention, x, heads)
-            if stack.startswith("encoder"):  # of other people's models
+            if stack.startswith("encoder"):  # for third-party models
                 calls[f"short_attention, {stack}, dropout"] = partial(
                     _short_attention, x, heads, 0.1
                 )
@@ -96,7 +95,7 @@ def _parameter(like: Tensor, *shape: int) -> Tensor:
 
 
 def _ids(like: Tensor, frames: int, count: int, patches: int) -> Tensor:
-    """Random patches of every frame, ascending."""
+    """Return random ascending patch ids of every frame."""
     order = torch.rand(frames, patches, device=like.device).argsort(dim=1)
     return order[:, :count].sort(dim=1).values
 

@@ -34,7 +34,7 @@ class Chip:
     warps: int
     blocks: int
     shared: int
-    """Bytes of shared memory, of which the system takes 1 KB for each resident block."""
+    """Bytes of shared memory, including 1 KB per resident block for the system."""
     dot: str
     """The tensor-core instruction for 16-bit operands."""
 
@@ -58,17 +58,17 @@ class Compiled:
     arch: int
     warps: int
     registers: int
-    """Per thread."""
+    """Registers per thread."""
     stack: int
-    """Bytes per thread."""
+    """Bytes of stack per thread."""
     spills: int
-    """Loads and stores of thread-local memory (LDL, STL) in the code."""
+    """Number of loads and stores of thread-local memory (LDL, STL) in the code."""
     shared: int
     """Bytes of shared memory per block."""
     dots: dict[str, int]
-    """Matrix products in the source, by the dtype of their operands."""
+    """Number of matrix products in the source, by the dtype of their operands."""
     mma: dict[str, int]
-    """Tensor-core instructions by kind."""
+    """Number of tensor-core instructions by kind."""
     store_bytes: int
     """Bytes per thread of the widest store to global memory."""
     hazards: int
@@ -91,7 +91,7 @@ def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict]:
     """Return signature, constants and attributes, derived from arguments as Triton does.
 
     Pointers aligned to 16 bytes and integers divisible by 16 are marked as such; 1 and None become
-    constants. PyTorch aligns every allocation, so a tensor's offset decides about alignment.
+    constants. PyTorch aligns every allocation, so a tensor's offset determines its alignment.
     """
     types: dict[str, str] = {}
     constants = dict(launch.constexprs)
@@ -114,7 +114,7 @@ def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict]:
 
 
 def source(launch: Launch) -> Any:
-    """Return a recorded launch as Triton's compiler takes it."""
+    """Convert a recorded launch to the input of Triton's compiler."""
     from triton.compiler import ASTSource
 
     return ASTSource(launch.kernel, *specialise(launch))
@@ -165,7 +165,8 @@ def count_hazards(code: str) -> int:
     A WGMMA reads A from registers while later instructions run. PTX leaves its result undefined if
     one of them writes these registers before a ``wgmma.wait_group`` for its group (triton#9433). A
     wait for all but n groups (``WARPGROUP.DEPBAR.LE gsb0, n``) covers a WGMMA if n later groups
-    have been committed (``gsb0``) by then. What follows the end of a loop is also its beginning.
+    have been committed (``gsb0``) by then. The search continues at a loop's start
+    after its end.
     """
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", code)
     lines = [line for _, line in found]
@@ -181,7 +182,7 @@ def _overwrites(lines: list[str], places: dict[int, int], wgmma: int) -> set[int
     """Return the places of the instructions that overwrite a WGMMA's A registers too early."""
     first = int(re.findall(r"\bR(\d+),", lines[wgmma])[1])
     operand = set(range(first, first + 4))
-    groups = int("gsb0" in lines[wgmma])  # committed from this WGMMA on, its own included
+    groups = int("gsb0" in lines[wgmma])  # committed groups, including this WGMMA's
     early, at, wrapped = set(), wgmma + 1, False
     while at < len(lines):
         line = lines[at]
@@ -229,7 +230,7 @@ def _disassemble(cubin: bytes) -> str:
 
 
 def faults(launch: Launch, built: Compiled) -> list[str]:
-    """List what is wrong with the machine code; each entry begins with the kind of fault."""
+    """List the faults of the machine code; each entry begins with the kind of fault."""
     chip, found = CHIPS[built.arch], []
     if built.spills or built.stack:
         found.append(f"spills: {built.spills} loads and stores, {built.stack} bytes of stack")

@@ -3,14 +3,13 @@
 First come the speeds of a training step, eager and as a CUDA graph, then ops and attention against
 their baselines, a profile, compiled steps, the comparison with the reference's weights, other
 models, whole runs and the tests marked ``gpu``. ``--minutes 9`` is a short form in which each part
-has less time. Nothing is installed or built: torch, Triton, NumPy and a few small packages are
-enough. What needs PyAV, DALI, timm, flash-attn or a second GPU is skipped without it.
+has less time. Nothing is installed or built: torch, Triton, NumPy and a few small packages suffice.
+Measurements that need PyAV, DALI, timm, flash-attn or a second GPU are skipped without it.
 
-Every part is a process of its own with a time limit, to which is added what the parts before have
-left of theirs. One that fails or hangs costs only its own figures, and those it measured before are
-kept. After every part the results are written to ``<card>.json`` and ``<card>.md``; the folder
-``<card>`` beside them has the logs and rows of the parts. The exit status is 0, or 1 if a part
-failed, or 2 if nothing can be measured on this machine.
+Every part is a separate process with a time limit, plus the time left over by earlier parts. A part
+that fails or hangs loses only its remaining measurements. After every part the results are written
+to ``<card>.json`` and ``<card>.md``, and the logs and rows of the parts to the folder ``<card>``.
+The exit status is 0, or 1 if a part failed, or 2 if nothing can be measured on this machine.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ from benchmarks.results import RESULTS, ROOT, Results, Row, RowFile
 NEEDS = (
     "torch", "triton", "numpy", "einops", "safetensors", "huggingface_hub", "rich", "pytest",
 )  # fmt: skip
-"""What models, trainer and tests import."""
+"""Packages that models, trainer and tests import."""
 MINUTES = {
     "machine": 0.5, "speed": 2.5, "kernels": 2.0, "attention": 2.0, "profile": 0.5,
     "compiled": 3.0, "parity": 2.0, "base64": 2.0, "base224": 1.5, "mae": 1.5, "loaders": 1.5,
     "train": 1.0, "ranks": 1.0, "accelerate": 0.5, "tests": 3.0, "large": 0.5,
 }  # fmt: skip
-"""The parts in their order, and the minutes that each has for itself."""
+"""Time limit of each part in minutes, in order."""
 TARGETS = {256: 2400, 88: 1900}
-"""Clips/s that the trainer's step of ``base64`` should reach on an H100, by clips in a batch."""
+"""Target clips/s of the trainer's ``base64`` step on an H100, by batch size."""
 BOUND = 3212
-"""Clips/s that the matrix products of this step would allow on an H100 at 700 TFLOP/s."""
+"""Clips/s of this step if its matrix products ran at 700 TFLOP/s on an H100."""
 SWITCHES = "IVCL_FAST_TRITON=0, TORCH_COMPILE_DISABLE=1, CUDA_LAUNCH_BLOCKING=1"
-"""Environment variables that tell where a fault comes from."""
+"""Environment variables for locating a fault."""
 GPU_STATE = "clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active"
 TEST_PROCESSES = 8
 TESTS_PER_FUNCTION = "8"
@@ -53,7 +52,7 @@ TESTS_PER_FUNCTION = "8"
 
 @dataclass
 class Part:
-    """A command that appends rows of JSON to a file, or only exits with a status."""
+    """A command that may append rows of JSON to a file."""
 
     name: str
     command: Sequence[str]
@@ -70,8 +69,8 @@ def run(
 ) -> None:
     """Run parts one after the other, add their rows to ``results``, and call ``keep`` after each.
 
-    Logs and rows are written to ``folder``. ``sample`` returns the state of the GPU, which is
-    recorded every five seconds.
+    Writes logs and rows to ``folder``. ``sample`` returns the state of the GPU and is called every
+    five seconds.
     """
     deadline = time.monotonic()
     for part in parts:
@@ -95,14 +94,14 @@ def run(
 def run_process(
     part: Part, folder: Path, deadline: float, sample: Callable[[], str]
 ) -> tuple[int | None, list[str]]:
-    """Run a part; return its exit status, None if the time was over, and states of the GPU."""
+    """Run a part; return its exit status (None after a timeout) and states of the GPU."""
     RowFile(folder / f"{part.name}.jsonl").file.write_text("")
     states: list[str] = []
     with open(folder / f"{part.name}.log", "wb") as log:
         process = subprocess.Popen(
             [*part.command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL, env=os.environ | part.environment,
-            start_new_session=True,  # so that its children end with it
+            start_new_session=True,  # to end its children with it
         )  # fmt: skip
     try:
         while process.poll() is None and time.monotonic() < deadline:
@@ -126,11 +125,11 @@ def read_log(folder: Path, name: str) -> str:
 
 def outcome(status: int | None, rows: list[Row], log: str) -> str:
     """Return "ok", or "skipped", "stopped" or "failed" with the reason."""
-    last = (log.strip().splitlines() or ["it printed nothing"])[-1].strip()[:300]
+    last = (log.strip().splitlines() or ["no output"])[-1].strip()[:300]
     if failed := [row for row in rows if "error" in row]:
         return f"failed: {len(failed)} of {len(rows)} measurements"
     if status is None:
-        return f"stopped: the time was over, {len(rows)} measurements were made"
+        return f"stopped: timeout after {len(rows)} measurements"
     if status < 0:
         return f"failed: killed by {signal.Signals(-status).name}; {last}"
     if status:
@@ -140,7 +139,7 @@ def outcome(status: int | None, rows: list[Row], log: str) -> str:
 
 
 def repeat(name: str) -> str:
-    """Return how to run a part alone."""
+    """Describe how to run a part alone."""
     return f'repeat: make gpu-check ARGS="--only {name}"; switches to try: {SWITCHES}'
 
 
@@ -167,7 +166,7 @@ def all_parts(folder: Path, minutes: float, only: Sequence[str], rehearse: bool)
 
 def test_files() -> list[str]:
     """Return the folders of tests whose imports are installed."""
-    # What this file imports is not always there, and its tests are for the interpreter.
+    # This file has optional imports, and its tests are for the interpreter.
     paths = ["tests/kernels", "--ignore=tests/kernels/ops/test_memory_access.py"]
     if all(map(find_spec, ("av", "pebble", "tyro", "matplotlib", "tensorboard", "PIL"))):
         paths += ["tests/training", "tests/data"]
@@ -190,7 +189,7 @@ def page(results: Results, folder: Path) -> str:
     lines = [f"# {results.machine.get('device', 'Unknown card')}", ""]
     lines += [f"`{results.command}`, {results.date}.", ""]
     if "--rehearse" in results.command:
-        lines += ["Tiny sizes, to show that every part runs: the figures mean nothing.", ""]
+        lines += ["Tiny sizes, to test that every part runs: the figures are meaningless.", ""]
     if "ceilings" in results.machine:
         lines += [describe_machine(results.machine), ""]
     head = ("part", "outcome", "seconds", "GPU: clock, power, temperature, throttling")
@@ -215,7 +214,7 @@ def page(results: Results, folder: Path) -> str:
 
 
 def targets(results: Results) -> Iterator[str]:
-    """Yield the speeds that have a target, which is for an H100."""
+    """Yield the speeds with a target for an H100."""
     if "H100" not in results.machine.get("device", ""):
         return
     for clips, least in TARGETS.items():
@@ -226,7 +225,7 @@ def targets(results: Results) -> Iterator[str]:
 
 
 def notes(rows: list[Row]) -> Iterator[str]:
-    """Yield what was compared but not timed, and why anything is missing."""
+    """Yield comparisons without times, and the reasons for missing rows."""
     for row in rows:
         what = ", ".join(row[key] for key in ("benchmark", "name") if key in row)
         if reason := row.get("error") or row.get("skipped"):
@@ -256,21 +255,21 @@ def main() -> int:
         prog="make gpu-check", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=None, help=f"folder for results ({RESULTS})")
-    parser.add_argument("--only", default="", help="names of parts to run, with commas")
+    parser.add_argument("--only", default="", help="comma-separated names of parts to run")
     parser.add_argument(
         "--minutes", type=float, default=sum(MINUTES.values()),
         help="time limit of all parts (%(default)s); with --only, of each part",
     )  # fmt: skip
     parser.add_argument(
         "--rehearse", action="store_true",
-        help="tiny sizes, also on a CPU, to show that every part runs; needs --out",
+        help="tiny sizes, also on a CPU, to test that every part runs; needs --out",
     )  # fmt: skip
     options = parser.parse_args()
     only = [name for name in options.only.split(",") if name]
     if unknown := {*only} - {*MINUTES}:
         parser.error(f"--only: expected {', '.join(MINUTES)}, got {', '.join(sorted(unknown))}")
     if options.rehearse and options.out is None:
-        parser.error("--rehearse: its figures mean nothing, give a folder for them with --out")
+        parser.error("--rehearse: expected --out with a folder for its figures, got none")
     if reason := missing(options.rehearse):
         print(f"error: gpu-check: {reason}", file=sys.stderr)
         return 2

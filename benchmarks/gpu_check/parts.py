@@ -1,8 +1,7 @@
 """``python -m benchmarks.gpu_check.parts NAME FILE``: measure one part of ``make gpu-check``.
 
-Each part runs in a process of its own and appends rows to FILE as soon as they are measured.
-``--rehearse`` measures the same on tiny sizes, also on a CPU, to show that it runs; its figures
-mean nothing.
+Each part runs in a separate process and appends rows to FILE as soon as they are measured.
+``--rehearse`` runs tiny sizes, also on a CPU, to test the code; its figures are meaningless.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.step_graph import WARM_UP
 
 PACKAGES = "av", "pebble", "tyro", "rich", "matplotlib", "tensorboard"
-"""What the commands import, besides what models do."""
+"""Packages that the commands import, in addition to those of models."""
 RANKS = 2
 CURVES = 0.02
 """Largest relative difference between the losses of one and of two GPUs, in bfloat16."""
@@ -39,26 +38,26 @@ CURVES = 0.02
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of all measurements."""
 
     models: dict[str, tuple[IVCLConfig, int]]
-    """Models of the training steps, each with a number of clips or images."""
+    """Models of the training steps, with the number of clips or images."""
     batches: tuple[int, ...]
-    """Clips of the stage's steps."""
+    """Batch sizes of the stage's steps."""
     stage_steps: int
     parity_clips: int
     attention: tuple[AttentionShape, ...]
     rounds: int
-    """Rounds of ops."""
+    """Number of rounds of ops."""
     window: float
-    """Seconds of a round of training steps."""
+    """Seconds per round of training steps."""
     preset: str
-    """Preset of the runs that read data."""
+    """Preset of runs that read data."""
     data_steps: int
 
 
 def target(preset: str, **overrides: Any) -> IVCLConfig:
-    """Return the setting that the GPU targets are for."""
+    """Return the configuration of the GPU targets."""
     return IVCLConfig.preset(preset, mask_ratio=0.875, num_query_frames=1, **overrides)
 
 
@@ -108,7 +107,7 @@ REHEARSAL = Sizes(
 
 
 def speed(ways: Sequence[Variant], rows: RowFile, sizes: Sizes) -> None:
-    """Time the trainer's own steps of ``base64``."""
+    """Time the trainer's steps of ``base64``."""
     cfg, _ = sizes.models["base64"]
     stages.stage_speeds(rows, cfg, ways, sizes.batches, sizes.stage_steps)
 
@@ -122,7 +121,7 @@ def kernels(rows: RowFile, sizes: Sizes) -> None:
 
 
 def attention(rows: RowFile, sizes: Sizes) -> None:
-    """Time ``short_attention`` and its baselines; what takes long to compile comes last."""
+    """Time ``short_attention`` and its baselines, in order of compile time."""
     functions = {"ours": ops.kernels.short_attention, **baselines.attentions()}
     slow = {name: functions.pop(name) for name in [baselines.FLEX_ATTENTION] if name in functions}
     for group in (functions, slow):
@@ -142,14 +141,14 @@ def profile(rows: RowFile, sizes: Sizes) -> None:
 
 
 def parity(rows: RowFile, sizes: Sizes) -> None:
-    """Compare the weights after some steps with those of the reference."""
+    """Compare the weights after some steps with the reference's."""
     stages.stage_parity(rows, sizes.models["base64"][0], sizes.parity_clips)
 
 
 def baseline_steps(model: str, rows: RowFile, sizes: Sizes) -> None:
-    """Time steps of ours and of the baselines, one after the other.
+    """Time our steps and the baselines' one after the other.
 
-    The part's time limit may cut off the last ones.
+    The part's time limit may skip the last ones.
     """
     cfg, clips = sizes.models[model]
     benchmark = steps.pretraining_benchmark(
@@ -174,7 +173,7 @@ def baseline_steps(model: str, rows: RowFile, sizes: Sizes) -> None:
 
 
 def train(rows: RowFile, sizes: Sizes) -> None:
-    """Run ``train --quick --compile`` as a user does."""
+    """Run ``train --quick --compile`` like a user."""
     with tempfile.TemporaryDirectory() as folder, rows.row("train --quick", "ours") as row:
         begin = time.perf_counter()
         run_train(Path(folder), "run", "--compile")
@@ -182,7 +181,7 @@ def train(rows: RowFile, sizes: Sizes) -> None:
 
 
 def loaders(rows: RowFile, sizes: Sizes) -> None:
-    """Pretrain from a store on each medium, and on videos that are decoded meanwhile."""
+    """Pretrain from a store on each medium, and from videos decoded on the fly."""
     _, clips = sizes.models["base64"]
     media = ("gpu", "ram", "disk") if DEVICE.type == "cuda" else ("ram", "disk")
     ways = {f"ours, store in {medium}": ["--placement", medium] for medium in media}
@@ -202,7 +201,7 @@ def loaders(rows: RowFile, sizes: Sizes) -> None:
 def several_gpus(rows: RowFile, sizes: Sizes) -> None:
     """Pretrain on one GPU, then on two over NCCL: replicas (DDP) and shards (FSDP2).
 
-    The losses have to be those of one GPU.
+    The losses must match those of one GPU.
     """
     if torch.cuda.device_count() < RANKS:
         raise Skip(f"{RANKS} GPUs are needed, there are {torch.cuda.device_count()}")
@@ -232,10 +231,10 @@ def several_gpus(rows: RowFile, sizes: Sizes) -> None:
 def run_train(
     folder: Path, name: str, *flags: str, launcher: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Run the main command on little data; return what it logged.
+    """Run the main command on little data; return its metrics.
 
-    Its output goes to this process's. Raises ``RuntimeError`` if it fails, and :class:`Skip` if a
-    package of its own is missing.
+    It shares this process's output. Raises ``RuntimeError`` if it fails, and :class:`Skip` if a
+    package is missing.
     """
     require(*PACKAGES)
     command = [
@@ -266,7 +265,7 @@ PARTS: dict[str, Callable[[RowFile, Sizes], None]] = {
 
 
 def run(name: str, rows: RowFile, sizes: Sizes) -> None:
-    """Measure a part; if it cannot run here, its only row gives the reason."""
+    """Measure a part; if it cannot run here, write one row with the reason."""
     try:
         PARTS[name](rows, sizes)
     except Skip as reason:

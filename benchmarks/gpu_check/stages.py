@@ -1,6 +1,6 @@
-"""The trainer's own loop, ``Stage``, with Muon, clipping, compiled blocks and a CUDA graph.
+"""The trainer's loop, ``Stage``, with Muon, clipping, compiled blocks and a CUDA graph.
 
-What a run gains from fused steps is measured here, not on a step that a benchmark has assembled.
+Measures the gain of fused steps in the trainer itself, not in a benchmark's simplified step.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.step_graph import WARM_UP
 
 PARITY_STEPS = 5
-"""Real steps, with a learning rate. A graph is recorded after three eager ones."""
+"""Number of real steps; a graph is recorded after three eager ones."""
 LR = 1e-3
 SLACK = 2.0
-"""How many times as far from the reference in float32 as the reference in bfloat16 weights may be
-(CONTRIBUTING.md has the same rule for ops)."""
+"""Largest distance of weights from the float32 reference, relative to that of the bfloat16
+reference (the rule for ops in CONTRIBUTING.md)."""
 FLOAT32_TOLERANCE = 0.02
-"""Largest distance in float32, relative to what the steps changed: Muon iterates in bfloat16."""
+"""Largest distance in float32, relative to the change of the weights: Muon iterates in bfloat16."""
 PROFILED = 3
-"""Steps that are profiled."""
+"""Number of profiled steps."""
 
 EAGER_WAYS = steps.OURS_GRAPH, steps.OURS
 COMPILED_WAYS = steps.OURS_COMPILED_GRAPH, steps.OURS_COMPILED
@@ -58,7 +58,7 @@ class UnsavedStage(Stage):
 
 
 class SyntheticLoader:
-    """One batch of random numbers, again and again: no loader can be faster."""
+    """Repeats one batch of random numbers: no loader can be faster."""
 
     wait_seconds = 0.0
 
@@ -99,7 +99,7 @@ class ProfiledLoader(SyntheticLoader):
 def run_stage(
     model: nn.Module, way: Variant, loader: Any, num_steps: int, clips: int, log_every: int = 20
 ) -> list[dict[str, Any]]:
-    """Run steps of pretraining; returns what the stage logs."""
+    """Run steps of pretraining; return the stage's metrics."""
     with tempfile.TemporaryDirectory() as folder:
         log = MetricsLog(Path(folder), viewer="none")
         stage = UnsavedStage(
@@ -119,14 +119,14 @@ def run_stage(
 
 
 def fresh_weights(cfg: IVCLConfig) -> dict[str, Tensor]:
-    """Return the weights that every way starts from."""
+    """Return the initial weights of every way."""
     torch.manual_seed(0)
-    with DEVICE:  # drawing them on a CPU takes longer than training with them on a GPU
+    with DEVICE:  # random weights take longer on a CPU than training on a GPU
         return reference.IVCL(cfg).state_dict()
 
 
 def build(cfg: IVCLConfig, way: Variant, weights: dict[str, Tensor]) -> nn.Module:
-    """Return a way's model with these weights; raise :class:`Skip` if it cannot run here."""
+    """Return a way's model with these weights; raises :class:`Skip` if it cannot run here."""
     if reason := unsupported_reason(way):
         raise Skip(reason)
     model = model_of(way, cfg)
@@ -135,7 +135,7 @@ def build(cfg: IVCLConfig, way: Variant, weights: dict[str, Tensor]) -> nn.Modul
 
 
 def settled(records: Sequence[dict[str, Any]], clips: int) -> Row:
-    """Return the median speed of a stage, and how long its steps wait for data."""
+    """Return the median speed of a stage, and its waiting time for data."""
     logged = [record for record in records if "clips_per_second" in record]
     logged = logged[2:] or logged[-1:]  # the first ones warm up and record the graph
     speed, wait = (
@@ -178,7 +178,7 @@ def stage_profile(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
 
 
 def stage_parity(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
-    """Compare the weights after real steps with those of the reference in float32."""
+    """Compare the weights after real steps with the float32 reference's."""
     start, loader = fresh_weights(cfg), SyntheticLoader(cfg, clips)
 
     def after(way: Variant) -> dict[str, Tensor]:
@@ -196,14 +196,14 @@ def stage_parity(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
                 allowed = SLACK * found
             bound = allowed if way.bf16 else FLOAT32_TOLERANCE
             if not found <= bound:
-                raise ParityError(f"weights differ by {found:.2g} of the change, not {bound:.2g}")
+                raise ParityError(f"weights: difference {found:.2g}, expected up to {bound:.2g}")
         free_memory()
 
 
 def distance(
     found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor]
 ) -> float:
-    """Return how far weights are from what is expected, relative to how far those have moved."""
+    """Return the distance of weights from the expected ones, relative to the latter's change."""
     apart = moved = 0.0
     for name, value in expected.items():
         apart += (found[name].double() - value.double()).square().sum().item()

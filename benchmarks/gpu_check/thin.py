@@ -1,4 +1,4 @@
-"""A pytest plugin that runs a few tests of each function and op: the first, the last and others."""
+"""A pytest plugin that runs a few tests per function and op, including the first and the last."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 PER_FUNCTION = "IVCL_FAST_TESTS_PER_FUNCTION"
-"""Name of the environment variable with the number of tests of each function; by default all."""
+"""Environment variable with the number of tests per function; by default all."""
 
 
-@pytest.hookimpl(trylast=True)  # what -m and -k leave
+@pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     most = int(os.environ.get(PER_FUNCTION, len(items)))
     by_function: dict[str, list[Any]] = {}

@@ -52,11 +52,11 @@ def test_parts_that_fail_in_every_way_cost_only_their_own_figures(tmp_path, caps
     kept, results = [], Results("make gpu-check")
     run(made, tmp_path, results, lambda: kept.append([*results.parts]), lambda: "1980 MHz")
     assert {name: done["outcome"] for name, done in results.parts.items()} == {
-        "hangs": "stopped: the time was over, 1 measurements were made",
+        "hangs": "stopped: timeout after 1 measurements",
         "machine": "ok",
         "speed": "ok",
         "raises": "failed: exit status 1; ValueError: no such thing",
-        "crashes": "failed: killed by SIGSEGV; it printed nothing",
+        "crashes": "failed: killed by SIGSEGV; no output",
         "errs": "failed: 1 of 2 measurements",
         "is-cut-off": "ok",
         "cannot": "skipped: PyAV cannot be imported",
@@ -186,7 +186,7 @@ def test_the_command_with_a_stand_in_for_the_driver(tmp_path):
     assert results.parts["attention"]["gpu"] == ["1410 MHz"] and results.machine["device"]
     assert any(row["name"] == "ours" and row["seconds"] for row in results.rows)
     text = (tmp_path / "nvidia-x1-attention.md").read_text()
-    assert "the figures mean nothing" in text and "## attention" in text and text in done.stdout
+    assert "the figures are meaningless" in text and "## attention" in text and text in done.stdout
 
 
 def test_one_line_where_there_is_no_gpu(monkeypatch, capsys):
