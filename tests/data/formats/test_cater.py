@@ -70,13 +70,10 @@ def test_repeated_items(root, caplog):
     ("text", "what"),
     [
         ("\n \n", "expected lines of"),
-        ("a.avi\n", "expected lines of"),
         ("a.avi 1\nb.avi x\n", r"line 2: label: expected 0 to 35, got 'x'"),
-        ("a.avi -1\n", r"line 1: label: expected 0 to 35, got '-1'"),
         ("a.avi 1,2\n", "line 1: label: expected 0 to 35, got '1,2'"),
         ("a.avi 1 2\n", r"line 1: expected '<video file>.*, got 'a.avi 1 2'"),
         ("a.txt 1\n", r"line 1: expected '<video file>.*, got 'a.txt 1'"),
-        ("...avi 3\n", r"line 1: expected '<video file>.*, got '...avi 3'"),
     ],
 )
 def test_bad_lists(root, text, what):
@@ -136,9 +133,7 @@ def test_scenes(root):
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
-        ([], "TypeError"),
         (SCENE | {"objects": []}, "no snitch"),
-        (SCENE | {"objects": [{"shape": "spl", "instance": "s"}]}, "KeyError 'locations'"),
         (
             SCENE | {"objects": [SCENE["objects"][0] | {"locations": {"0": [1, float("nan"), 2]}}]},
             "is not a location",

@@ -12,7 +12,6 @@ import pytest
 from ivcl_fast.data.formats.acre import Panel, object_table
 from ivcl_fast.data.synthetic.acre.scene import (
     ORIGIN,
-    all_visible,
     draw_panel,
     machine_box,
     object_box,
@@ -62,13 +61,6 @@ def test_looks_and_ground(light, ground) -> None:
     scene = draw_panel(np.random.default_rng(0), Panel((0, 47), light), TABLE)
     assert scene.ground == ground and scene.target == ORIGIN
     assert [(t.shape, t.color, t.material) for t in scene.things] == [TABLE[0], TABLE[47]]
-
-
-def test_an_object_behind_another_one_is_placed_anew() -> None:
-    behind = -np.array(CAMERA[:2]) / np.hypot(*CAMERA[:2])
-    assert all_visible(scene_of("cube", [(0.0, 0.0), tuple(1.5 * behind)]))
-    near = [(0.0, 0.0), tuple(0.2 * behind)]  # nearer than the rules allow
-    assert not all_visible(scene_of("cube", near))
 
 
 def test_boxes_are_those_of_what_is_drawn() -> None:

@@ -75,7 +75,6 @@ def test_a_split_without_classes_is_left_out_and_named(tmp_path, caplog):
         ["1.mp4", "2.mp4", "3.avi"],
         ["1.mp4", "2.mp4", "more/3.mp4"],
         ["only/1.mp4", "only/2.mp4", "only/3.mp4"],
-        ["train/1.mp4", "train/2.mp4", "val/3.mp4"],
         ["all/1/0.png", "all/1/1.png", "all/2/0.jpg", "all/3/0.png"],
     ],
 )
@@ -147,7 +146,6 @@ def test_runs_are_passed_over(tmp_path):
         (["Val/a/1.mp4", "test/b/2.mp4"], "expected train/ beside Val/"),
         (["train/1.mp4", "val/2.mp4", "3.mp4"], "expected all videos in train/, val/, got 3.mp4"),
         (["dog/1.png", "dog/2.png", "cat/1.png"], "got pictures in cat/"),
-        (["train/dog/1.png", "val/dog/1.png"], "got pictures in dog/"),
         (["dog/a.mp4", "cat/b.mp4", "thumbs/1.jpg"], "got pictures in thumbs/"),
         (["1.png", "2.png"], "expected videos, or a folder of frames for each video"),
     ],

@@ -30,11 +30,9 @@ def read(tmp_path: Path, *text: str) -> list[tuple[str, tuple[str, ...], str]]:
         ("a.mp4, making tea", "a.mp4", ("making tea",)),
         ("my clips/a b.MP4,3", "my clips/a b.MP4", ("3",)),
         ('"a, b.mp4",3', "a, b.mp4", ("3",)),
-        ("two\u2028lines.mp4\tmaking\u2029tea", "two\u2028lines.mp4", ("making\u2029tea",)),
         ("a.avi,dog;cat;dog", "a.avi", ("dog", "cat")),
         ("frames/a 163 3", "frames/a", ("3",)),
         ("a.mp4", "a.mp4", ()),
-        ("a.mp4,video", "a.mp4", ("video",)),
         ("a.mp4 NaN", "a.mp4", ()),
     ],
 )
@@ -48,7 +46,6 @@ def test_lines_of_a_list(line, path, labels, tmp_path):
         ('"path","label"', '"my a.mp4","making tea"'),
         ("\tPath\tlabel\tsplit", "0\tmy a.mp4\tmaking tea\t"),
         ("label,path,category", "making tea,my a.mp4,drinks"),
-        ("filename,label,path", "1,making tea,my a.mp4"),
         ("Path;Label;my notes, if any".replace(",", ""), "my a.mp4;making tea;none"),
     ],
 )
@@ -120,9 +117,6 @@ def test_several_labels_and_none(tmp_path):
     assert dataset.num_classes == 0 and 2 < len(dataset.clips("val")) < 12
 
 
-LONG = b"a" * 131_073
-
-
 @pytest.mark.parametrize(
     ("text", "where"),
     [
@@ -137,11 +131,7 @@ LONG = b"a" * 131_073
         (b"path,split\na.mp4,validate\n", "row 2: split: expected one of .* 'validate'"),
         (b"pg/0.mp4 playing guitar\n", "line 1: "),
         (b"a.mp4 0 100 3\n", "line 1: .* got 'a.mp4 0 100 3'"),
-        (b"a.mp4,0,100,3\n", "line 1: "),
-        (b"frames/a 3,4\n", "line 1: "),
         (b"a.mp4\t0.0\t2.5\t3\n", "line 1: "),
-        (b"frames/a 10 90 3\n", "line 1: "),
-        (b"a.mp4,0\nb.mp4," + LONG, "field larger than field limit"),
     ],
 )
 def test_lists_that_cannot_be_used(text, where, tmp_path):
