@@ -317,7 +317,8 @@ def check_objective(cfg: IVCLConfig, accepted: Any = Objective) -> None:
 
 
 def check_classes(num_classes: int, class_names: list[str] | None = None) -> None:
-    """Raise :class:`UserError` unless there is at least one class, and none or all have names."""
+    """Raise :class:`UserError` unless there is a class and either all classes or none have
+    names."""
     check_type("num_classes", num_classes, int)
     if class_names is not None:
         are_words = isinstance(class_names, list | tuple) and {*map(type, class_names)} <= {str}

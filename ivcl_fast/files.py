@@ -117,7 +117,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """Read a JSON file; raise :class:`UserError`, naming what is ``expected``, if it is not one."""
+    """Read a JSON file; if it is invalid, raise :class:`UserError`, naming what is ``expected``."""
     try:
         return json.loads(read_bytes(path))
     except OSError as error:

@@ -1,10 +1,10 @@
-"""Layers on the fused ops for models of your own, with the parameters of timm's ViT.
+"""Layers on the fused ops for your own models, with the parameters of timm's ViT.
 
 ``Block(dim, num_heads, mlp_ratio)`` is a pre-norm transformer block, ``Attention(dim, num_heads)``
 and ``Mlp(dim, hidden)`` are its parts, and ``AddLayerNorm(dim)`` adds to a residual stream and
 normalises it. Tokens are ``[F, N, D]``: F sequences of N tokens. Every layer takes float32,
-bfloat16 and float16, follows autocast, and works in ``torch.compile``; what no kernel supports runs
-as plain PyTorch.
+bfloat16 and float16, follows autocast, and works in ``torch.compile``; calls that no kernel
+supports run in plain PyTorch.
 """
 
 from torch import Tensor
@@ -17,7 +17,7 @@ __all__ = ["AddLayerNorm", "Attention", "Block", "Mlp"]
 
 
 class AddLayerNorm(_nn.LayerNorm):
-    """Residual sum and LayerNorm in one pass; parameters as of ``nn.LayerNorm(dim)``.
+    """Residual sum and LayerNorm in one pass, with the parameters of ``nn.LayerNorm(dim)``.
 
     Example::
 

@@ -72,9 +72,9 @@ def train(config: TrainConfig) -> None:
         warn_of_few_steps(run)
         if seen := measured_videos_seen(config):
             distributed.print_rank0(
-                f"--init: scores will be too high, its model has learnt from {seen} of the "
-                f"{config.data.val_videos} videos it is measured on; fair: --train-videos "
-                f"{videos_seen(config.stages.init)}"
+                f"--init: scores will be too high, because its model was trained on {seen} of the "
+                f"{config.data.val_videos} validation videos; for fair scores, use "
+                f"--train-videos {videos_seen(config.stages.init)}"
             )
         run.check_batches()
         with distributed.main_process_first():
@@ -96,7 +96,7 @@ def train(config: TrainConfig) -> None:
             model = run.finetune(init)
             distributed.print_rank0(f"evaluating on {data.eval_split}")
             evaluation = run.evaluate(model)
-            note = ", has learnt from measured videos" if seen else ""
+            note = ", trained on validation videos" if seen else ""
             first = evaluation.result(origin(config) + label_note(config) + note)
             results = [first, *comparisons(run, init, evaluation)]
         if distributed.is_main():

@@ -29,7 +29,7 @@ def describe(source: str, shape: str | None = None) -> Iterator[str]:
 
     ``source``: ``timm:NAME`` or ``hf:DIR``, built with random weights, or ``module:attribute``, a
     model or a function without arguments that returns one. ``shape``: size of one input, by default
-    ``3,224,224`` or the timm model's own. Raises :class:`UserError` if there is no such model.
+    ``3,224,224`` or the timm model's size. Raises :class:`UserError` if there is no such model.
     """
     own = load(source)
     known = getattr(own, "pretrained_cfg", None)
@@ -45,7 +45,7 @@ def describe(source: str, shape: str | None = None) -> Iterator[str]:
         yield gain("training", training_step, own.train(), ours.train(), x)
         yield gain("inference", inference, own.eval(), ours.eval(), x)
     except Exception as error:  # a third-party model may raise anything
-        yield f"gain here: unknown, it fails on an input of {sizes}: {first_line(error)}"
+        yield f"speedup here: unknown, it fails on an input of {sizes}: {first_line(error)}"
 
 
 def load(source: str) -> nn.Module:
@@ -107,7 +107,7 @@ def gain(
     before, after = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     dtype = "bfloat16" if has_fast_bf16(x.device) else "float32"
     return (
-        f"gain here: {name} {ratio:.2f}x ({before:.4g} to {after:.4g} ms, {dtype}, "
+        f"speedup here: {name} {ratio:.2f}x ({before:.4g} to {after:.4g} ms, {dtype}, "
         f"{torch.get_num_threads()} threads)"
     )
 

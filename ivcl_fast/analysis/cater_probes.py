@@ -38,7 +38,7 @@ PROBES = {
     f"{attribute}s in the scene": Probe(MULTI_LABEL, len(values))
     for attribute, values in cater_frames.ATTRIBUTES.items()
 }
-"""The cell is one of 6 x 6; the position is in world units, of which a cell is one wide."""
+"""The cell is one of 6 x 6; the position is in world units, and a cell is 1 unit wide."""
 
 GUESS = "under a visible cone"
 """Baseline: guess a random visible cone, without memory or a model."""

@@ -39,7 +39,7 @@ class DecodedClip:
     fps: float
     """Frames per second; 0 if unknown."""
     labels: tuple[str, ...] = ()
-    """The correct classes in words, if known."""
+    """Names of the correct classes, if known."""
     scene: Scene | None = None
     panels: bool = False
     """Whether the frames are separate images, the last of which is a question (ACRE)."""
@@ -55,7 +55,7 @@ class DecodedClip:
 
     @property
     def truth(self) -> str:
-        """The correct answer in words, if known."""
+        """The correct answer as text, if known."""
         return "; ".join(self.labels)
 
     @property
@@ -180,7 +180,7 @@ class ClipReader:
         return self._clip(clip.media, index, needed, frames[needed], drawn.spec.fps)
 
     def _decode(self, media: Media, ids: Sequence[int] | None = None) -> DecodedClip:
-        """Decode the frames ``ids``, by default evenly spaced ones."""
+        """Decode the frames ``ids``, by default evenly spaced."""
         with open_media(media) as opened:
             info = opened.info
             index, needed = self._frames_of(info.frames, ids)

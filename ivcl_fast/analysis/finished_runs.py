@@ -136,7 +136,7 @@ class FinishedRun(Run):
     def data(self) -> DataModule:
         """The clips; frames are decoded first if there is no store."""
         data = open_data(self.config.data, self.config.model, self.device, read_only=True)
-        self.dataset = data.dataset  # which warns once of what is missing
+        self.dataset = data.dataset  # warns once about missing packages
         return data
 
     def finished(self, name: str) -> bool:
@@ -199,9 +199,9 @@ class FinishedRun(Run):
             return self.probabilities(model(video).float()[0])
 
     def answer(self, model: IVCLClassifier, frames: Tensor, count: int) -> dict[str, float]:
-        """Return the ``count`` likeliest classes in words with their predicted probabilities.
+        """Return the names of the ``count`` most likely classes with their probabilities.
 
-        ``frames``: as of :meth:`predict`.
+        ``frames``: see :meth:`predict`.
         """
         scores = self.predict(model, frames)
         best = scores.topk(min(count, len(scores)))

@@ -194,8 +194,8 @@ def barrier() -> None:
 def main_process_first() -> Iterator[None]:
     """Run the block on rank 0 first, then on one rank of every other machine, then on the rest.
 
-    Later ranks find the files that earlier ones made: all of them on a shared file system,
-    otherwise those of their own machine.
+    Later ranks find the files that earlier ranks made, on a shared file system or on the same
+    machine.
     """
     turn = 0 if is_main() else 1 if local_rank() == 0 else 2
     for _ in range(turn):

@@ -30,7 +30,7 @@ def parallelize(model: nn.Module, shard_by: type[nn.Module] | None = None) -> nn
     # FSDP2 warns about in-place operations on a block's output, of which there are none.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for part in model.modules():  # each block by itself, and then the rest together
+    for part in model.modules():  # each block separately, then the rest
         if isinstance(part, shard_by):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -109,8 +109,7 @@ class Score:
     def class_mean(cls, logits: Array, labels: Array) -> Score:
         """Return the accuracy per class, averaged over the classes.
 
-        Classes without a clip are left out. The interval is a bootstrap one; chance is a uniform
-        guess.
+        Classes without a clip are left out. Uses a bootstrap interval; chance is a uniform guess.
         """
         correct, labels = topk_correct(logits, labels, 1), as_array(labels)
         classes = as_array(logits).shape[1]
@@ -182,8 +181,8 @@ def grid_distance(logits: Array, labels: Array, n: int = 6) -> np.ndarray:
 def chance_distance(n: int = 6) -> float:
     """Return the mean distance in cells of a uniform guess if true cells are uniform.
 
-    ``E|i - j| = (n^2 - 1) / 3n`` for two uniform coordinates. Always answering a middle cell
-    comes closer (n / 2 for an even n), so a short distance alone proves little.
+    ``E|i - j| = (n^2 - 1) / 3n`` for two uniform coordinates. Always answering a middle cell comes
+    closer (n / 2 for an even n), so a short distance proves little.
     """
     return 2 * (n * n - 1) / (3 * n)
 

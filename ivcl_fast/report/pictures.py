@@ -232,9 +232,9 @@ def draw_floor(axes: Axes, trajectory: SnitchTrajectory, at: int) -> None:
 def trajectory_caption(trajectory: SnitchTrajectory) -> str:
     """Return the caption of the floor in :func:`animation`, with the accuracy."""
     caption = (
-        "On the right, CATER's floor: the finetuned model answers for the end of a video, so it is "
-        "given the video cut off after each frame. Darker cells are likelier, the cross is on the "
-        "likeliest one, and the outline, where it is known, on the true one."
+        "On the right, CATER's floor: the finetuned model answers for the end of a video, so its "
+        "input is the video cut off after each frame. Darker cells are more likely. The cross marks "
+        "the most likely cell, and the outline the true one, if known."
     )
     if trajectory.distance is None or trajectory.hidden is None:
         return caption

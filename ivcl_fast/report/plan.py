@@ -98,9 +98,9 @@ def show(config: TrainConfig, ranks: int, videos: int, frames: int) -> None:
     size = 3 * config.model.image_size**2 * videos * frames
     print(f"frame store: {size / 1e9:,.1f} GB, {videos:,} videos of {frames} frames")
     print(
-        f"The peak leaves out CUDA's context and workspaces of libraries: a step is given "
-        f"{USABLE:.0%} of a card's memory (GB = 10^9 bytes). Clips/s are what arithmetic at "
-        f"{EFFICIENCY:.0%} of the data sheet's rate gives, an assumption; small models are slower."
+        f"The peak excludes CUDA's context and library workspaces, so a step may use {USABLE:.0%} "
+        f"of a GPU's memory (GB = 10^9 bytes). Clips/s assume {EFFICIENCY:.0%} of the data sheet's "
+        "FLOP/s; small models are slower."
     )
     if config.stages.freeze_encoder and config.stages.stage != "pretrain":
         print("--freeze-encoder: not included in these figures; training on slots takes far less")

@@ -11,20 +11,20 @@ from ivcl_fast.files import write_json, write_text
 from ivcl_fast.report.tables import Table
 
 ABOUT = (
-    "Beside the slots, every probe is given the number of the frame within its clip; *time alone* "
-    "is given nothing else. *Frame alone*: slots of the image encoder, which sees no other frame; "
-    "*all frames*: slots of the temporal transformer. Frames are *hidden* where the snitch is "
-    "inside a cone. *None in sight*: is an object of a shape or color inside a cone, in frames "
-    f"where no object of it can be seen? *{GUESS.capitalize()}*: the guess that the snitch is "
-    "there, in the cell of one of them at random. A distance is in world units, of which a cell is "
-    "one wide. The finetuned model has seen the clips that probes are fitted on, so that its "
-    "scores may be too low beside those of the pretrained one."
+    "Besides the slots, every probe reads the number of the frame in its clip; *time alone* reads "
+    "nothing else. *Frame alone*: slots of the image encoder, which sees no other frame; *all "
+    "frames*: slots of the temporal transformer. Frames are *hidden* if the snitch is inside a "
+    "cone. *None in sight*: whether an object of a shape or color is inside a cone, in frames "
+    f"without a visible object of that kind. *{GUESS.capitalize()}*: guess the cell of a random "
+    "visible cone. Distances are in world units; a cell is 1 unit wide. The finetuned model was "
+    "trained on the clips that probes are fitted on, so its scores may be too low compared with "
+    "the pretrained model's."
 )
 ABOUT_SEGMENTS = (
-    "How well the segments of slots and background match objects. FG-ARI is the adjusted Rand "
-    "index over the pixels of objects: 1 for a perfect match, 0 on average for segments at random. "
-    "ARI is that over all pixels, where the floor is one more object. Frames with fewer than two "
-    "objects in view are left out."
+    "Agreement between the segments of slots and background and the objects. FG-ARI is the "
+    "adjusted Rand index over the pixels of objects: 1 for a perfect match, 0 on average for "
+    "random segments. ARI is over all pixels, with the floor as another object. Frames with fewer "
+    "than two visible objects are left out."
 )
 
 

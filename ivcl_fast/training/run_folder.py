@@ -102,7 +102,7 @@ def changed_settings(config: TrainConfig) -> list[str]:
 def has_progress(folder: Path) -> bool:
     """Return whether the run in ``folder`` has saved a checkpoint, a finished model or its report.
 
-    The report counts because users may delete the models, which are large.
+    A report is enough, because users may delete the models, which are large.
     """
     saved = ("*/checkpoints/*", "*/*.safetensors", "report.md")
     return any(any(folder.glob(pattern)) for pattern in saved)

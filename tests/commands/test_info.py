@@ -27,7 +27,7 @@ def test_a_model_of_a_module(command, small):
     status, told, _ = command(info.main, "--model", "small_vits:vit", *shape)
     assert status == 0 and "million parameters" in told
     assert "modules replaced" in told and "Attention" in told
-    assert "gain here: training" in told and "gain here: inference" in told
+    assert "speedup here: training" in told and "speedup here: inference" in told
 
 
 def test_an_input_that_does_not_fit(command, small):
