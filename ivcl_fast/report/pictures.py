@@ -233,8 +233,8 @@ def trajectory_caption(trajectory: SnitchTrajectory) -> str:
     """Return the caption of the floor in :func:`animation`, with the accuracy."""
     caption = (
         "On the right, CATER's floor: the finetuned model answers for the end of a video, so its "
-        "input is the video cut off after each frame. Darker cells are more likely. The cross marks "
-        "the most likely cell, and the outline the true one, if known."
+        "input is the video cut off after each frame. Darker cells are more likely; the cross is "
+        "on the most likely cell, and the outline on the true one, if known."
     )
     if trajectory.distance is None or trajectory.hidden is None:
         return caption
