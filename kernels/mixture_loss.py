@@ -281,8 +281,8 @@ def mixture_loss(
     ``drawn`` float ``[F, S, N, 4*Q]``: three colours and a logit of each of Q pixels, by frame,
     slot and patch. ``true`` float ``[F, N, 3*Q]``: the frames' pixels, also grouped by colour.
     ``background`` float ``[N, 3, Q]``: the colours of pixels that no slot claims, with the logit
-    ``logit``. In the loss, ``spread`` is the weight of the variance of the mixed colours, and
-    ``weight`` that of the background's absolute error.
+    ``logit``. ``spread`` and ``weight`` scale the variance of the mixed colours and the
+    background's absolute error in the loss.
 
     Returns the loss, a float32 scalar; the mixed frames, ``[F, N, 3*Q]``; and the shares of the
     slots and, last, the background in every pixel, ``[F, S+1, N, Q]``. Both are float32 (float64

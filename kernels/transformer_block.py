@@ -194,7 +194,7 @@ def transformer_block(
     only these pass the projection and the MLP.
 
     Returns ``[F, N, D]``, or ``[*index.shape, D]``, of ``x``'s dtype. Products use autocast's
-    dtype if it is on, else that of the weights, with float32 sums.
+    dtype if it is on, else the weights' dtype, with float32 sums.
     Raises ``ValueError`` naming the argument that does not fit.
 
     Example::

@@ -87,7 +87,7 @@ class DALIDecoder(Decoder):
         decoder = PyAVDecoder(self.image_size)
         if opened.has_images:
             return decoder.decode_open(opened, frame_ids, crop)
-        # Reopen, because the index of a video alone does not tell how to decode it.
+        # Reopen, because the index of a video is not enough to decode it.
         return decoder.decode(Media(opened.path.stem, (opened.path,)), frame_ids, crop)
 
     def decode_by_dali(

@@ -203,7 +203,7 @@ def covariation(problem: Problem) -> list[int]:
     """Answer the queries by counting how often the machine was on in trials with each object.
 
     The object with the highest share decides each query: on from 60 %, off below 40 %, otherwise
-    undetermined. ACRE's own baseline of this kind (``NS-RW``) has the same thresholds.
+    undetermined. ACRE's baseline of this kind (``NS-RW``) has the same thresholds.
     """
     answers = []
     for i in QUERIES:

@@ -73,7 +73,7 @@ def cell_label(x: float, y: float, n: int = 6) -> int:
     """Return the cell, ``row * n + column``, of a world position on the ``n`` x ``n`` grid.
 
     A snitch that has not moved may be up to :data:`OUTSIDE` beyond the border; it belongs to the
-    nearest cell. (CATER's own lists give it a cell of another row.) Raises :class:`UserError` for a
+    nearest cell. (CATER's lists give it a cell of another row.) Raises :class:`UserError` for a
     position farther outside.
     """
     if not max(abs(x), abs(y)) <= GRID_HALF_WIDTH + OUTSIDE:

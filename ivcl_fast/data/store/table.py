@@ -134,7 +134,7 @@ class Index:
 
 
 def hashes_of(names: Iterable[str]) -> np.ndarray:
-    """Return a hash of each name, int64 ``[n]``, by which an index finds it."""
+    """Return the hash of each name for look-ups in an index: int64 ``[n]``."""
     digests = (
         hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
         for name in names

@@ -19,7 +19,7 @@ RING_FACETS, TUBE_FACETS = 48, 12
 
 
 def _ring_frame(axis: tuple[float, float, float]) -> np.ndarray:
-    """Unit vectors, as rows: two in the plane of the ring, from the first of which facets begin."""
+    """Return unit vectors as rows: two in the plane of the ring; facets begin at the first."""
     z = np.array(axis) / np.linalg.norm(axis)
     x = np.cross(np.eye(3)[np.argmin(np.abs(z))], z)
     x /= np.linalg.norm(x)

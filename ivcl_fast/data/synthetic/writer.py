@@ -81,7 +81,7 @@ class SyntheticSpec(ABC):
         """Return the files that show that an item is complete, with or without its media."""
 
     def finish(self, out: Path) -> None:  # noqa: B027
-        """Delete what a complete data set does not need."""
+        """Delete files that a complete data set does not need."""
 
     @abstractmethod
     def index_files(self, out: Path) -> Mapping[str, str]:

@@ -55,7 +55,7 @@ class Item(NamedTuple):
 
 
 def find_column(names: Iterable[str], kind: str) -> str | None:
-    """Return the column of a kind of :data:`COLUMNS` among these, or None."""
+    """Return the name of the column of this kind (see :data:`COLUMNS`), or None."""
     found = {name.lower(): name for name in names}
     return next((found[name] for name in COLUMNS[kind] if name in found), None)
 

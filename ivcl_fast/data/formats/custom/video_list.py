@@ -133,7 +133,7 @@ def _item(path: Path, number: int, fields: list[str], separator: str | None, spl
     video, *columns = fields
     if len(columns) == 2 and columns[0].isdigit() and not _is_video(video):
         del columns[0]  # the number of frames
-    # A comma may be between labels, and a blank before them, which is no path of a table either.
+    # In "a.mp4 dog,cat", the comma separates labels instead of columns.
     is_unclear = separator == "," and " " in video and not _is_video(video)
     if len(columns) > 1 or is_unclear:
         raise UserError(f"{place}: expected {EXPECTED}, got {' '.join(fields)[:200]!r}")

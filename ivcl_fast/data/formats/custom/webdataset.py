@@ -97,7 +97,7 @@ def find_shards(pattern: str) -> list[Path]:
 
 
 def split_of(shard: Path) -> str:
-    """Return the split of a shard by its name, else by that of its folder."""
+    """Return the split of a shard from its name or, failing that, its folder's name."""
     if found := _SPLIT.search(shard.name.lower()):
         return SPLIT_NAMES[found[1]]
     return SPLIT_NAMES.get(shard.absolute().parent.name.lower(), TRAIN)

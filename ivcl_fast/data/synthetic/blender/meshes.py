@@ -187,7 +187,7 @@ def _tube(start: np.ndarray, end: np.ndarray, sides: int = 12) -> Mesh:
 
 
 def _frame(axis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return three orthogonal unit vectors, right-handed, of which the last points along axis."""
+    """Return three right-handed orthogonal unit vectors; the last points along ``axis``."""
     axis = axis / np.linalg.norm(axis)
     first = np.cross(np.eye(3)[np.argmin(np.abs(axis))], axis)
     first /= np.linalg.norm(first)

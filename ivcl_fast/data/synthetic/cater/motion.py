@@ -247,7 +247,7 @@ class _World:
             yield from (first + np.flatnonzero(free)).tolist()
 
     def free(self, i: int, goals: np.ndarray, group: list[int]) -> np.ndarray:
-        """Return at which goals ``[K, 2]`` an object touches nothing but its group in the end."""
+        """Return at which goals ``[K, 2]`` an object would touch nothing outside its group."""
         there = self.paths[:, :, LAST_FRAME]
         apart = (goals[:, :1] - there[0]) ** 2 + (goals[:, 1:] - there[1]) ** 2
         apart += (there[2, i] - there[2]) ** 2
