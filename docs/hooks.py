@@ -5,6 +5,8 @@
 * A copy of the package in which ``ivcl_fast.kernels`` lies where its name says. The API reference
   is read from it, and no module of it is imported.
 * Links to files of the repository that are no pages become plain text.
+* The script that searching from a folder needs is the copy here, not one of another host.
+* Console blocks, which have no prompts, are coloured as shell.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from mkdocs.utils import get_relative_url
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +32,7 @@ MOVED = {
 }
 """Files at the top of the repository that are pages, and the pages' names."""
 FLAGS = "flags.md"
+SCRIPT, REMOTE_SCRIPT = "iframe-worker.js", "https://unpkg.com/iframe-worker/shim"
 NOTEBOOK = "guide/quickstart.md"
 
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
@@ -70,6 +74,16 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
     return relinked(text, posixpath.join("docs", page.file.src_uri), files)
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Load the script of the plugin ``offline`` from the site itself."""
+    return output.replace(REMOTE_SCRIPT, get_relative_url(SCRIPT, page.url))
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """As :func:`on_post_page`, for the page that says that there is none."""
+    return output.replace(REMOTE_SCRIPT, SCRIPT)
+
+
 def relinked(text: str, source: str, files: Files) -> str:
     """Return Markdown whose links lead to pages; others of the repository become plain text.
 
@@ -90,4 +104,4 @@ def relinked(text: str, source: str, files: Files) -> str:
         start = folder.removeprefix("docs").strip("/") or "."
         return f"{picture}[{label}]({posixpath.relpath(page, start)}{mark}{anchor})"
 
-    return LINK.sub(link, text)
+    return LINK.sub(link, text).replace("```console\n", "```bash\n")
