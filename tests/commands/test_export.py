@@ -68,7 +68,7 @@ def exported(request, tmp_path_factory) -> tuple[str, Path, str]:
 @pytest.mark.parametrize("exported", ["pt2", "onnx"], indirect=True)
 def test_a_run_is_written_and_answers_alike(exported):
     format, run, out = exported
-    assert out.count("differs by") == 2
+    assert out.count("differs from") == 2
     found = {path.name for path in (run / "export").iterdir()}
     assert found == {f"{n}.{e}" for n in ("classifier", "encoder") for e in ("json", format)}
     about = json.loads((run / "export" / "classifier.json").read_text())
@@ -115,7 +115,7 @@ def test_a_single_model_of_a_run_is_written_alone(stage, name, tmp_path, command
     monkeypatch.setattr(export_command, "write_model", lambda model, path: 0.0)
     run = finished_run(tmp_path)
     code, out, _ = command(main, run / stage, "--format", "pt2")
-    assert code == 0 and out.count("differs by") == 1
+    assert code == 0 and out.count("differs from") == 1
     assert [path.name for path in (run / "export").iterdir()] == [f"{name}.json"]
 
 
@@ -124,7 +124,7 @@ def test_a_supervised_encoder_is_left_out(tmp_path, command, monkeypatch):
     monkeypatch.setattr(export_command, "write_model", lambda model, path: 0.0)
     run, out = finished_run(tmp_path / "runs", objective="classification"), tmp_path / "out"
     code, told, _ = command(main, run, "--format", "pt2", "--out", out)
-    assert code == 0 and "encoder: left out" in told and told.count("differs by") == 1
+    assert code == 0 and "encoder: left out" in told and told.count("differs from") == 1
     assert [path.name for path in out.iterdir()] == ["classifier.json"]
     assert not (run / "export").exists()
 
