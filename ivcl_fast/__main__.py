@@ -9,6 +9,7 @@ import ivcl_fast
 from ivcl_fast.errors import print_error
 
 COMMANDS = {
+    "demo": "Watch a packaged model answer for a video, in a browser.",
     "train": "Pretrain, finetune and evaluate a model, and write a report.",
     "evaluate": "Evaluate a finished run again, or predict answers for new videos.",
     "visualize": "Show where a run's slots attend, and what its model answers, as a web page.",

@@ -59,11 +59,16 @@ NOT_SHOWN = {"out", "name", "resume", "overwrite", "data_dir", "preset"}
 
 
 def write_page(
-    path: Path, run: FinishedRun, results: Sequence[Result], clips: Iterable[dict[str, Any]]
+    path: Path,
+    run: FinishedRun,
+    results: Sequence[Result],
+    clips: Iterable[dict[str, Any]],
+    data: str | None = None,
 ) -> None:
     """Write the page of a run; ``clips``: as of :func:`describe_clip`.
 
-    If no clip can be decoded, the page says why in place of its gallery.
+    ``data``: what the clips are, in words; by default the name of the run's data. If no clip can be
+    decoded, the page says why in place of its gallery.
     """
     shown, note, size, start = list[dict[str, Any]](), "", 0, time.monotonic()
     try:
@@ -84,8 +89,8 @@ def write_page(
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     text = environment.get_template("report.html").render(
         title=run.folder.name,
-        about=f"{run.config.data.task} on {run.config.data.source}, preset {run.config.preset}, "
-        f"seed {run.config.seed}; {run.describe_length()}.",
+        about=f"{run.config.data.task} on {data or run.config.data.source}, preset "
+        f"{run.config.preset}, seed {run.config.seed}; {run.describe_length()}.",
         quick=run.config.quick,
         style=Markup((TEMPLATES / "report.css").read_text()),
         script=Markup((TEMPLATES / "report.js").read_text()),
@@ -159,12 +164,15 @@ def describe_curves(
 
 
 def changed_settings(run: FinishedRun) -> dict[str, str]:
-    """Return the run's settings that differ from the defaults of its preset."""
-    kept = run.config if run.model_folder else load_settings(run.folder)
-    default = TrainConfig(model=IVCLConfig.preset(kept.preset)).flat()
+    """Return the run's settings that differ from the defaults of its preset.
+
+    Of a model without its run only the sizes and choices of the model are known.
+    """
+    default = TrainConfig(model=IVCLConfig.preset(run.config.preset)).flat()
+    kept = vars(run.config.model) if run.model_folder else load_settings(run.folder).flat()
     return {
         name: str(value)
-        for name, value in kept.flat().items()
+        for name, value in kept.items()
         if value != default[name] and name not in NOT_SHOWN
     }
 
@@ -283,8 +291,8 @@ def describe_layers(
     overlay = torch.cat([colored(heat, "inferno"), (0.2 + 0.5 * heat)[:, None]], dim=1)
     sheets["attention"] = sheet(overlay, lossless=True)
     for slot in range(len(heat) // count):
-        tiles = range_of(count, slot * count)
-        add(f"slot {slot + 1}", f"Attention: {measure_name(run)}.", "attention", tiles, over=True)
+        note = f"Attention: {measure_name(run)}."
+        add(f"slot {slot + 1}", note, "attention", range_of(count, slot * count), over=True)
     pretrained = models.get("pretrained")
     if isinstance(pretrained, SlotAutoencoder):
         rebuilt, shares = (x[0] for x in pretrained.draw(clip.frames[None]))
@@ -304,7 +312,8 @@ def describe_layers(
         sheets["pretrained"] = sheet(torch.cat([images.cpu() for images in pictures.values()]))
         place = {frame: tile for tile, frame in enumerate(at[0].tolist())}
         for row, label in enumerate(pictures):
-            tiles = [place[t] + row * len(place) if t in place else None for t in range(count)]
+            first = row * len(place)
+            tiles = [first + place[t] if t in place else None for t in range(count)]
             note = label.replace("\n", " ")
             add(note.split(",")[0], f"Query frames: {note}.", "pretrained", tiles)
     return sheets, layers

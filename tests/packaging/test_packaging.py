@@ -41,6 +41,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
         "ivcl_fast/evaluation/published.csv",
         "ivcl_fast/py.typed",
         "ivcl_fast/sample.avi",
+        *(f"ivcl_fast/report/templates/report.{kind}" for kind in ("html", "css", "js")),
         *(f"ivcl_fast/pretrained/{p.relative_to(PACKAGED)}" for p in PACKAGED.glob("*/*")),
     }
     assert expected <= held
