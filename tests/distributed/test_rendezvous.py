@@ -40,10 +40,3 @@ def test_requests_of_dead_ranks_are_skipped(store):
     first, *others = (rank.result() for rank in ranks)
     first.set("address", "here")
     assert all(other.get("address") == b"here" for other in others)
-
-
-def test_a_rank_that_never_comes(store):
-    store.set_timeout(timedelta(seconds=0.2))
-    store.set("ask/1", "asked by a rank that died")
-    with pytest.raises(dist.DistStoreError, match="rank 1 of 2 did not connect"):
-        rendezvous.unused_store(store, 0, 2)
