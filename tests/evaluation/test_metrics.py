@@ -128,17 +128,6 @@ def test_average_precision_equals_its_definition(clips: list[tuple[int, bool]]) 
     assert ap(scores, targets) == pytest.approx(expected)
 
 
-def test_weights_count_a_clip_so_many_times() -> None:
-    random = np.random.default_rng(0)
-    scores, targets = random.integers(0, 9, (40, 3)), random.integers(0, 2, (40, 3))
-    counts = random.integers(0, 4, 40)
-    repeated = metrics.Ranking(
-        np.repeat(scores, counts, axis=0), np.repeat(targets, counts, axis=0)
-    ).average_precision()
-    weighted = metrics.Ranking(scores, targets).average_precision(counts.astype(float))
-    np.testing.assert_allclose(weighted, repeated, rtol=1e-12)
-
-
 def test_mean_average_precision_leaves_absent_classes_out() -> None:
     scores = torch.tensor([[3.0, 1.0, 0.0], [2.0, 2.0, 0.0], [1.0, 3.0, 0.0]])
     targets = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
@@ -174,19 +163,6 @@ def test_bootstrap_of_a_mean_is_as_wide_as_theory_says() -> None:
     assert score.value == pytest.approx(values.mean())
     assert score.low == pytest.approx(values.mean() - 1.96 * error, abs=0.2 * error)
     assert score.high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
-
-
-def test_shares_without_variation_have_an_interval() -> None:
-    """No success in 20 clips: Wilson's bound says how many there may be; so do equal groups."""
-    none, every = (Score.mean(np.full(20, share), 0.1, percent=True) for share in (0.0, 1.0))
-    assert (none.value, none.low, none.high) == (0, *metrics.wilson_interval(0, 20))
-    expected = (1, *metrics.wilson_interval(20, 20))
-    assert (every.value, every.low, every.high) == pytest.approx(expected)
-    assert Score.mean(np.zeros(20), 0.1).high == 0  # what has no bounds has no such interval
-    groups = np.repeat(np.arange(5), 4)
-    low, high = metrics.clustered_interval(np.tile([0, 0, 1, 1], 5), groups, (-1, 1))
-    other = metrics.wilson_interval(0, 5)[1]
-    assert (low, high) == pytest.approx((0.5 - 1.5 * other, 0.5 + 0.5 * other))
 
 
 def test_mean_class_accuracy_counts_every_class_alike():

@@ -45,13 +45,6 @@ def test_a_hidden_snitch_goes_where_its_cone_goes():
     assert track_snitch(moved, [LAST]) == 21  # never seen: the middle
 
 
-def test_a_cone_that_was_not_over_it_is_not_followed():
-    other = {0: (2.5, -2.5), 6: (2.5, 0.5)}
-    moved = scene([COVERED], snitch={0: CORNER, 6: FAR}, a={0: (0.5, 0.5), 3: CORNER, 6: FAR},
-                  b=other)  # fmt: skip
-    assert track_snitch(moved, range(LAST + 1)) == 35
-
-
 def test_a_cone_inside_a_cone_is_followed_and_comes_out_again():
     nested = [COVERED, ("b", "_contain", "a", 4, 5)]
     paths = dict(

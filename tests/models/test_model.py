@@ -230,11 +230,3 @@ def test_the_residual_stream_under_autocast(low):
     for ours, theirs, truth in (preds, grads):
         error, allowed = (ours - truth).abs().max(), (theirs - truth).abs().max()
         assert error <= 2 * allowed + torch.finfo(torch.bfloat16).eps * truth.abs().max()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_model_of_another_dtype(dtype):
-    fast = ivcl_fast.IVCL(CFG).to(dtype)
-    out = fast(video(), seed=SEED)
-    out.loss.backward()
-    assert out.pred.dtype == dtype and torch.isfinite(out.loss)

@@ -141,18 +141,6 @@ def test_an_animation_shows_each_slot_and_the_prediction_of_each_frame() -> None
         assert outline.get_xy() == (column, row)
 
 
-def test_the_floor_is_seen_from_the_camera() -> None:
-    """CATER's camera stands at +x, -y: the cell (5, 0) is the nearest, (0, 5) the farthest."""
-    axes = new_figure(2, 2).subplots()
-    trajectory = SnitchTrajectory([0, 1], np.eye(36, dtype=np.float32)[[5, 30]])
-    heights = []
-    for at in (0, 1):
-        pictures.draw_floor(axes, trajectory, at)
-        cross = axes.lines[-1]
-        heights.append(cross.get_transform().transform(cross.get_xydata())[0, 1])
-    assert heights[0] < heights[1]
-
-
 # --- Curves --------------------------------------------------------------------------------------
 
 

@@ -34,16 +34,6 @@ def test_a_line_that_a_kill_left_unfinished_is_dropped(tmp_path):
         log.read()
 
 
-def test_the_scores_of_a_stage_are_its_last_ones(tmp_path):
-    log = MetricsLog(tmp_path, "none")
-    for step, score in ((3, 0.25), (6, 0.123456)):
-        log.write("toy", step, 4 * step, loss=1.0)
-        log.write("toy", step, 4 * step, val_top1=score, val_l1=2.0)
-    log.write("other", 3, 12, val_top1=0.75)
-    assert log.last_scores("toy") == {"top1": 0.1235, "l1": 2.0}
-    assert log.last_scores("none") == {}
-
-
 def test_tensorboard_reads_what_was_written(tmp_path):
     write_two(tmp_path, "tensorboard")
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

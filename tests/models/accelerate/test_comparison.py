@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from ivcl_fast import accelerate
 from ivcl_fast.models.accelerate import comparison, crossovers
@@ -79,17 +78,6 @@ def test_limits_of_training_and_inference(monkeypatch, attention):
         with torch.set_grad_enabled(training):
             attention(tokens(length))
             assert fused_calls(attention, tokens(length)) == fused
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing(attention, reentrant):
-    attention.train()
-    gradients = []
-    for call in (attention, lambda x: checkpoint(attention, x, use_reentrant=reentrant)):
-        x = tokens().requires_grad_()
-        call(x).square().sum().backward()
-        gradients.append(x.grad)
-    torch.testing.assert_close(*gradients)
 
 
 # --- Compiled and exported ------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, accelerate, reference, restore, slot_autoencoder, supervised
@@ -76,15 +75,6 @@ def test_hooks_on_parts_of_the_reference_stay(build, objective):
             outs = [model(video(), **call) for model in (fast, plain)]
             close(*(out if isinstance(out, torch.Tensor) else out.pred for out in outs))
             handles[0].remove()
-
-
-def test_the_configs_attention_backend_is_followed():
-    plain = reference.IVCL(dataclasses.replace(CFG, attention="eager"))
-    for whole in (plain, nn.ModuleList([plain])):  # by itself, and inside another module
-        accelerate(whole)
-        assert plain.encoder.blocks[0].attn.attention_backend == "eager"
-        restore(whole)
-        assert "attention_backend" not in plain.encoder.blocks[0].attn.__dict__
 
 
 @pytest.mark.parametrize("first", ["accelerate", "compile"])
