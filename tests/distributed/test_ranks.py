@@ -95,9 +95,9 @@ def run_the_command(arguments: list[str]) -> list[bool]:
 
 def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
     """All stages, to finished models that any number of ranks can continue with."""
-    write_cater(tmp_path / "cater", SyntheticCater(train=8, val=4), workers=1)
+    write_cater(tmp_path / "cater", SyntheticCater(train=12, val=6), workers=1)
     arguments = ["--data", f"cater:{tmp_path / 'cater'}", "--out", str(tmp_path), *SMALL]
-    arguments += ["--pretrain-clips", "16", "--finetune-clips", "8", "--amp", "off"]
+    arguments += ["--pretrain-clips", "40", "--finetune-clips", "20", "--amp", "off"]
     arguments += ["--device", "cpu", "--no-compare-memoryless", "--no-pictures"]
     run_train(check_folder(parse([*arguments, "--name", "one"])))
     for name, flags in {"replicas": [], "shards": ["--shard"]}.items():
