@@ -9,7 +9,6 @@ import torch
 
 import ivcl_fast
 from ivcl_fast import IVCLClassifier, IVCLConfig, load_clip
-from ivcl_fast.data.clip import images_in
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.sampling import frame_ids
@@ -68,16 +67,6 @@ def test_images_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
     for number, path in enumerate(write_images(tmp_path, "f", 1, 12).files):
         path.rename(tmp_path / f"f{number}.png")
     assert numbers(load_clip(str(tmp_path), CFG)[0].numpy()) == [(1, i) for i in (0, 4, 7, 11)]
-
-
-def test_images_with_equal_numbers_have_the_same_order_in_every_folder(tmp_path, monkeypatch):
-    """File systems list names in orders of their own."""
-    names = ["01.png", "1.png", "02.png", "2.png", "10.png"]
-    for listed in (names, names[::-1]):
-        monkeypatch.setattr(
-            Path, "iterdir", lambda folder, of=listed: iter(map(folder.joinpath, of))
-        )
-        assert [file.name for file in images_in(tmp_path)] == names
 
 
 def test_errors_are_one_line_with_the_name_of_the_file(tmp_path):

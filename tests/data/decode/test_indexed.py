@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -64,19 +62,3 @@ def test_a_file_that_has_changed(tmp_path):
     path.unlink()
     with pytest.raises(VideoError, match="cannot be read: No such file"):
         decoded(one, indexed, [0])
-
-
-def test_a_damaged_image_is_named_by_its_place(tmp_path):
-    """Streaming decodes the places of a clip's frames, whose numbers are not those of the video."""
-    path = write_avi(tmp_path / "a.avi", PICTURES)
-    one, content = media(path), bytearray(path.read_bytes())
-    indexed = index_one(one)
-    assert indexed.places is not None
-    clip = replace(indexed, places=indexed.places[[0, 8]])
-    at, size = clip.places[1].tolist()
-    scan = content.index(b"\xff\xda", at)
-    damaged = slice(scan + 20, at + size - 8)
-    content[damaged] = b"\xff" * len(content[damaged])
-    path.write_bytes(content)
-    with pytest.raises(VideoError, match=f"cannot decode one of its frames, .*at byte {at:,}$"):
-        decoded(one, clip)

@@ -206,10 +206,3 @@ def test_blender_ends_with_a_killed_parent(blender: Blender) -> None:
     while Path(folder).exists() or Path("/proc", pid).exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_a_full_disk_is_one_line(blender: Blender) -> None:
-    Path(blender.folder, "frame-0.png").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="disk full") as error:
-        next(blender.draw(two_objects(), [0], WIDTH, HEIGHT))
-    assert "\n" not in str(error.value)

@@ -51,19 +51,3 @@ def test_segments_by_hand(times, values, segment, handles) -> None:
     frames = np.arange(times[segment], times[segment + 1] + 1)
     expected = [bezier(t, *map(list, zip(*points, strict=True))) for t in frames]
     np.testing.assert_allclose(eased(times, values, frames), expected, atol=2e-4)
-
-
-def test_tracks_do_not_mix_and_are_constant_outside_their_keys() -> None:
-    tracks, times = np.array([0, 0, 1, 2, 2]), np.array([100, 130, 50, 0, 300])
-    values = np.array([[1.0, 0.0], [4.0, 2.0], [7.0, 7.0], [0.0, -1.0], [9.0, -1.0]])
-    frames = np.arange(301)
-    found = interpolate(tracks, times, values, 3, frames)
-    assert found.shape == (3, 301, 2)
-    for track in range(3):
-        own = tracks == track
-        alone = interpolate(np.zeros(own.sum(), dtype=int), times[own], values[own], 1, frames)
-        np.testing.assert_array_equal(found[track], alone[0])
-    assert (found[0, :101] == values[0]).all() and (found[0, 130:] == values[1]).all()
-    assert (found[1] == 7.0).all()
-    few = np.array([0, 113, 300])
-    np.testing.assert_array_equal(interpolate(tracks, times, values, 3, few), found[:, few])
