@@ -123,7 +123,8 @@ def scores_table(varied: str, results: Results, chance: Chance, compared: Compar
             of = compared.get((name, group), Compared())
             texts = {m: mean_and_deviation(scores[m], chance[m]["percent"]) for m in scores}
             score = f"{texts[first]} {of.interval}".rstrip()
-            rows.append([name, group, score, *(texts.get(m, "") for m in others), of.difference])
+            clips = f"{group} ({of.clips:,})" if of.clips else group
+            rows.append([name, clips, score, *(texts.get(m, "") for m in others), of.difference])
     cells = [mean_and_deviation([of["chance"]], of["percent"]) for of in chance.values()]
     header = [varied, "clips", *(METRIC_NAMES[m] for m in chance), "difference"]
     return Table(header, [*rows, ["chance", "all", *cells, ""]])
@@ -141,6 +142,8 @@ class Compared:
     difference: str = ""
     """Difference in points from the first row on the same clips, such as ``-1.2 [-1.9, -0.5]``;
     empty for the first row."""
+    clips: int = 0
+    """Number of clips that both rows answer."""
 
 
 Comparisons = Mapping[tuple[str, str], Compared]
@@ -186,7 +189,7 @@ def compare(folders: Mapping[str, Sequence[Path]]) -> Comparisons:
             gain = score - [100 * base[clip] for clip in clips]
             difference = f"{gain.mean():+.1f} {interval(gain, videos, -100, '+')}"
             compared[row, group] = Compared(
-                interval(score, videos, 0), "" if row == first else difference
+                interval(score, videos, 0), "" if row == first else difference, len(clips)
             )
     return compared
 

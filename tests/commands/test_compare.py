@@ -33,8 +33,8 @@ def test_two_runs_are_compared_on_the_same_clips(runs, tmp_path, command):
     code, printed, _ = command(compare.main, *runs, "--out", file)
     assert code == 0 and printed == file.read_text()
     rows = {tuple(row.split(" | ")[:2]): row for row in printed.splitlines() if "| all" in row}
-    assert rows.keys() == {("| slow", "all"), ("| fast", "all"), ("| chance", "all")}
-    assert "| +50.0 [" in rows["| fast", "all"] and rows["| slow", "all"].endswith("|  |")
+    assert rows.keys() == {("| slow", "all (6)"), ("| fast", "all (6)"), ("| chance", "all")}
+    assert "| +50.0 [" in rows["| fast", "all (6)"] and rows["| slow", "all (6)"].endswith("|  |")
     settings = printed.partition("Settings that differ:")[2].split("\n", 4)[-1]
     assert settings == "| `--lr` | 0.0001 | 0.01 |\n"
 

@@ -59,7 +59,7 @@ def test_rows_are_compared_with_the_first_on_the_same_clips(tmp_path):
     assert compared["b", "visible"].difference == "+0.0 [-50.0, +100.0]"
     assert compared["a", "all"].difference == ""
     # One video shows no variation: another may differ with a probability of up to 79.3 %.
-    assert compared["b", "hidden"] == Compared("[0.0, 79.3]", "-50.0 [-89.7, +69.0]")
+    assert compared["b", "hidden"] == Compared("[0.0, 79.3]", "-50.0 [-89.7, +69.0]", 2)
     (tmp_path / "a" / "clips.json").unlink()
     (tmp_path / "b" / "clips.json").unlink()
     assert compare(folders) == {}
@@ -90,13 +90,13 @@ def test_table_has_means_deviations_intervals_and_differences():
     }
     chance = TOP1 | {"l1": {"percent": False, "chance": 5.0}}
     compared = {
-        ("A", "all"): Compared("[12.0, 18.0]"),
+        ("A", "all"): Compared("[12.0, 18.0]", clips=1650),
         ("guess", "all"): Compared("[39.0, 41.0]", "+25.0 [+23.0, +27.0]"),
     }
     table = scores_table("thing", results, chance, compared)
     assert table.header == ["thing", "clips", "top-1", "L1 (cells)", "difference"]
     assert table.rows == [
-        ["A", "all", "15.0 ± 7.1 % [12.0, 18.0]", "2.50 ± 0.71", ""],
+        ["A", "all (1,650)", "15.0 ± 7.1 % [12.0, 18.0]", "2.50 ± 0.71", ""],
         ["A", "hidden", "30.0 ± 0.0 %", "", ""],
         ["guess", "all", "40.0 % [39.0, 41.0]", "", "+25.0 [+23.0, +27.0]"],
         ["chance", "all", "25.0 %", "5.00", ""],
