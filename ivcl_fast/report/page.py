@@ -47,7 +47,7 @@ from ivcl_fast.training.settings import TrainConfig, load_settings
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 CLIPS, SECONDS, MOST_BYTES = 24, 20.0, 7_000_000
-"""The gallery ends after this many clips, seconds or bytes, whichever comes first."""
+"""The gallery ends after this many clips, seconds after the first one, or bytes."""
 SIDE, COLUMNS = 128, 16
 """Most pixels along a side of a frame, and frames side by side in a sheet."""
 POINTS = 400
@@ -70,10 +70,11 @@ def write_page(
     ``data``: what the clips are, in words; by default the name of the run's data. If no clip can be
     decoded, the page says why in place of its gallery.
     """
-    shown, note, size, start = list[dict[str, Any]](), "", 0, time.monotonic()
+    shown, note, size, start = list[dict[str, Any]](), "", 0, 0.0
     try:
         for clip in clips:
             shown.append(clip)
+            start = start or time.monotonic()
             size += sum(len(sheet["src"]) for sheet in clip["sheets"].values())
             if size > MOST_BYTES or time.monotonic() - start > SECONDS:
                 break
