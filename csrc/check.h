@@ -1,5 +1,5 @@
-// Checks of an op's arguments. Compiled and exported graphs, and torch.ops, call ops directly with
-// whatever they have, and a wrong shape or dtype would make them read memory that is not theirs.
+// Checks of an op's arguments. Compiled and exported graphs, and torch.ops, call ops directly, and
+// with a wrong shape or dtype they would read out of bounds.
 // Errors are one line that names the argument.
 #pragma once
 

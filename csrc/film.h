@@ -1,4 +1,4 @@
-// Samples of light, four for each pixel, and the pictures that are made of them.
+// Light samples, four per pixel, and their conversion to pictures.
 #pragma once
 
 #include <algorithm>
@@ -38,7 +38,7 @@ class Film {
     return &samples_[(size_t(channel) * rows_ + y + 1) * columns_ + x + 1];
   }
 
-  // Makes a picture, uint8 [height, width, 3], by Cycles' filter: Blackman-Harris, 1.5 pixels wide.
+  // Makes a picture, uint8 [height, width, 3], with Cycles' Blackman-Harris filter of 1.5 pixels.
   void develop(uint8_t* picture) {
     constexpr float kOwn = 0.3977f, kBeside = 0.1023f;
     float* row = row_.data();

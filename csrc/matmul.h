@@ -40,9 +40,9 @@ struct AddTo {
   }
 };
 
-// One block of C, kRows by kCols registers, accumulated in registers. It is a function of its own
-// and gets only what it needs: inlined into loops, the compiler keeps some accumulators in memory
-// and is up to twice as slow.
+// One block of C, kRows by kCols registers, accumulated in registers. It is a separate function
+// with few arguments: inlined into loops, some accumulators would be kept in memory, and the code
+// would be up to twice as slow.
 template <class Op, int kRows, int kCols, class Epilogue>
 __attribute__((noinline)) void microkernel(int64_t k_extent, OperandA<Op> a, OperandB<Op> b,
                                            int64_t row, int64_t col, Epilogue epilogue) {

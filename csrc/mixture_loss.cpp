@@ -1,4 +1,4 @@
-// mixture_loss: frames mixed of what slots draw, and their error, in one pass.
+// mixture_loss: frames as mixtures of the slots' predictions, and their error, in one pass.
 //
 // The maths is in kernels/mixture_loss.py. A register holds neighbouring pixels of one patch, for
 // which all slots are read one after the other.
@@ -26,7 +26,7 @@ struct Sizes {
   int64_t count() const { return rows() * 3 * pixels; }
 };
 
-// The places of one row in the tensors of a call, and how far the next slot's are.
+// The positions of a row in the tensors of a call, and the strides to the next slot.
 struct Row {
   int64_t drawn, colors, shares, background, next_drawn, next_share;
 

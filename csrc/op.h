@@ -1,4 +1,4 @@
-// What every op needs: tensors of torch's stable ABI as plain pointers, dtypes as C++ types,
+// Shared by all ops: tensors of torch's stable ABI as plain pointers, dtypes as C++ types,
 // threads, and sums over rows that do not depend on the number of threads.
 #pragma once
 

@@ -74,7 +74,7 @@ struct KExtent {
   explicit KExtent(int64_t values, bool second = false) : packed(ceil_div(values, Op::kPack)) {}
 };
 
-// Exists while a thread multiplies over these extents: AMX has to be configured for them.
+// Configures AMX for these extents while it exists.
 template <class Op>
 struct MatmulScope {
   MatmulScope(const KExtent<Op>& first, const KExtent<Op>& second) {}

@@ -1,4 +1,4 @@
-// Counter-based random numbers, and dropout by them; kernels/_random.py defines both.
+// Counter-based random numbers and dropout; kernels/_random.py defines both.
 #pragma once
 
 #include <algorithm>

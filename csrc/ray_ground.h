@@ -69,14 +69,14 @@ struct Backdrop {
   }
 };
 
-// The share of intervals around `at` that lies between -limit and limit.
+// Fraction of the intervals around `at` that lies between -limit and limit.
 inline Vec within(Vec at, Vec half, float limit) {
   const Vec part = min(at + half, splat(limit)) - max(at - half, splat(-limit));
   return max(part, Vec{}) / (2.0f * half);
 }
 
-// The share of boxes around floor points, h and w their half-widths along and across one axis, that
-// the tubes in the direction of this axis cover.
+// Fraction of the boxes around floor points that the tubes along an axis cover; h and w are the
+// half-widths of the boxes along and across that axis.
 inline Vec axis_cover(Vec along, Vec across, Vec h, Vec w) {
   const Vec line = within(along, h, kAxisLength) * within(across, w, kAxisRadius);
   const Vec number = clamp(floor(across + 0.5f), -3, 3);  // of the other axis's tick
@@ -84,7 +84,7 @@ inline Vec axis_cover(Vec along, Vec across, Vec h, Vec w) {
   return max(line, number != 0.0f ? tick : Vec{});
 }
 
-// The share of boxes around points on ACRE's machine that its edges cover.
+// Fraction of the boxes around points on ACRE's machine that its edges cover.
 inline Vec edges_cover(Vec3 p, Vec3 n, Vec3 reach) {
   const auto one = [](Vec at, Vec n, Vec half, float limit) {
     return n == 0.0f ? within(limit - abs(at), half, kEdge) : Vec{};

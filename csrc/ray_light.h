@@ -159,7 +159,8 @@ struct Frame {
     lit.power[kLamps - 1] = splat(1);
   }
 
-  // Takes away what things shade. `bits` select things for each lamp; u, v are places on the lamps.
+  // Removes the light that things block. `bits` select things for each lamp;
+  // u, v are positions on the lamps.
   void add_shadows(Vec3 p, Vec3 n, VecI32 own, VecI32 active, Vec u, Vec v, const uint32_t* bits,
                    Lit& lit) const {
     for (int k = 0; k < kLamps; ++k) {
@@ -222,7 +223,7 @@ struct Frame {
 
   static Vec3 machine_color() { return {splat(0.8f), splat(0.6f), splat(0.6f)}; }
 
-  // Light of the ground that a thing's surface sees, without shadows.
+  // Light of the ground on the surface of a thing, without shadows.
   Vec3 below(Vec3 p, Vec3 n) const {
     const Vec3 open = (1 / kPi) * ground_light(p), floor = kFloorColor * open;
     if (ground < kMachineOff) return floor;
@@ -309,7 +310,7 @@ struct Frame {
     return Vec3{splat(1.0f), splat(0.843f), Vec{}} * total;
   }
 
-  // Lamps in GGX lobes, as wide as lamps and curvature demand.
+  // Highlights in GGX lobes, widened by the lamps' size and curvature.
   Vec3 shine(Vec3 d, Vec3 n, Vec facing, Vec spread, const Lit& lit, const Lobe* lobes,
              int count) const {
     Vec3 total{};

@@ -1,4 +1,4 @@
-// Where rays meet the shapes of CATER and ACRE: ivcl_fast/data/synthetic/shapes.py.
+// Intersection of rays with the shapes of CATER and ACRE: ivcl_fast/data/synthetic/shapes.py.
 #pragma once
 
 #include "ray.h"
@@ -151,8 +151,7 @@ inline Vec hit_cylinder(Vec3 o, Vec3 d, float half, Vec3* normal) {
   return t;
 }
 
-// Unit vectors of the snitch's rings: two in the plane, from the first of which facets begin, and
-// the axis.
+// Unit vectors of the snitch's rings: two in the plane, and the axis. Facets begin at the first.
 struct RingFrames {
   RingFrames() {
     const double axes[3][3] = {{0, 0, 1}, {0.80, -0.58, 0.14}, {0.58, 0.82, 0}};

@@ -1,8 +1,8 @@
-// render_scene: draws frames of a scene; ivcl_fast/data/synthetic/ray_casting.py has the maths.
+// render_scene: renders frames of a scene; ivcl_fast/data/synthetic/ray_casting.py has the maths.
 //
-// A first pass, with a ray for each pixel, lights the open floor, and finds the things that a pixel
-// may show and those that may shade it. A second pass sends four rays through pixels for which
-// there are any. Each frame is drawn by one thread.
+// A first pass, with one ray per pixel, lights the open floor, and finds the things that may be
+// visible in a pixel or shade it. A second pass casts four rays through pixels with such things.
+// One thread renders each frame.
 #include "film.h"
 #include "op.h"
 #include "ray_light.h"
@@ -215,13 +215,13 @@ class Drawing {
     return (away < reach * reach) & (along > -reach);
   }
 
-  // How far the point that a ray meets moves with a step in the picture.
+  // Distance that a hit point moves with a step of one pixel.
   static Vec3 step(const float* direction, float size, Vec3 ray, Vec3 n, Vec scale) {
     const Vec3 move = size * splat3(direction);
     return scale * (move - (dot(move, n) / dot(ray, n)) * ray);
   }
 
-  // The tubes along x and those along y on the floor: their share of it, and their light.
+  // The tubes along x and along y on the floor: the fraction that they cover, and their light.
   struct Axes {
     Vec cover_x{}, cover_y{};
     Vec3 light_x{}, light_y{};
@@ -229,7 +229,7 @@ class Drawing {
     Vec3 over(Vec3 light) const { return lerp(lerp(light, light_x, cover_x), light_y, cover_y); }
   };
 
-  // `reach`: half the width of the floor that a ray stands for.
+  // `reach`: half the width of the floor area of a ray.
   Axes axes(Vec3 p, Vec3 d, Vec3 reach, VecI32 floor) const {
     Axes axes;
     floor &= (abs(p.x) < 4.0f) & (abs(p.y) < 4.0f);

@@ -1,4 +1,4 @@
-// What the two passes of transformer_block share: sizes, the work of a task, weights and products.
+// Shared by both passes of transformer_block: sizes, the work of a task, weights and products.
 //
 // The maths is in kernels/transformer_block.py. A task is a *chunk*: a few whole sequences, whose
 // values stay in a core's caches from one op of the block to the next. In this file a row is a
@@ -225,8 +225,8 @@ auto for_each_register(int64_t cols, F f) {
 
 // --- Loops ---------------------------------------------------------------------------------------
 
-// Calls make() in every thread, and what it returns with every task 0..count-1, each once: a thread
-// takes the next one when it is done with another.
+// Calls make() in every thread, and its result once for every task 0..count-1. A thread that has
+// finished a task takes the next one.
 template <class Make>
 void for_each_task(int64_t count, double task_ns, const Make& make) {
   std::atomic<int64_t> next{0};

@@ -7,7 +7,7 @@
 namespace ivcl {
 namespace {
 
-// What forward has kept.
+// Tensors saved by forward.
 template <class X, class T>
 struct Kept {
   const X *x, *middle;
