@@ -252,9 +252,11 @@ def study_of_flag(text: str) -> tuple[str, Study]:
             f"{text!r}"
         )
     switch = {"true": f"--{name}", "false": f"--no-{name}"}
-    stage = "finetune" if name in FINETUNING else "model"
-    variants = [
-        Variant(value, **{stage: switch.get(value, f"--{name} {shlex.quote(value)}")})
-        for value in values
-    ]
+    variants = []
+    for value in values:
+        words = switch.get(value, f"--{name} {shlex.quote(value)}")
+        if name in FINETUNING:
+            variants.append(Variant(value, finetune=words))
+        else:
+            variants.append(Variant(value, model=words))
     return f"vary-{name}", Study(f"What does --{name} change?", f"--{name}", tuple(variants))
