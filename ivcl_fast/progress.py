@@ -40,7 +40,7 @@ class Bar:
     def __init__(self, name: str, total: int, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done: int | None = None
-        self._first = 0
+        self._begin = self._first = 0
         self._note = ""
         self._start = self._last_line = time.monotonic()
         self._live: Progress | None = None
@@ -69,11 +69,14 @@ class Bar:
     def __call__(self, done: int, total: int | None = None, note: str | None = None) -> None:
         """Set the number of items done and, if given, the total and the note next to the bar."""
         now = time.monotonic()
-        if self.done is None:
-            self._first, self._start = done, now
-            self._show()
-        self.done = done
         self.total = self.total if total is None else total
+        if self.done is None:
+            self._show()
+            self._begin = done
+        # The first one takes longer: processes start, and code is compiled.
+        if self.done is None or self.done == self._begin < done < self.total:
+            self._first, self._start = done, now
+        self.done = done
         self._note = self._note if note is None else note
         if self._live is not None:
             text = self._text()

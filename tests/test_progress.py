@@ -29,6 +29,17 @@ def test_a_line_every_15_seconds(monkeypatch, capsys):
     assert lines[-1] == "training: 100/100 clips, 1.0/s, loss 0.5"
 
 
+def test_rates_do_not_count_the_start(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    with Bar("rendering", 64, "videos") as bar:
+        bar(0)
+        for seconds, done in ((30, 1), (20, 41)):
+            clock.now += seconds
+            bar(done)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["rendering: 1/64 videos", "rendering: 41/64 videos, 2.0/s, 12 s left"]
+
+
 def test_rates_do_not_count_what_an_earlier_run_did(monkeypatch, capsys):
     clock = Clock(monkeypatch)
     with Bar("decoding", 0, "frames") as bar:
