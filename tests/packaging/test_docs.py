@@ -24,7 +24,9 @@ from ivcl_fast.data import registry as catalog
 from ivcl_fast.errors import UserError
 from ivcl_fast.report import plan
 from ivcl_fast.studies.runner import check_flags, chosen_study
+from ivcl_fast.training import arguments as arguments_of_train
 from ivcl_fast.training.arguments import parse as parse_flags
+from ivcl_fast.training.settings import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [
@@ -115,7 +117,9 @@ def check_python(arguments: list[str]) -> None:
         run(module, flags)
         return
     if module == "ivcl_fast.train":
-        parse_flags(flags)
+        with pytest.MonkeyPatch.context() as patch:  # of a run that is not there
+            patch.setattr(arguments_of_train, "read_settings", lambda *_, **place: TrainConfig())
+            parse_flags(flags)
         return
     found = parsed(module, flags)
     if module == "ivcl_fast.prepare":
