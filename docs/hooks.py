@@ -5,7 +5,6 @@
 * A copy of the package in which ``ivcl_fast.kernels`` lies where its name says. The API reference
   is read from it, and no module of it is imported.
 * Links to files of the repository that are no pages become plain text.
-* The script that searching from a folder needs is the copy here, not one of another host.
 * Console blocks, which have no prompts, are coloured as shell.
 """
 
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
-from mkdocs.utils import get_relative_url
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +30,6 @@ MOVED = {
 }
 """Files at the top of the repository that are pages, and the pages' names."""
 FLAGS = "flags.md"
-SCRIPT, REMOTE_SCRIPT = "iframe-worker.js", "https://unpkg.com/iframe-worker/shim"
 NOTEBOOK = "guide/quickstart.md"
 
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
@@ -72,16 +69,6 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:
     if page.file.generated_by:
         return text
     return relinked(text, posixpath.join("docs", page.file.src_uri), files)
-
-
-def on_post_page(output: str, page: Any, config: Any) -> str:
-    """Load the script of the plugin ``offline`` from the site itself."""
-    return output.replace(REMOTE_SCRIPT, get_relative_url(SCRIPT, page.url))
-
-
-def on_post_template(output: str, template_name: str, config: Any) -> str:
-    """As :func:`on_post_page`, for the page that says that there is none."""
-    return output.replace(REMOTE_SCRIPT, SCRIPT)
 
 
 def relinked(text: str, source: str, files: Files) -> str:
