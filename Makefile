@@ -38,7 +38,7 @@ $(VENV)/.%: $(STAMP)  # an extra of pyproject.toml: test, lint or docs
 build: $(BUILT)  ## build the C++ kernels in place; without a compiler it says so and goes on
 
 $(BUILT): $(STAMP) setup.py kernels/_objects.py csrc $(wildcard csrc/*.cpp csrc/*.h) $(DELETED)
-	@echo "make: building the C++ kernels; this takes a minute"
+	@echo "make: building the C++ kernels; this takes some minutes"
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@ls kernels/*.so > $@ 2>/dev/null || true
 
