@@ -113,7 +113,7 @@ _backward_op = register(
     "-> (Tensor, Tensor)",
     ref=_ref_backward,
     triton=None,
-    arguments={"dy": "*"} | _RULES | {
+    arguments={"dy": "* D"} | _RULES | {
         "index": "int64 *", "middle": "R D", "attended": "T A", "hidden": "R B"
     },
     fake=lambda dy, x, *args: (
@@ -199,7 +199,8 @@ def transformer_block(
 
     Example::
 
-        >>> block = ivcl_fast.reference.Block(dim=128, num_heads=4, mlp_ratio=4.0)
+        >>> from ivcl_fast.reference import Block
+        >>> block = Block(dim=128, num_heads=4, mlp_ratio=4.0)
         >>> y = transformer_block(torch.randn(8, 18, 128), [*block.parameters()], num_heads=4)
     """
     if len(parameters) != len(NAMES):
