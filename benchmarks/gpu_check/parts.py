@@ -133,7 +133,7 @@ def attention(rows: RowFile, sizes: Sizes) -> None:
 def profile(rows: RowFile, sizes: Sizes) -> None:
     """Measure the kernels of a step, one by one.
 
-    For more: ``nsys profile python -m benchmarks.gpu_check.parts profile /tmp/rows`` shows the same
+    For more: ``nsys profile python -m benchmarks.gpu_check.parts profile FILE`` shows the same
     steps on a time line, and ``ncu --set full --launch-count 20`` in place of ``nsys profile`` the
     limits of each kernel.
     """

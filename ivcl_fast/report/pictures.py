@@ -110,7 +110,7 @@ def evenly_spaced(count: int, total: int) -> list[int]:
 
 
 def measure_name(run: FinishedRun) -> str:
-    """Describe the attention in :func:`~ivcl_fast.analysis.attention_maps.slot_attention`."""
+    """Name the attention that pictures show, for their captions."""
     if run.config.model.objective == "slot_attention":
         return "last round of slot attention"
     return "last block of the image encoder, mean of the heads"

@@ -34,7 +34,7 @@ class DrawnSpec(SyntheticSpec):
 
     @abstractmethod
     def media_names(self) -> dict[str, int]:
-        """Return the number of the item of each medium, by name."""
+        """Return the index of the video or problem that each media file shows, by name."""
 
     @abstractmethod
     def draw_item(self, out: Path, number: int, width: int, height: int) -> Iterator[np.ndarray]:

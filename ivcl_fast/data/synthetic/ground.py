@@ -94,7 +94,7 @@ def backdrop(o: np.ndarray, d: np.ndarray, level: float) -> tuple[np.ndarray, np
 
 
 def _within(at: np.ndarray, half: np.ndarray, limit: float) -> np.ndarray:
-    """Fraction of the intervals around ``at`` that lies between -limit and limit."""
+    """Fraction of each interval around ``at`` that lies between -limit and limit."""
     part = np.minimum(at + half, limit) - np.maximum(at - half, -limit)
     return np.maximum(part, 0) / (2 * half)
 
