@@ -31,7 +31,7 @@ def answer(run: Path, video: Path) -> None:
     clip = ivcl_fast.load_clip(video, model.cfg, **how)  # uint8 [1, T, 3, H, W]
     with torch.inference_mode():
         logits = model(clip)[0]  # [classes]
-    probabilities = logits.sigmoid() if classes["multi_label"] else logits.softmax(-1)
+    probabilities = logits.sigmoid() if classes["target"] == "classes" else logits.softmax(-1)
     print(f"{video.name}:")
     for probability, label in zip(*probabilities.topk(min(3, len(probabilities))), strict=True):
         print(f"{probability:7.1%}  {classes['names'][label]}")

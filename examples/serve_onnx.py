@@ -49,6 +49,6 @@ clip = np.stack([frames[number] for number in chosen])
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 (logits,) = session.run(None, {"video": clip.transpose(0, 3, 1, 2)[None]})[0]
 scores = np.exp(logits - logits.max())
-scores = 1 / (1 + np.exp(-logits)) if about.get("multi_label") else scores / scores.sum()
+scores = 1 / (1 + np.exp(-logits)) if about["target"] == "classes" else scores / scores.sum()
 for number in scores.argsort()[::-1][:3]:
     print(f"{scores[number]:6.1%}  {about['classes'][number]}")

@@ -1,7 +1,8 @@
 """``python -m ivcl_fast.compare RUN RUN...``: compare finished runs on the same clips.
 
-The first table has each run's scores and, clip by clip, its difference from the first run; the
-second one has the settings that differ. Nothing is computed again: a run keeps its answers.
+The first table has the scores of each run, and its difference from the first run on the same clips.
+The second table has the settings that differ. ``--out FILE.md`` writes both, with the training
+curves of all runs in one figure. Models do not run again, because a run's folder has its answers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ivcl_fast.report.run import CLIPS, SCORES
 from ivcl_fast.report.study import compare, read_answers, read_results, scores_table
 from ivcl_fast.report.tables import Table
 from ivcl_fast.text import markdown
+from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.settings import CHANGEABLE, load_settings
 
 
@@ -31,7 +33,7 @@ class CompareConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN...")]
     """Folders of finished runs on the same data; the others are compared with the first."""
     out: Path | None = None
-    """Also write the tables to this Markdown file."""
+    """Also write the tables to this Markdown file, and the training curves beside it, as .png."""
 
 
 def comparison(runs: Sequence[Path]) -> str:
@@ -61,14 +63,14 @@ def comparison(runs: Sequence[Path]) -> str:
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
-    """Return the ends of the paths, with as many parts as it takes to tell the runs apart."""
+    """Return the last parts of the paths, as few as make the names differ."""
     parts = [run.resolve().parts for run in runs]
     length = next(n for n in count(1) if len({part[-n:] for part in parts}) == len(parts))
     return [markdown("/".join(part[-length:])) for part in parts]
 
 
 def check_clips(runs: Sequence[Path]) -> None:
-    """Raise :class:`UserError` if a run was measured on other clips, or with other labels."""
+    """Raise :class:`UserError` if a run's clips or labels differ from those of the first run."""
     measured = []
     for run in runs:
         clips = read_answers(run / CLIPS) if (run / CLIPS).is_file() else ()
@@ -77,11 +79,11 @@ def check_clips(runs: Sequence[Path]) -> None:
     for run, labels in zip(runs, measured, strict=True):
         common = labels.keys() & first.keys()
         if (first and not common) or any(labels[clip] != first[clip] for clip in common):
-            raise UserError(f"RUN: expected runs on the clips of {runs[0]}, got {run}, on others")
+            raise UserError(f"RUN: expected runs on the same clips as {runs[0]}, got {run}")
 
 
 def settings_that_differ(labels: Sequence[str], runs: Sequence[Path]) -> str:
-    """Return a table of the settings that differ between the runs and may change their results."""
+    """Return a table of the settings that differ and may change results."""
     settings = [load_settings(run).flat() for run in runs]
     rows = [
         [f"`{flag('data' if name == 'source' else name)}`", *(str(of[name]) for of in settings)]
@@ -93,12 +95,28 @@ def settings_that_differ(labels: Sequence[str], runs: Sequence[Path]) -> str:
     return f"Settings that differ:\n\n{Table(['setting', *labels], rows)}"
 
 
+def draw_curves(runs: Sequence[Path], picture: Path) -> None:
+    """Draw the training curves of all runs into one figure, a line for each run and stage."""
+    # matplotlib takes long to import
+    from ivcl_fast.report.figures import save
+    from ivcl_fast.report.pictures import curves_figure
+
+    records = [
+        record | {"stage": f"{label}: {record['stage']}"}
+        for label, run in zip(short_names(runs), runs, strict=True)
+        for record in MetricsLog(run).read()
+    ]
+    save(curves_figure(records), picture)
+
+
 def main() -> None:
     config = parse(CompareConfig, "compare", __doc__)
     text = comparison(config.runs)
     print(text, end="")
     if config.out is not None:
-        write_text(config.out, text)
+        picture = config.out.with_suffix(".png")
+        draw_curves(config.runs, picture)
+        write_text(config.out, f"{text}\n![Training curves]({picture.name})\n")
 
 
 if __name__ == "__main__":

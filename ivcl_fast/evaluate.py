@@ -19,6 +19,7 @@ from ivcl_fast.data.decode.images import is_image
 from ivcl_fast.data.formats.custom.video_folder import find_videos
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError
+from ivcl_fast.evaluation.baselines import LAST_FRAME, untrained_baselines
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.files import write_json, write_text
 from ivcl_fast.report.tables import results_table
@@ -66,9 +67,13 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.split not in (None, *splits):
         raise UserError(f"--split: expected one of {', '.join(splits)}, got {config.split!r}")
     split = config.split or run.data.eval_split
-    evaluation = run.evaluate(run.load(name), split)
+    model = run.load(name)
+    evaluation = run.evaluate(model, split)
     result = evaluation.result(f"{NAMES[name]}, on {split}")
-    results_table([result]).print("95 % intervals in brackets")
+    others = untrained_baselines(run.data, split, evaluation, run.config.model.num_frames)
+    if run.finished("last-frame") and name == "finetune":
+        others.insert(0, run.evaluate(run.load("last-frame"), split).result(LAST_FRAME))
+    results_table([result, *others]).print("95 % intervals in brackets")
     if config.out is not None:
         data = run.config.data
         about = {"run": str(run.folder), "data": data.source, "task": data.task}
@@ -82,7 +87,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
         page = config.out.with_suffix(".html")
         shown = evaluated_clips(run, models_of(run, name), evaluation)
-        write_page(page, run, [result], shown)
+        write_page(page, run, [result, *others], shown)
         print(f"open: {page}")
 
 
@@ -119,7 +124,8 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
             if videos:
                 print(printable(f"{video}:"))
             for answer, score in answers.items():
-                print(f"{score:6.1%}  {printable(answer)}", flush=True)
+                value = f"{score:6.1%}" if run.predicts_classes else f"{score:6.2f}"
+                print(f"{value}  {printable(answer)}", flush=True)
     finally:  # also after Ctrl-C
         usable = any("answers" in one for one in found)
         if out is not None and usable:

@@ -86,7 +86,7 @@ def export(config: ExportConfig) -> None:
         difference = write_model(model, out / f"{name}.{config.format}")
         about = description(model, run.config.data)
         if name == "classifier":
-            about |= {"classes": run.classes.names, "multi_label": run.classes.multi_label}
+            about |= {"classes": run.classes.names, "target": run.classes.target}
         write_json(out / f"{name}.json", about)
         print(f"{out / name}.{config.format}: differs from the model by at most {difference:.1e}")
 

@@ -22,10 +22,9 @@ from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import run_command
 from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.data.dataset import describe_splits
-from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.evaluation.baselines import LAST_FRAME, cone_guess, counting_guess, tracker
+from ivcl_fast.evaluation.baselines import LAST_FRAME, untrained_baselines
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.models import backbone
@@ -149,7 +148,7 @@ def warn_of_few_steps(run: Run) -> None:
 
 def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
     """Evaluate baselines: random initial weights, and models without memory or reasoning."""
-    results, dataset = [], run.data.dataset
+    results = []
     if run.config.stages.compare_scratch and init != "random":
         scratch = run.evaluate(run.finetune("random", "scratch"))
         same = run.last_frame_clips(init) == run.last_frame_clips("random")
@@ -157,14 +156,12 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
         if run.config.stages.freeze_encoder:  # a random encoder is never frozen
             how = "as many whole clips"
         results.append(scratch.result(f"{FROM_SCRATCH}, {how}{label_note(run.config)}"))
-    if run.data.localizes and run.config.stages.compare_memoryless:
-        last = run.evaluate(run.last_frame(init))
-        results.append(last.result(LAST_FRAME + label_note(run.config)))
-        if evaluation.hidden is not None:
-            results.append(cone_guess(run.data, evaluation))
-            results.append(tracker(run.data, evaluation, run.config.model.num_frames))
-    if isinstance(dataset, Acre) and run.config.stages.compare_memoryless:
-        results.append(counting_guess(dataset, run.data.eval_split, evaluation))
+    if run.config.stages.compare_memoryless:
+        if run.data.asks_for_snitch:
+            last = run.evaluate(run.last_frame(init))
+            results.append(last.result(LAST_FRAME + label_note(run.config)))
+        split, frames = run.data.eval_split, run.config.model.num_frames
+        results += untrained_baselines(run.data, split, evaluation, frames)
     return results
 
 

@@ -81,8 +81,9 @@ def visualize(config: VisualizeConfig) -> Path:
         if isinstance(classifier := models.get("finetuned"), IVCLClassifier):
             probabilities = run.predict(classifier, clip.frames)
             answers = run.answer(classifier, clip.frames, ANSWERS)
-            likeliest = ", ".join(f"{name} ({score:.0%})" for name, score in answers.items())
-            page.text(f"Answer: {likeliest}." + (f" Truth: {clip.truth}." if clip.truth else ""))
+            form = ".0%" if run.predicts_classes else ".2f"
+            listed = ", ".join(f"{name} ({score:{form}})" for name, score in answers.items())
+            page.text(f"Answer: {listed}." + (f" Truth: {clip.truth}." if clip.truth else ""))
         for picture in draw_clip(run, clip, models, out / clip.name):
             page.picture(picture.path, picture.caption)
         playing.append(describe_clip(run, models, clip, probabilities))

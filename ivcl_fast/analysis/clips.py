@@ -14,7 +14,7 @@ from torch import Tensor
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.analysis.trajectory import frames_up_to
 from ivcl_fast.data.clip import find_media
-from ivcl_fast.data.dataset import Clip, Media, VideoError
+from ivcl_fast.data.dataset import Clip, Media, VideoError, describe_label
 from ivcl_fast.data.decode.decoder import make_decoder, resolve_decoder
 from ivcl_fast.data.decode.media import open_media
 from ivcl_fast.data.formats.cater import Cater
@@ -113,8 +113,7 @@ class ClipReader:
 
     def read(self, clip: Clip) -> DecodedClip:
         """Read a clip of the data set; raises :class:`VideoError` if its media cannot be used."""
-        labels = clip.label if isinstance(clip.label, tuple) else (clip.label,)
-        described = tuple(self.run.dataset.describe(label) for label in labels)
+        described = describe_label(self.run.dataset, clip)
         scenes = self.scenes([clip])
         if self.drawn:
             decoded = self._draw(self.drawn, clip)

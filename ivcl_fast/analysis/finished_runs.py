@@ -19,6 +19,7 @@ from ivcl_fast.data.registry import open_dataset, parse_source
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import LAST_FRAME
 from ivcl_fast.evaluation.evaluate import Evaluation
+from ivcl_fast.evaluation.targets import TARGETS
 from ivcl_fast.models.hub import find_model
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, pretraining_class
 from ivcl_fast.models.weights import MODEL, misfit, read_config, read_weights
@@ -114,8 +115,7 @@ class FinishedRun(Run):
         run = cls(with_data(settings, flags), chosen="finetune" if names else "pretrain")
         run.model_folder = folder
         if names:
-            multi_label = any("map" in v for v in record.values() if isinstance(v, dict))
-            run.classes = Classes(multi_label, names)
+            run.classes = Classes(record.get("target", "class"), names)
         return run
 
     @cached_property
@@ -185,12 +185,17 @@ class FinishedRun(Run):
         return models
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the predicted probabilities of the classes, ``[..., C]``."""
-        return logits.sigmoid() if self.classes.multi_label else logits.softmax(-1)
+        """Return the probabilities of the classes, or the predicted numbers: ``[..., C]``."""
+        return TARGETS[self.classes.target].answers(logits)
+
+    @property
+    def predicts_classes(self) -> bool:
+        """Whether the answers are probabilities of classes instead of numbers."""
+        return self.classes.target in ("class", "classes")
 
     @torch.inference_mode()
     def predict(self, model: IVCLClassifier, frames: Tensor) -> Tensor:
-        """Return the probabilities of the classes for one clip: float32 ``[C]``.
+        """Return the probabilities of the classes, or the numbers, of one clip: float32 ``[C]``.
 
         ``frames``: uint8 ``[T, 3, H, W]``; a model that takes fewer frames uses the last ones.
         """
@@ -199,11 +204,13 @@ class FinishedRun(Run):
             return self.probabilities(model(video).float()[0])
 
     def answer(self, model: IVCLClassifier, frames: Tensor, count: int) -> dict[str, float]:
-        """Return the names of the ``count`` most likely classes with their probabilities.
+        """Return the ``count`` most likely classes with their probabilities, or all numbers.
 
         ``frames``: see :meth:`predict`.
         """
         scores = self.predict(model, frames)
+        if not self.predicts_classes:
+            return dict(zip(self.classes.names, scores.tolist(), strict=True))
         best = scores.topk(min(count, len(scores)))
         return {
             self.classes.names[label]: score

@@ -84,6 +84,8 @@ class DataModule:
         """Number of classes of the task, and whether a clip may have several."""
         self.localizes: bool = getattr(dataset, "has_grid", False)
         """Whether the classes are cells of CATER's floor."""
+        self.asks_for_snitch = self.localizes or dataset.task == "position"
+        """Whether the answer is where CATER's snitch is at the end of the video."""
         self.grid = round(dataset.num_classes**0.5)
         """Number of cells along one side of the floor (localization tasks only)."""
         self.index = index
@@ -256,7 +258,7 @@ def open_data(
         names = [clip.name for clip in data.usable_clips(split)]
         if not names:
             raise UserError(f"{dataset.root}: none of the videos of split {split} can be used")
-        if data.localizes and data.has_scenes(names):  # report missing and damaged scenes early
+        if data.asks_for_snitch and data.has_scenes(names):  # report damaged scenes early
             for name in names:
                 data.scene(name)
     return data

@@ -35,8 +35,8 @@ class Clip:
     """Unique in the split."""
     media: str
     """Name of the :class:`Media` with the frames."""
-    label: int | tuple[int, ...]
-    """A class, or several classes in a multi-label task."""
+    label: int | tuple[int, ...] | tuple[float, ...]
+    """A class, several classes in a multi-label task, or numbers; see :func:`target_of`."""
     frames: tuple[int, ...] | None = None
     """Indices of the frames, in order; None: evenly spaced frames of the whole video."""
 
@@ -77,7 +77,7 @@ class Dataset(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the task."""
+        """Number of classes of the task, or of numbers to predict."""
 
     @property
     def multi_label(self) -> bool:
@@ -105,7 +105,24 @@ class Dataset(Protocol):
         """Return the media of all splits, sorted by name, whether or not their files exist."""
 
     def describe(self, label: int) -> str:
-        """Describe a class in words."""
+        """Describe a class in words, or name a number."""
+
+
+def target_of(dataset: Dataset) -> str:
+    """Return a data set's kind of label, from :data:`~ivcl_fast.evaluation.targets.TARGETS`.
+
+    A data set has an attribute ``target`` if its labels are neither a class nor several classes,
+    such as ``"numbers"``.
+    """
+    return getattr(dataset, "target", "classes" if dataset.multi_label else "class")
+
+
+def describe_label(dataset: Dataset, clip: Clip) -> tuple[str, ...]:
+    """Describe a clip's label: the names of its classes, or its numbers, such as ``x 1.25``."""
+    labels = clip.label if isinstance(clip.label, tuple) else (clip.label,)
+    if target_of(dataset) in ("class", "classes"):
+        return tuple(dataset.describe(int(label)) for label in labels)
+    return tuple(f"{dataset.describe(i)} {number:.2f}" for i, number in enumerate(labels))
 
 
 def describe_splits(dataset: Dataset) -> str:
@@ -115,7 +132,8 @@ def describe_splits(dataset: Dataset) -> str:
         with suppress(UserError):  # a split that is not used may be missing
             counts[split] = len(dataset.clips(split))
     clips = ", ".join(f"{count:,} in {split}" for split, count in counts.items()) or "none"
-    classes = f"{dataset.num_classes} classes" if dataset.num_classes else "no classes"
+    unit = "classes" if target_of(dataset) in ("class", "classes") else "numbers to predict"
+    classes = f"{dataset.num_classes} {unit}" if dataset.num_classes else "no classes"
     several = ", several labels per clip" if dataset.multi_label else ""
     return f"{classes}{several}; clips: {clips}"
 

@@ -182,7 +182,7 @@ def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> Fram
     if not isinstance(dataset, Cater) or not (dataset.root / "scenes").is_dir():
         raise UserError(f"{flag}: expected CATER with its folder scenes/, got {dataset.root}")
     if kind == "cells":
-        if dataset.multi_label:
+        if not dataset.has_grid:
             raise UserError(f"{flag}: expected --task localize, got {dataset.task}")
         return SnitchCells(dataset)
     if kind == "classification":

@@ -40,8 +40,8 @@ class Batch:
     """Patch rows, uint8 ``[B, T, N, 3PP]``. If clips share frames, the frames of V videos, uint8
     ``[V, F, N, 3PP]``."""
     labels: torch.Tensor
-    """int64 ``[B]``; multi-hot float32 ``[B, C]`` for a multi-label task; ``[B, T, ...]`` for
-    labels of frames."""
+    """Classes, int64 ``[B]``; multi-hot or numbers, float32 ``[B, C]``; labels of frames,
+    ``[B, T, ...]``."""
     clip_ids: torch.Tensor
     """int64 ``[B]``: indices of the clips in the split."""
     frame_index: torch.Tensor | None = None
@@ -294,7 +294,7 @@ class ClipLoader(ABC):
             for row, clip in zip(labels, clips, strict=True):
                 row[list(clip.label) if isinstance(clip.label, tuple) else clip.label] = 1
         else:
-            labels = torch.tensor([clip.label for clip in clips], dtype=torch.int64)
+            labels = torch.tensor([clip.label for clip in clips])  # int64 classes, or numbers
         return Batch(rows, labels, ids, frame_index)
 
 

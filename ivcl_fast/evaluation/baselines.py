@@ -32,6 +32,20 @@ BASELINES = (LAST_FRAME, VISIBLE_CONE, TRACKER, COUNTING)
 ``results.json``."""
 
 
+def untrained_baselines(
+    data: DataModule, split: str, evaluation: Evaluation, num_frames: int
+) -> list[Result]:
+    """Score the guesses and rules that apply to the task, on the clips of ``evaluation``.
+
+    ``num_frames``: frames of each clip that the tracker sees.
+    """
+    if isinstance(data.dataset, Acre):
+        return [counting_guess(data.dataset, split, evaluation)]
+    if not data.localizes or evaluation.hidden is None:
+        return []
+    return [cone_guess(data, evaluation), tracker(data, evaluation, num_frames)]
+
+
 def guess_probability(cones: Sequence[int], cell: int) -> float:
     """Return the probability that a visible cone, chosen at random, stands in ``cell``.
 

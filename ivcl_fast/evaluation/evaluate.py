@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ivcl_fast.data.dataset import Clip
+from ivcl_fast.data.dataset import Clip, target_of
 from ivcl_fast.data.formats.acre import TYPES, Acre
 from ivcl_fast.data.formats.cater_labels import hidden_at_end
 from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.evaluation import metrics
 from ivcl_fast.evaluation.metrics import Score
+from ivcl_fast.evaluation.targets import TARGETS, top_scores
 
 if TYPE_CHECKING:
     from ivcl_fast.data.datamodule import DataModule
@@ -42,7 +44,7 @@ class Result:
     scores: GroupScores
     correct: Mapping[str, float] | None = None
     """By clip: 1 if the answer is correct, else 0; for a random guess, the probability of a correct
-    answer. None for a multi-label task."""
+    answer. None if the labels are not single classes."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,15 @@ class Evaluation:
 
     scores: GroupScores
     logits: Tensor
-    """float32 ``[V, C]``."""
+    """Outputs of the head, float32 ``[V, C]``."""
     labels: Tensor
-    """int64 ``[V]``, or multi-hot ``[V, C]``."""
+    """int64 ``[V]``, or float32 ``[V, C]``; see :mod:`~ivcl_fast.evaluation.targets`."""
     clips: list[Clip]
     """Class names, in the order of ``logits``."""
     hidden: Tensor | None = None
     """bool ``[V]``: which clips end with the snitch inside a cone; None if unknown."""
+    target: str = "class"
+    """Kind of label."""
 
     @property
     def names(self) -> list[str]:
@@ -70,7 +74,7 @@ class Evaluation:
 
     def result(self, title: str) -> Result:
         """Return the result for a run's table."""
-        if self.labels.ndim > 1:  # multi-label
+        if self.target != "class":
             return Result(title, self.scores)
         correct = (self.logits.argmax(1) == self.labels).float()
         return Result(title, self.scores, self.of_each_clip(correct))
@@ -78,16 +82,20 @@ class Evaluation:
     def by_clip(self) -> list[dict[str, Any]]:
         """Return each clip's ``name``, ``video`` and ``label`` for ``clips.json``.
 
-        For a multi-label task ``label`` is a list. Otherwise ``answer`` is the most likely class.
-        ``group`` (``hidden`` or ``visible``) is included if known.
+        ``answer`` is the most likely class, or the predicted numbers. With several classes,
+        ``label`` is a list, and there is no answer. ``group`` (``hidden`` or ``visible``) is
+        included if known.
         """
         found: list[dict[str, Any]] = []
         for i, (clip, label) in enumerate(zip(self.clips, self.labels, strict=True)):
             one: dict[str, Any] = {"name": clip.name, "video": clip.media}
-            if label.ndim:
+            if self.target == "classes":
                 one["label"] = label.nonzero()[:, 0].tolist()
-            else:
+            elif self.target == "class":
                 one |= {"label": int(label), "answer": int(self.logits[i].argmax())}
+            else:
+                answer = TARGETS[self.target].answers(self.logits[i])
+                one |= {"label": label.tolist(), "answer": answer.tolist()}
             if self.hidden is not None:
                 one["group"] = "hidden" if self.hidden[i] else "visible"
             found.append(one)
@@ -145,26 +153,26 @@ def predict_views(
     loaders: Sequence[ClipLoader],
     device: torch.device,
     amp: bool,
-    multi_label: bool,
+    target: str,
 ) -> tuple[Tensor, ...]:
-    """Like :func:`predict`, but average the probabilities of several clips of each video.
+    """Like :func:`predict`, but average the answers to several clips of each video.
 
-    ``loaders`` read the same split. The results are logits of the averages. Videos that some loader
-    could not read are left out.
+    ``loaders`` read the same split. The results are the outputs whose answers are these averages.
+    Videos that some loader could not read are left out.
     """
     passes = [predict(model, loader, device, amp) for loader in loaders]
     if len(passes) == 1:
         return passes[0]
     views = []
     for logits, _, clips in passes:
-        answers = logits.double().sigmoid() if multi_label else logits.double().softmax(1)
+        answers = TARGETS[target].answers(logits.double())
         views.append(dict(zip(clips.tolist(), answers, strict=True)))
     _, labels, ids = passes[0]
     kept = torch.tensor([all(clip in view for view in views) for clip in ids.tolist()])
     mean = torch.stack(
         [torch.stack([view[clip] for view in views]).mean(0) for clip in ids[kept].tolist()]
-    ).clamp(1e-12, 1 - 1e-12)
-    return (mean.logit() if multi_label else mean.log()).float(), labels[kept], ids[kept]
+    )
+    return TARGETS[target].outputs(mean).float(), labels[kept], ids[kept]
 
 
 def evaluate(
@@ -184,26 +192,22 @@ def evaluate(
     loaders = data.eval_loaders(
         split, clips_per_video, batch_size=BATCH, num_frames=model.cfg.num_frames, **options
     )
-    logits, labels, clip_ids = predict_views(model, loaders, device, amp, data.multi_label)
+    target = target_of(data.dataset)
+    logits, labels, clip_ids = predict_views(model, loaders, device, amp, target)
     clips = [loaders[0].clips[i] for i in clip_ids.tolist()]
     names = [clip.name for clip in clips]
-    if not data.localizes:
-        if data.multi_label:
-            scores = {"map": Score.mean_average_precision(logits, labels)}
-        elif isinstance(data.dataset, Acre):
-            scores = query_scores(data.dataset, split, names, logits, labels)
-        else:
-            scores = class_scores(logits, labels)
-            scores["class_mean"] = Score.class_mean(logits, labels)
+    if isinstance(data.dataset, Acre):
+        scores = query_scores(data.dataset, split, names, logits, labels)
         return Evaluation({"all": scores}, logits, labels, clips)
     hidden = None
-    if data.has_scenes(names):
+    if data.asks_for_snitch and data.has_scenes(names):
         hidden = torch.tensor([hidden_at_end(data.scene(name)) for name in names])
+    score = partial(place_scores, grid=data.grid) if data.localizes else TARGETS[target].scores
     found = {
-        group: place_scores(logits[chosen], labels[chosen], data.grid)
+        group: score(logits[chosen], labels[chosen])
         for group, chosen in group_masks(len(clips), hidden).items()
     }
-    return Evaluation(found, logits, labels, clips, hidden)
+    return Evaluation(found, logits, labels, clips, hidden, target)
 
 
 def frame_scores(
@@ -246,18 +250,8 @@ def query_scores(
     return metrics.query_scores(logits, labels, problems, [q.type for q in asked], TYPES)
 
 
-def class_scores(logits: Tensor, labels: Tensor) -> dict[str, Score]:
-    """Return top-1 and, if there are more classes, top-5; chance is a uniform guess."""
-    classes = logits.shape[1]
-    return {
-        f"top{k}": Score.proportion(metrics.topk_correct(logits, labels, k), k / classes)
-        for k in (1, 5)
-        if k < classes
-    }
-
-
 def place_scores(logits: Tensor, labels: Tensor, grid: int) -> dict[str, Score]:
     """Return top-1, top-5 and L1 of snitch localisation on a ``grid`` x ``grid`` floor."""
     distance = metrics.grid_distance(logits, labels, grid)
     l1 = Score.mean(distance, metrics.chance_distance(grid), most=2 * (grid - 1))
-    return class_scores(logits, labels) | {"l1": l1}
+    return top_scores(logits, labels) | {"l1": l1}

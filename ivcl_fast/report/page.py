@@ -243,7 +243,10 @@ def describe_clip(
         "hidden": None if clip.scene is None else hidden_at_end(clip.scene),
         "sheets": sheets, "layers": layers,
     }  # fmt: skip
-    if probabilities is not None:
+    if probabilities is not None and not run.predicts_classes:
+        pairs = zip(run.classes.names, probabilities.tolist(), strict=True)
+        found["answer"] = ", ".join(f"{name} {number:.2f}" for name, number in pairs)
+    elif probabilities is not None:
         names, order = run.classes.names, probabilities.argsort(descending=True).tolist()
         likeliest = order[:LIKELIEST]
         likeliest += [i for i in order[LIKELIEST:] if names[i] in clip.labels]
@@ -252,7 +255,7 @@ def describe_clip(
             for i in likeliest
         ]
         found["answer"], found["confidence"] = names[order[0]], found["probabilities"][0][1]
-        if clip.labels and not run.classes.multi_label:
+        if clip.labels and run.classes.target == "class":
             found["right"] = names[order[0]] in clip.labels
     classifier = models.get("finetuned")
     if run.localizes and isinstance(classifier, IVCLClassifier):

@@ -348,6 +348,7 @@ PANELS = {
     "val_problem": "Validation accuracy of problems",
     "val_map": "Validation mAP",
     "val_l1": "Validation L1 (cells)",
+    "val_distance": "Validation distance",
     "lr": "Highest learning rate",
     "clips_per_second": "Clips per second",
 }

@@ -50,10 +50,10 @@ def write_report(
         curve = f"The training curve is on {run.data.measured_in_training}."
         heading = f"On `{run.data.eval_split}`; 95 % intervals in brackets. {curve}"
         parts += ["## Results", summary(results), heading, str(results_table(results))]
-        if kinds := kinds_of_hidden_ends(run.data, evaluation):
+        if run.localizes and (kinds := kinds_of_hidden_ends(run.data, evaluation)):
             parts.append("Top-1 on hidden snitches, by when and how they disappeared:")
             parts.append(str(kinds_table(results, kinds)))
-        if not run.localizes and not run.classes.multi_label:
+        if not run.localizes and run.classes.target == "class":
             parts.append(most_confused(evaluation, run.classes.names))
         if table := published_table(run.dataset, results[0].scores["all"]):
             parts += ["Scores published by others; not measured here.", str(table)]

@@ -17,7 +17,7 @@ from ivcl_fast.text import markdown_table
 METRIC_NAMES = {
     "top1": "top-1", "top5": "top-5", "class_mean": "mean class", "l1": "L1 (cells)", "map": "mAP",
     "query": "query", "problem": "problem", "direct": "direct", "indirect": "indirect",
-    "screen_off": "screened-off", "potential": "backward-blocked",
+    "distance": "distance", "screen_off": "screened-off", "potential": "backward-blocked",
 }  # fmt: skip
 """Titles of metrics by name in ``scores.json``."""
 PLAIN_WIDTH = 100

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from ivcl_fast.config import IVCLConfig
-from ivcl_fast.data.dataset import Dataset
+from ivcl_fast.data.dataset import Dataset, target_of
 from ivcl_fast.data.frame_labels import CLASSES
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json, write_json
@@ -18,17 +18,17 @@ ANSWERS = "answers.json"
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """The classes of a run's classifier."""
+    """The outputs of a run's classifier."""
 
-    multi_label: bool
-    """Whether a clip may have several classes."""
+    target: str
+    """Kind of label, a key of :data:`~ivcl_fast.evaluation.targets.TARGETS`."""
     names: list[str]
-    """Class names, by class number."""
+    """Names of the classes or of the numbers, in order."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> Classes:
         """Return the classes of a data set."""
-        return cls(dataset.multi_label, [*map(dataset.describe, range(dataset.num_classes))])
+        return cls(target_of(dataset), [*map(dataset.describe, range(dataset.num_classes))])
 
     @classmethod
     def read(cls, folder: Path) -> Classes | None:
@@ -49,7 +49,8 @@ class Classes:
 
     @property
     def _per_clip(self) -> str:
-        return "several labels per clip" if self.multi_label else "one label per clip"
+        words = {"class": "one label per clip", "classes": "several labels per clip"}
+        return words.get(self.target, self.target)
 
     def write(self, folder: Path) -> None:
         """Write the classes into the run's folder."""

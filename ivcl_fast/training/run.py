@@ -20,6 +20,7 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.dtensor import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import BATCH, Evaluation, evaluate, frame_scores
+from ivcl_fast.evaluation.targets import TARGETS
 from ivcl_fast.models import backbone
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, Supervised
 from ivcl_fast.models.weights import MODEL, read_weights
@@ -171,7 +172,7 @@ class Run:
         stages = self.config.stages
         if stages.last_frame_clips is not None:
             return stages.last_frame_clips
-        if not self.data.localizes or init == "random":
+        if not self.data.asks_for_snitch or init == "random":
             return 0
         clips = 4 * stages.finetune_clips
         if stages.frame_labels:  # any frame of a video, so epochs differ
@@ -184,13 +185,9 @@ class Run:
         return self._schedule(clips, lr_scale * optim.finetune_lr, backbone_lr_scale=scale)
 
     def _answer_loss(self, model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
-        if self.config.stages.frame_labels:
-            logits = model(*batch.inputs, every_frame=True).float()
-            return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten())
-        logits = model(*batch.inputs).float()
-        if self.classes.multi_label:
-            return F.binary_cross_entropy_with_logits(logits, batch.labels)
-        return F.cross_entropy(logits, batch.labels)
+        every_frame = self.config.stages.frame_labels
+        outputs = model(*batch.inputs, every_frame=every_frame).float()
+        return TARGETS[self.classes.target].loss(outputs, batch.labels)
 
     def _measure_curve(self, model: IVCLClassifier, slots: Slots | None = None) -> dict[str, float]:
         # One clip per video is enough for the training curve.
@@ -284,6 +281,8 @@ class Run:
             frames = self.last_frame_clips(init) if name in FIRST_STAGE else 0
             scores = {self.data.measured_in_training: self.metrics.last_scores(name)}
             training = describe_training(self.config, name, schedule, init, frames, scores)
+            if isinstance(model, IVCLClassifier) and self.classes.target != "class":
+                training["target"] = self.classes.target
             save_model(model, folder, training)
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         distributed.barrier()

@@ -30,11 +30,11 @@ class Model:
 
 
 def run_with(
-    folder: Path, multi_label: bool = False, chosen: str | None = None, **settings: Any
+    folder: Path, target: str = "class", chosen: str | None = None, **settings: Any
 ) -> FinishedRun:
     config = TrainConfig().replace(device="cpu", amp="off", out=folder, name="run", **settings)
     run = FinishedRun(config, chosen=chosen)
-    run.classes = Classes(multi_label, ["a", "b", "c", "d"])
+    run.classes = Classes(target, ["a", "b", "c", "d"])
     return run
 
 
@@ -47,13 +47,11 @@ def test_a_model_of_fewer_frames_is_given_the_last_ones(takes: int, tmp_path: Pa
     assert model.given[0][0, :, 0, 0, 0].tolist() == [0, 1, 2, 3, 4][-takes:]
 
 
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_probabilities_compete_unless_several_labels_may_apply(
-    multi_label: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("target", ["class", "classes"])
+def test_probabilities_compete_unless_several_labels_may_apply(target: str, tmp_path: Path) -> None:
     model: Any = Model(1)
     frames = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
-    answers = run_with(tmp_path, multi_label).answer(model, frames, 3)
+    answers = run_with(tmp_path, target).answer(model, frames, 3)
     assert list(answers) == ["b", "c", "d"]
-    expected = LOGITS[0].sigmoid() if multi_label else LOGITS[0].softmax(0)
+    expected = LOGITS[0].sigmoid() if target == "classes" else LOGITS[0].softmax(0)
     assert list(answers.values()) == pytest.approx(expected[1:].tolist())

@@ -125,7 +125,7 @@ def test_data_of_another_kind_are_refused(data: str, cater: Path, command: Any) 
 
 def test_data_of_other_classes_are_refused(cater: Path, tmp_path: Path, command: Any) -> None:
     other = copied(cater, tmp_path / "run", "synthetic")
-    (other / ANSWERS).write_text('{"multi_label": false, "names": ["a", "b"]}')
+    (other / ANSWERS).write_text('{"target": "class", "names": ["a", "b"]}')
     data = f"cater:{cater.parent.parent / 'data' / CATER}"
     said = command(evaluate, other, "--data", data)
     assert refused(said, "--data: expected the run's 2 classes")

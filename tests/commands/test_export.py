@@ -42,9 +42,7 @@ def finished_run(folder: Path, objective: str = "ivcl") -> Path:
     names = ["left", "right", "up"]
     classifier = sharpened(IVCLClassifier(cfg, 3, names))
     classifier.save_pretrained(settings.folder / "finetune")
-    (settings.folder / "answers.json").write_text(
-        json.dumps({"multi_label": False, "names": names})
-    )
+    (settings.folder / "answers.json").write_text(json.dumps({"target": "class", "names": names}))
     return settings.folder
 
 
@@ -72,7 +70,7 @@ def test_a_run_is_written_and_answers_alike(exported):
     found = {path.name for path in (run / "export").iterdir()}
     assert found == {f"{n}.{e}" for n in ("classifier", "encoder") for e in ("json", format)}
     about = json.loads((run / "export" / "classifier.json").read_text())
-    assert about["classes"] == ["left", "right", "up"] and about["multi_label"] is False
+    assert about["classes"] == ["left", "right", "up"] and about["target"] == "class"
     assert about["input"]["shape"] == ["batch", 5, 3, 16, 16]
     own = {
         "classifier": IVCLClassifier.from_pretrained(run / "finetune"),
@@ -179,7 +177,7 @@ def test_the_example_answers_without_the_package(exported, tmp_path):
     about = json.loads((run / "export/classifier.json").read_text())
     other_model = tmp_path / "other.onnx"
     shutil.copy(run / "export/classifier.onnx", other_model)
-    (tmp_path / "other.json").write_text(json.dumps(about | {"multi_label": True}))
+    (tmp_path / "other.json").write_text(json.dumps(about | {"target": "classes"}))
     odds = {name: p / (1 - p) for name, p in probabilities(other_model).items()}
     total = sum(odds.values())
     assert {name: odds[name] / total for name in one} == pytest.approx(one, abs=5e-3)

@@ -14,6 +14,7 @@ from ivcl_fast.data.synthetic.something_else.write import (
     SyntheticSomethingElse,
     write_something_else,
 )
+from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.train import main
 from tests.support.small_models import RUN_FLAGS
 
@@ -36,6 +37,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     [
         ("cater", "localize", "store", 36, {"top1", "top5", "l1"}),
         ("cater", "actions_present", "stream", 14, {"map"}),
+        ("cater", "position", "store", 2, {"distance", "distance_hidden"}),
         ("acre", "acre", "store", 3, {"query", "problem", "direct"}),
         ("something-else", "compositional", "store", 18, {"top1", "top5"}),
         ("something-else", "fewshot_5shot", "stream", 10, {"top1", "top5"}),
@@ -57,4 +59,7 @@ def test_from_folder_to_report(kind, task, loader, classes, scores, folders, tmp
     shown = (run / "report.md").read_text()
     assert "chance" in shown and ("slot_attention.png" in shown) == pictures
     assert ("no reasoning: counting" in shown) == (kind == "acre")
-    assert ("hidden" in shown) == (task == "localize")
+    assert ("hidden" in shown) == (task in ("localize", "position"))
+    code, out, _ = command(evaluate_main, run)
+    assert code == 0 and "chance" in out and ("counting" in out) == (kind == "acre")
+    assert ("perfect sight" in out) == (task == "localize")

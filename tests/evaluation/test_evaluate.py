@@ -26,9 +26,8 @@ def test_chance_is_that_of_the_floor(grid):
     assert scores["l1"].chance == pytest.approx(distances.double().mean().item())
 
 
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_answers_to_several_clips_are_averaged_where_all_could_be_read(multi_label):
-    """As probabilities; each class has one of its own if several labels may apply."""
+@pytest.mark.parametrize("target", ["class", "classes", "numbers"])
+def test_answers_to_several_clips_are_averaged_where_all_could_be_read(target: str) -> None:
 
     def loader(answers: dict[int, list[float]]) -> Any:
         ids = torch.tensor(list(answers))
@@ -36,7 +35,7 @@ def test_answers_to_several_clips_are_averaged_where_all_could_be_read(multi_lab
         return SimpleNamespace(epoch=lambda _: [batch])
 
     def probabilities(logits: Tensor) -> Tensor:
-        return logits.sigmoid() if multi_label else logits.softmax(-1)
+        return {"class": logits.softmax(-1), "classes": logits.sigmoid()}.get(target, logits)
 
     views = [
         {0: [1.0, 2.0, -1.0], 1: [0.0, 3.0, 0.0], 2: [-1.0, 2.0, 2.0]},
@@ -44,7 +43,7 @@ def test_answers_to_several_clips_are_averaged_where_all_could_be_read(multi_lab
         {1: [1.0, 0.0, 2.0], 2: [3.0, 3.0, 0.0], 0: [0.0, -3.0, 1.0]},
     ]
     logits, labels, ids = predict_views(
-        nn.Identity(), [loader(view) for view in views], CPU, amp=False, multi_label=multi_label
+        nn.Identity(), [loader(view) for view in views], CPU, amp=False, target=target
     )
     assert (ids.tolist(), labels.tolist()) == ([0, 2], [0, 20])
     for video, found in zip((0, 2), probabilities(logits), strict=True):

@@ -80,15 +80,15 @@ def test_answer_for_a_video(run, short_run: ShortRun, tmp_path):
     assert said.startswith(short_run.video.name) and said.count("%") == 3 and "cell" in said
 
 
-@pytest.mark.parametrize(("multi_label", "each"), [(False, " 50.0%"), (True, " 98.2%")])
+@pytest.mark.parametrize(("target", "each"), [("class", " 50.0%"), ("classes", " 98.2%")])
 def test_answer_for_a_video_of_two_classes_reads_the_frames_of_the_run(
-    run, short_run: ShortRun, tmp_path, monkeypatch, multi_label, each
+    run, short_run: ShortRun, tmp_path, monkeypatch, target, each
 ):
     model = IVCLClassifier(IVCLConfig.preset("tiny"), 2, class_names=["no", "yes"])
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.constant_(model.head.bias, 4.0)
     model.save_pretrained(tmp_path / "run/finetune")
-    classes = {"multi_label": multi_label, "names": ["no", "yes"]}
+    classes = {"target": target, "names": ["no", "yes"]}
     (tmp_path / "run/answers.json").write_text(json.dumps(classes))
     settings = json.loads((short_run.folder / "config.json").read_text())
     own = {"source": "videos:DIR", "task": "classify", "frame_stride": 2, "crop": "center"}

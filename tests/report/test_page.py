@@ -37,7 +37,7 @@ def run_in(folder: Path, names: list[str], task: str = "auto") -> FinishedRun:
         device="cpu", amp="off", out=folder, name="run", task=task, seed=7
     )
     run = FinishedRun(settings)
-    run.classes = Classes(False, names)
+    run.classes = Classes("class", names)
     run.folder.mkdir()
     write_settings(run.config)
     records = [

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Clip, Media
-from ivcl_fast.data.formats.cater_frames import frame_count
+from ivcl_fast.data.formats.cater_frames import frame_count, snitch_place
 from ivcl_fast.data.formats.cater_labels import ACTION_CLASSES, ORDER_CLASSES, scene_fault
 from ivcl_fast.data.formats.cater_repeats import find_repeats
 from ivcl_fast.errors import UserError
@@ -45,7 +45,7 @@ class Task:
     """One of CATER's tasks."""
 
     num_classes: int
-    multi_label: bool = False
+    target: str = "class"
 
 
 def describe_action(action: tuple[str, str]) -> str:
@@ -58,8 +58,9 @@ TASKS = {
     "localize": Task(36),
     "localize_4x4": Task(16),
     "localize_8x8": Task(64),
-    "actions_present": Task(14, multi_label=True),
-    "actions_order_uniq": Task(301, multi_label=True),
+    "actions_present": Task(14, "classes"),
+    "actions_order_uniq": Task(301, "classes"),
+    "position": Task(2, "numbers"),
 }
 
 
@@ -86,9 +87,11 @@ class Cater:
         self.root = Path(root)
         self.task = task
         self.num_classes = TASKS[task].num_classes
-        self.multi_label = TASKS[task].multi_label
-        self.has_grid = not self.multi_label
+        self.target = TASKS[task].target
+        self.multi_label = self.target == "classes"
+        self.has_grid = self.target == "class"
         """Whether the classes are cells of the floor."""
+        self._places: dict[str, tuple[float, float]] = {}  # cache: scenes are slow to read
         self.drop_duplicates = drop_duplicates
         self._warned_of_scenes = False
         if not self.root.is_dir():
@@ -110,13 +113,15 @@ class Cater:
         """
         if split not in SPLITS:
             raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-        path = self.root / "lists" / self.task / f"{split}.txt"
+        place_list = "localize" if self.task == "position" else self.task
+        path = self.root / "lists" / place_list / f"{split}.txt"
         clips: dict[str, Clip] = {}
         items = self._read_list(path)
         labelled = [item for item in items if item.labels]
         for item in labelled:
             name = Path(item.video).stem
-            clip = Clip(name, name, self._label(item.labels, item.where))
+            label = self._place(name) if self.task == "position" else self._label(item)
+            clip = Clip(name, name, label)
             if clips.setdefault(name, clip) != clip:
                 raise UserError(f"{item.where}: {name} has another label in an earlier line")
         if len(labelled) < len(items):
@@ -156,7 +161,9 @@ class Cater:
         return [Media(stem, (file(stem, name),)) for stem, name in listed.items()]
 
     def describe(self, label: int) -> str:
-        """Describe a class in words."""
+        """Describe a class in words, or name a coordinate."""
+        if self.task == "position":
+            return "xy"[label]
         if self.task == "actions_present":
             return describe_action(ACTION_CLASSES[label])
         if self.task == "actions_order_uniq":
@@ -217,13 +224,21 @@ class Cater:
     def _scene_file(self, clip_name: str) -> Path:
         return self.root / "scenes" / f"{clip_name}.json"
 
-    def _label(self, text: str, where: str) -> int | tuple[int, ...]:
-        labels = tuple(int(n) if n.isdecimal() else -1 for n in text.split(","))
+    def _place(self, name: str) -> tuple[float, float]:
+        """Return x and y of the snitch in the last frame, from -3 to 3."""
+        if name not in self._places:
+            scene = self.scene(name)
+            self._places[name] = snitch_place(scene, frame_count(scene) - 1)
+        return self._places[name]
+
+    def _label(self, item: _Item) -> int | tuple[int, ...]:
+        labels = tuple(int(n) if n.isdecimal() else -1 for n in item.labels.split(","))
         is_valid = all(0 <= label < self.num_classes for label in labels)
         if not is_valid or (len(labels) > 1 and not self.multi_label):
             several = ", or several with commas between" if self.multi_label else ""
             raise UserError(
-                f"{where}: label: expected 0 to {self.num_classes - 1}{several}, got {text!r}"
+                f"{item.where}: label: expected 0 to {self.num_classes - 1}{several}, got "
+                f"{item.labels!r}"
             )
         return labels if self.multi_label else labels[0]
 

@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 
 from ivcl_fast.data.crop import Square
-from ivcl_fast.data.dataset import Clip, Dataset, Media
+from ivcl_fast.data.dataset import Clip, Dataset, Media, target_of
 from ivcl_fast.data.store.shards import read_index
 from ivcl_fast.data.store.table import (
     Columns,
@@ -57,29 +57,31 @@ def write_labels(store: Path, dataset: Dataset, traits: dict[str, Any], has_grid
             columns |= string_columns(f"{split}/media", (clip.media for clip in clips))
             columns[f"{split}/hash"] = hashes_of(clip.media for clip in clips)
             labels = (c.label if isinstance(c.label, tuple) else (c.label,) for c in clips)
-            columns |= _rows(f"{split}/label", labels)
-            columns |= _rows(f"{split}/frames", (clip.frames or () for clip in clips))
+            kind = np.int64 if target_of(dataset) in ("class", "classes") else np.float64
+            columns |= _rows(f"{split}/label", labels, kind)
+            columns |= _rows(f"{split}/frames", (clip.frames or () for clip in clips), np.int64)
             splits.append(split)
     about = {
         "version": VERSION, "splits": splits, "curve_split": dataset.curve_split,
         "num_classes": dataset.num_classes, "multi_label": dataset.multi_label,
+        "target": target_of(dataset),
         "classes": [dataset.describe(label) for label in range(dataset.num_classes)],
         "has_grid": has_grid, "traits": traits,
     }  # fmt: skip
     write_table(labels_file(store, dataset.task), columns, about)
 
 
-def _rows(name: str, rows: Iterable[tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _rows(name: str, rows: Iterable[tuple[float, ...]], kind: type) -> dict[str, np.ndarray]:
     """Convert rows of different lengths to columns."""
     rows = list(rows)
-    values = np.array([value for row in rows for value in row], np.int64)
+    values = np.array([value for row in rows for value in row], kind)
     return {name: values, f"{name}_end": np.cumsum([len(row) for row in rows], dtype=np.int64)}
 
 
 class StoredClips(Sequence[Clip]):
     """The clips of a split, created on access."""
 
-    def __init__(self, columns: Columns, split: str, multi_label: bool) -> None:
+    def __init__(self, columns: Columns, split: str, target: str) -> None:
         self._names = Strings(columns, f"{split}/name")
         self._media = Strings(columns, f"{split}/media")
         self._values = [
@@ -90,7 +92,7 @@ class StoredClips(Sequence[Clip]):
         """Hashes of the names of the videos."""
         self.frame_counts = np.diff(columns[f"{split}/frames_end"], prepend=0)
         """Number of fixed frames of each clip, or 0."""
-        self._multi_label = multi_label
+        self._is_one = target == "class"
 
     def __len__(self) -> int:
         return len(self._names)
@@ -107,7 +109,7 @@ class StoredClips(Sequence[Clip]):
             tuple(values[ends[at - 1] if at else 0 : ends[at]].tolist())
             for values, ends in self._values
         )
-        label = labels if self._multi_label else labels[0]
+        label = labels[0] if self._is_one else labels
         return Clip(self._names[at], self._media[at], label, frames or None)
 
 
@@ -140,6 +142,7 @@ class StoredDataset:
         self._columns, about = read_labels(self.root, task)
         self.num_classes: int = about["num_classes"]
         self.multi_label: bool = about["multi_label"]
+        self.target: str = about.get("target", "classes" if self.multi_label else "class")
         self.splits: Sequence[str] = about["splits"]
         self.curve_split: str = about["curve_split"]
         self.has_grid: bool = about["has_grid"]
@@ -149,7 +152,7 @@ class StoredDataset:
     def clips(self, split: str) -> Sequence[Clip]:
         if split not in self.splits:
             raise UserError(f"{self.root}: expected a split of {self.splits}, got {split!r}")
-        return StoredClips(self._columns, split, self.multi_label)
+        return StoredClips(self._columns, split, self.target)
 
     def media(self) -> list[Media]:
         """Return the videos of the store, without files."""
