@@ -84,6 +84,9 @@ class StoreFlags:
     part: str | None = None
     """Build only part i of n of the store, such as 2/8, in a job array. The last part to finish
     completes the store; so does the command without --part."""
+    shard_videos: int | None = None
+    """Largest average number of videos in a file of the store; default that of an existing store,
+    or 256, which makes files of 1 GB for CATER at 64 pixels."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,9 @@ class PrepareConfig:
     """videos:DIR, csv:FILE, webdataset:PATTERN, hf:NAME_OR_DIR, cater:DIR, acre:DIR,
     something-else:DIR, synthetic:cater, synthetic:states, synthetic:acre-iid, synthetic:acre-comp,
     synthetic:acre-sys or synthetic:something-else."""
-    out: Path | None = None
-    """Folder to write to; by default one inside DIR, or in --data-dir."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder to write to; by default one inside DIR, or in --data-dir. For a frame store also a
+    URL, such as s3://BUCKET/DIR."""
     data_dir: Path = Path("data")
     """Folder for synthetic data sets, copies of remote data and unpacked Hugging Face data sets, as
     for ivcl_fast.train."""
@@ -137,6 +141,7 @@ class PrepareConfig:
         require_at_least(self.synthetic, 0, "seed", most=2**63 - 1)
         require_at_least(self.synthetic, 0, "samples", most=MOST_SAMPLES)
         require_at_least(self.store, 1, "image_size", "patch_size", most=MAX_SIZE)
+        require_at_least(self.store, 1, "shard_videos", most=MOST_VIDEOS)
         image, patch = self.store.image_size, self.store.patch_size
         if image % patch:
             raise UserError(f"--image-size: expected a multiple of {patch}, got {image}")
@@ -157,7 +162,7 @@ def prepare(config: PrepareConfig) -> None:
         if config.store != StoreFlags():
             raise UserError(
                 "--task, --image-size, --patch-size, --crop, --decoder, --verify, --require-all, "
-                "--part: expected a folder, such as cater:DIR, got synthetic data"
+                "--part, --shard-videos: expected a folder, such as cater:DIR, got synthetic data"
             )
         drawable = place.format in ("cater", "acre") and source != "synthetic:states"
         if config.synthetic.renderer == "blender" and not drawable:
@@ -187,18 +192,21 @@ def prepare(config: PrepareConfig) -> None:
                 keep_labels(store, dataset_format, dataset_format.open_with(data, place, each))
 
 
-def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None) -> Path | None:
+def prepare_store(
+    dataset: Dataset, config: PrepareConfig, own_task: str | None
+) -> str | Path | None:
     """Decode all media of a data set into its frame store, and return it if it is complete."""
     flags = config.store
     sizes = flags.image_size, flags.patch_size
     media = dataset.media()
-    out, decoder = config.out, flags.decoder
+    out: str | Path | None = config.out
+    decoder = flags.decoder
     drawn = drawn_media(dataset)
     if drawn and out is None:
         out = default_store_path(dataset.root, *sizes, "drawn")
     if out is None:
         named = {"task": own_task, "crop": flags.crop}
-        out, decoder = find_store(dataset.root, media, sizes, decoder, **named)
+        out, decoder = find_store(dataset.root, sizes, decoder, **named)
     if config.dry_run and drawn:
         print(f"would draw {len(media)} videos into {out}")
         return None
@@ -211,7 +219,11 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
         device = torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
     with Bar("decoding", 0, "videos") as bar:
         options: dict[str, Any] = dict(
-            workers=config.workers, progress=bar, device=device, crop=flags.crop
+            workers=config.workers,
+            progress=bar,
+            device=device,
+            crop=flags.crop,
+            shard_videos=flags.shard_videos,
         )
         if part and (left := build_part(part, drawn or media, out, *sizes, decoder, **options)):
             print(
@@ -231,14 +243,14 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     frames = int(store.index.frames.sum())
     how = "drawn" if drawn else f"decoded by {store.decoder}"
     print(
-        f"store: {store.path}, {len(store.names)} videos, {frames:,} frames, "
+        f"store: {out}, {len(store.names)} videos, {frames:,} frames, "
         f"{store.bytes / 1e9:.2f} GB, {how}; "
         f"{len(store.bad_files)} videos could not be used"
         + (", checksums verified" if flags.verify else "")
     )
     if flags.require_all:
         check_all_usable(store.bad_files, len(media), store.path / BAD_FILES)
-    return store.path
+    return out
 
 
 def parse_part(text: str) -> Part:
@@ -249,7 +261,7 @@ def parse_part(text: str) -> Part:
     return Part(int(match[1]) - 1, int(match[2]))
 
 
-def print_size(media: Sequence[Media], out: Path, config: PrepareConfig) -> None:
+def print_size(media: Sequence[Media], out: str | Path, config: PrepareConfig) -> None:
     """Print the videos and the size of the store that would be written."""
     flags = config.store
     with TemporaryDirectory() as folder, Bar("probing", len(media), "videos") as bar:
@@ -267,6 +279,8 @@ def print_size(media: Sequence[Media], out: Path, config: PrepareConfig) -> None
 def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
     """Write a synthetic data set."""
     flags, workers = config.synthetic, config.workers
+    if "://" in str(config.out):
+        raise UserError(f"--out: expected a folder for synthetic data, got {config.out}")
     drawn = {}
     if flags.renderer == "blender":
         find_python()
@@ -284,7 +298,7 @@ def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
         seed=flags.seed,
         **drawn,
     )
-    out = config.out or config.data_dir / spec.default_name
+    out = Path(config.out) if config.out else config.data_dir / spec.default_name
     if isinstance(spec, DrawnSpec) and spec.renderer == "fast":
         warn_if_slow()
     counts = f"{spec.train} {spec.unit} to train on and {spec.val} to evaluate on"

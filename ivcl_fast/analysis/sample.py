@@ -31,7 +31,7 @@ class Sample:
     @classmethod
     def of(cls, run: FinishedRun, split: str, count: int) -> Sample:
         """Return the first ``count`` clips of a split."""
-        clips = run.data.usable_clips(split)[:count]
+        clips = run.data.usable_clips(split, count)
         scenes = [run.data.scene(clip.name, run.data.num_frames(clip.media)) for clip in clips]
         length = run.config.model.num_frames
         ids = [frame_ids(cater_frames.frame_count(scene), length).tolist() for scene in scenes]

@@ -29,9 +29,9 @@ from ivcl_fast.data.sampling import View
 from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, default_store_path, find_store
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.data.store.labels import StoredDataset, check_frames
+from ivcl_fast.data.store.labels import StoredDataset, check_frames, media_hashes
 from ivcl_fast.data.store.shards import BAD_FILES
-from ivcl_fast.data.store.table import Index
+from ivcl_fast.data.store.table import Index, hashes_of
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.data.synthetic.drawn import Drawn, drawn_media
@@ -116,9 +116,16 @@ class DataModule:
             raise UserError(f"{self.dataset.root}: expected a CATER package, which has scenes")
         return self.dataset.scene(clip_name, frames)
 
-    def usable_clips(self, split: str) -> list[Clip]:
-        """Return the clips of a split whose media can be used."""
-        return [clip for clip in self.dataset.clips(split) if clip.media not in self.bad_files]
+    def usable_clips(self, split: str, count: int | None = None) -> list[Clip]:
+        """Return the clips of a split whose media can be used; ``count``: only the first ones."""
+        clips = self.dataset.clips(split)
+        return [clips[i] for i in self._usable_ids(split)[:count].tolist()]
+
+    def _usable_ids(self, split: str) -> np.ndarray:
+        """Return the indices of the usable clips of a split, without an object per clip."""
+        hashes = media_hashes(self.dataset.clips(split))
+        is_bad = np.isin(hashes, hashes_of(self.bad_files))  # media may have been dropped
+        return np.flatnonzero((self.index.find_hashes(hashes) >= 0) & ~is_bad)
 
     @property
     def curve_share(self) -> float:
@@ -126,7 +133,7 @@ class DataModule:
 
         It depends on the usable clips, so that a few usable clips among many are all included.
         """
-        return min(1.0, CURVE_CLIPS / max(1, len(self.usable_clips(self.curve_split))))
+        return min(1.0, CURVE_CLIPS / max(1, len(self._usable_ids(self.curve_split))))
 
     @property
     def measured_in_training(self) -> str:
@@ -160,10 +167,11 @@ class DataModule:
         """
         clips = self.dataset.clips(split)
         if share < 1:
-            videos = list(dict.fromkeys(clip.media for clip in clips))
+            hashes = media_hashes(clips)
+            videos = hashes[np.sort(np.unique(hashes, return_index=True)[1])]
             order = np.random.default_rng(0).permutation(len(videos))
-            chosen = {videos[i] for i in order[: max(1, round(share * len(videos)))]}
-            clips = [clip for clip in clips if clip.media in chosen]
+            chosen = videos[order[: max(1, round(share * len(videos)))]]
+            clips = [clips[i] for i in np.flatnonzero(np.isin(hashes, chosen)).tolist()]
         labels = None if frame_labels is None else self.frame_labels[frame_labels]
         options = self._options(training) | {"frame_labels": labels, "share_frames": True} | options
         if slots is not None:
@@ -255,11 +263,11 @@ def open_data(
     if config.require_all:
         check_all_usable(data.bad_files, len(dataset.media()), data.bad_files_path)
     for split in evaluated:
-        names = [clip.name for clip in data.usable_clips(split)]
-        if not names:
+        if not data.usable_clips(split, 1):
             raise UserError(f"{dataset.root}: none of the videos of split {split} can be used")
-        if data.asks_for_snitch and data.has_scenes(names):  # report damaged scenes early
-            for name in names:
+        if data.asks_for_snitch and isinstance(dataset, Cater):  # report damaged scenes early
+            names = [clip.name for clip in data.usable_clips(split)]
+            for name in names if data.has_scenes(names) else ():
                 data.scene(name)
     return data
 
@@ -285,7 +293,7 @@ def _open_store(
         return store.index, store.path, partial(StoreLoader, store)
     media, own_task = dataset.media(), dataset.task if dataset_format.media_by_task else None
     named: dict[str, Any] = {"task": own_task, "crop": config.crop}
-    out, decoder = find_store(dataset.root, media, sizes, config.decoder, **named)
+    out, decoder = find_store(dataset.root, sizes, config.decoder, **named)
     with Bar("decoding", 0, "videos") as bar:
         store = build_store(
             media,

@@ -173,7 +173,10 @@ def parse_source(
             return dataset_format, Remote(rest)
         return dataset_format, Path(rest)
     if prefix == "store" and rest:
-        return _stored(Path(rest), argument), Path(rest)
+        from ivcl_fast.data.store.cache import local_store
+
+        store = local_store(rest)
+        return _stored(store, argument, rest), store
     if rest and (added := _added_format(prefix)):
         return added, Path(rest)
     places = [f"{name}:{form().place}" for name, form in _FORMATS.items()] + ["store:DIR"]
@@ -186,12 +189,12 @@ TRAITS = ("frames", "parts", "mirror")
 """Fields of a data set's format that its store keeps, besides the tasks."""
 
 
-def _stored(store: Path, argument: str) -> DatasetFormat:
+def _stored(store: Path, argument: str, place: str) -> DatasetFormat:
     from ivcl_fast.data.store.labels import StoredDataset, read_labels, stored_tasks
 
     tasks = stored_tasks(store)
     if not tasks:
-        raise UserError(f"{argument}: expected a frame store with labels, got {store}")
+        raise UserError(f"{argument}: expected a frame store with labels, got {place}")
     traits = read_labels(store, tasks[0])[1]["traits"]
     order: list[str] = traits["tasks"]
     ordered = tuple(sorted(tasks, key=lambda t: order.index(t) if t in order else len(order)))
@@ -316,7 +319,7 @@ def fetched(
     return copy
 
 
-def keep_labels(store: Path, dataset_format: DatasetFormat, dataset: Dataset) -> None:
+def keep_labels(store: str | Path, dataset_format: DatasetFormat, dataset: Dataset) -> None:
     """Save the clips and labels of a data set in its store, so that it needs no videos.
 
     Logs a warning if the store is read-only.

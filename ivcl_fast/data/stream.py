@@ -22,8 +22,7 @@ from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.indexed import Indexed, open_indexed
 from ivcl_fast.data.decode.interface import ChosenDecoder, decoding_gpu
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
-from ivcl_fast.data.store.table import Index
-from ivcl_fast.data.stream_index import indexed_media
+from ivcl_fast.data.stream_index import StreamIndex
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, loss, time_limit
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
@@ -77,7 +76,7 @@ class StreamLoader(ClipLoader):
         num_frames: int,
         *,
         media: Sequence[Media],
-        index: Index,
+        index: StreamIndex,
         decoder: ChosenDecoder,
         image_size: int,
         patch_size: int,
@@ -102,7 +101,7 @@ class StreamLoader(ClipLoader):
             options: for :class:`ClipLoader`.
         """
         self._media = {one.name: one for one in media}
-        self._decoder = decoder
+        self._stream_index, self._decoder = index, decoder
         self.image_size, self.patch_size = image_size, patch_size
         self.square, self.random_crop = square, random_crop
         self.workers = workers
@@ -145,7 +144,7 @@ class StreamLoader(ClipLoader):
     def _request(self, epoch: int, sampled: Sampled) -> Request:
         first = int(sampled.clip_ids[0])
         media = self._media[self.clips[first].media]
-        indexed = indexed_media(self.index, int(self._rows[first]))
+        indexed = self._stream_index.media(int(self._rows[first]))
         crop = indexed.info.square(self.square)
         if self.random_crop:
             drawn = draw_crop(np.random.default_rng([self.seed, epoch, _CROP, first]))

@@ -9,13 +9,12 @@ from ivcl_fast.data import stream_index
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.indexed import index_one
 from ivcl_fast.data.store import shards
-from ivcl_fast.data.store.table import Index
-from ivcl_fast.data.stream_index import indexed_media, saved_index
+from ivcl_fast.data.stream_index import StreamIndex, saved_index
 from tests.support.painted import media, picture, write_images, write_painted, write_video
 
 
-def shown(index: Index) -> list:
-    found = [indexed_media(index, row) for row in range(len(index))]
+def shown(index: StreamIndex) -> list:
+    found = [index.media(row) for row in range(len(index))]
     places = [None if one.places is None else one.places.tolist() for one in found]
     return [[*index.names], [one.info for one in found], places, index.bad_files]
 
@@ -39,7 +38,7 @@ def test_it_is_made_once(tmp_path, listed, monkeypatch):
     made = saved_index(listed, tmp_path / "index", 1, lambda *now: seen.append(now))
     assert dict(zip(made.names, made.frames.tolist(), strict=True)) == dict(a=7, b=4, c=3, p=3)
     for row, one in enumerate(listed[:4]):
-        found, expected = indexed_media(made, row), index_one(one)
+        found, expected = made.media(row), index_one(one)
         assert found.info == expected.info
         assert np.array_equal(np.array(found.places), np.array(expected.places))
     assert made.bad_files == {"gone": "cannot be opened: No such file or directory"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -14,11 +13,14 @@ from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, summary
 from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import DecoderName, decoding_gpu
+from ivcl_fast.data.store.cache import forget_copies, local_store
+from ivcl_fast.data.store.folder import Folder
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.placement import Placement
 from ivcl_fast.data.store.shards import (
     BAD_FILES,
     INDEX,
+    SHARD_VIDEOS,
     Build,
     Part,
     Progress,
@@ -26,7 +28,8 @@ from ivcl_fast.data.store.shards import (
     read_index,
 )
 from ivcl_fast.data.store.source import Source, VideoSource
-from ivcl_fast.data.workers import STALL_SECONDS, time_limit
+from ivcl_fast.data.store.table import Index
+from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, time_limit
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 
@@ -56,30 +59,24 @@ def default_store_path(
 
 
 def find_store(
-    root: Path, media: Sequence[Media], sizes: tuple[int, int], decoder: DecoderName, **named: Any
+    root: Path, sizes: tuple[int, int], decoder: DecoderName, **named: Any
 ) -> tuple[Path, DecoderName]:
     """Return the folder of a data set's store and the decoder to build or open it with.
 
-    If ``auto`` selects DALI but only PyAV has built a store of the same files, for example on a
-    machine without a GPU, that store is used. ``named``: task and crop for
-    :func:`default_store_path`.
+    If ``auto`` selects DALI but only PyAV has built a store, for example on a machine without a
+    GPU, that store is used. ``named``: task and crop for :func:`default_store_path`.
     """
     out = default_store_path(root, *sizes, decoder, **named)
     other = default_store_path(root, *sizes, "pyav", **named)
-    if decoder != "auto" or other == out or (out / INDEX).exists():
-        return out, decoder
-    with suppress(UserError):  # missing or damaged
-        index = read_index(other)
-        build = Build(VideoSource(media, "pyav"), other, index.about["settings"], append_frames)
-        if build.is_current(index):
-            log.info("store: using %s, built by PyAV; --decoder dali builds another", other)
-            return other, "pyav"
+    if decoder == "auto" and not (out / INDEX).exists() and (other / INDEX).exists():
+        log.info("store: using %s, built by PyAV; --decoder dali builds another", other)
+        return other, "pyav"
     return out, decoder
 
 
 def build_store(
     source: Source | Sequence[Media],
-    out: Path,
+    out: str | Path,
     image_size: int,
     patch_size: int,
     decoder: DecoderName = "auto",
@@ -89,18 +86,20 @@ def build_store(
     device: torch.device | None = None,
     crop: Square = "none",
     step_bytes: Callable[[], int] | None = None,
+    **options: Any,
 ) -> FrameStore:
     """Decode every frame of videos into a store at ``out``, or open the store if it exists.
 
     Videos that cannot be used are left out, logged, and listed with the reason in
     ``bad_files.json``; so are videos whose decoder crashed or hung. An interrupted build continues.
     If videos were added, changed or removed, only the shards with such videos are replaced; a store
-    that is open is not affected. Processes that need the same store (such as the ranks of torchrun,
-    on one or several machines) build it together.
+    that is open is not affected. Videos that were moved or copied are compared, not decoded.
+    Processes that need the same store (such as the ranks of torchrun, on one or several machines)
+    build it together.
 
     Args:
         source: videos, or another :class:`~ivcl_fast.data.store.source.Source` of frames.
-        out: folder of the store.
+        out: folder of the store, or its URL in object storage.
         image_size: height and width that frames are resized to; a multiple of ``patch_size``.
         decoder: ``auto``, ``dali`` or ``pyav``.
         workers: processes; default one per CPU, or per NVDEC. With 1 this process decodes, and
@@ -109,6 +108,7 @@ def build_store(
         crop: part of the frames to resize to the square; by default all of them.
         placement, device, step_bytes: see :class:`FrameStore`; DALI decodes on ``device`` if it
             is a GPU.
+        options: for :func:`build_part`.
 
     Raises:
         UserError: ``out`` contains a store with other settings, a store that has lost more than
@@ -121,20 +121,19 @@ def build_store(
         >>> store.rows(store.names[0], [0, 1]).shape
         (2, 64, 192)
     """
-    build_part(
-        Part(0, 1), source, out, image_size, patch_size, decoder, workers, progress, device, crop
-    )
+    sizes = image_size, patch_size
+    build_part(Part(0, 1), source, out, *sizes, decoder, workers, progress, device, crop, **options)
     store = FrameStore(out, placement, device, step_bytes)
     if store.bad_files:
         total = len(store.index) + len(store.bad_files)
-        log.warning(summary(store.bad_files, total, Path(out) / BAD_FILES))
+        log.warning(summary(store.bad_files, total, store.path / BAD_FILES))
     return store
 
 
 def build_part(
     part: Part,
     source: Source | Sequence[Media],
-    out: Path,
+    out: str | Path,
     image_size: int,
     patch_size: int,
     decoder: DecoderName = "auto",
@@ -142,34 +141,53 @@ def build_part(
     progress: Progress | None = None,
     device: torch.device | None = None,
     crop: Square = "none",
+    shard_videos: int | None = None,
 ) -> int:
     """Build a part of a store, without waiting for other parts; see :func:`build_store`.
 
-    Parts may run at the same time on machines that share the folder. Returns the number of videos
-    that other parts have yet to decode; the part for which it is 0 completes the store.
+    Parts may run at the same time on machines that share the folder.
+
+    Args:
+        shard_videos: largest average number of videos in a shard; default that of an existing
+            store, or :data:`~ivcl_fast.data.store.shards.SHARD_VIDEOS`.
+
+    Returns the number of videos that other parts have yet to decode; the part for which it is 0
+    completes the store.
     """
     check_sizes(image_size, patch_size)
     if workers is not None and workers < 1:
         raise UserError(f"workers: expected at least 1, got {workers}")
     if isinstance(source, Sequence):
         source = VideoSource(source, decoder, crop, decoding_gpu(device))
-    out = Path(out)
-    settings = {
+    settings: dict[str, Any] = {
         "image_size": image_size, "patch_size": patch_size, "crop": crop, "decoder": source.decoder
     }  # fmt: skip
+    found = find_index(out)
+    if found is not None:
+        before = found.about["settings"]
+        for key, value in settings.items():
+            if before[key] != value:
+                raise UserError(f"{out}: expected a store with {key} {value}, got {before[key]}")
+        shard_videos = shard_videos or before["shard_videos"]
+    settings["shard_videos"] = shard_videos or SHARD_VIDEOS
     verb = "drawing" if source.decoder == "drawn" else "decoding"
     build = Build(source, out, settings, append_frames, verb)
-    if (out / INDEX).exists():
-        index = read_index(out)
-        found = index.about["settings"]
-        for key, value in settings.items():
-            if found[key] != value:
-                raise UserError(f"{out}: expected a store with {key} {value}, got {found[key]}")
-        if build.is_current(index):
+    if found is not None:
+        if build.is_current(found):
             return 0
-        check_clips(out, index, source)
+        check_clips(out, found, source)
     count = workers or default_workers("dali" if source.decoder == "dali" else "pyav")
-    return build.run(part, count, progress or (lambda *_: None))
+    with WorkerPool(count) as pool:
+        left = build.run(part, pool, progress or (lambda *_: None))
+    forget_copies()
+    return left
+
+
+def find_index(out: str | Path) -> Index | None:
+    """Read the index of a store, if there is one."""
+    if INDEX not in Folder(out).sizes():
+        return None
+    return read_index(local_store(out))
 
 
 def append_frames(

@@ -3,12 +3,14 @@
 A store is a folder::
 
     index.safetensors      settings; for each video its shard, position and number of frames
-    bad_files.json         videos that cannot be used -> reason
-    shard-<id>.u8, .json   uint8 [frames, N, 3PP]; which videos these are, and the checksum
     labels-<task>.safetensors   clips and labels of a task, see :mod:`ivcl_fast.data.store.labels`
+    bad_files.json         videos that cannot be used -> reason
+    shard-*.u8             uint8 [frames, N, 3PP]
+    shard-*.json           for the next build, see :mod:`ivcl_fast.data.store.shards`
 
 Reading a patch of a frame is one contiguous read. The index is written last. A folder without it is
-an unfinished build, which :func:`~ivcl_fast.data.store.build.build_store` continues.
+an unfinished build, which :func:`~ivcl_fast.data.store.build.build_store` continues. A store may
+also be in object storage, see :mod:`ivcl_fast.data.store.cache`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ivcl_fast.data.store.cache import ORIGIN, RemoteShards, local_store
+from ivcl_fast.data.store.folder import Folder
 from ivcl_fast.data.store.placement import Placement, choose_placement
 from ivcl_fast.data.store.shards import checksum, read_index
 from ivcl_fast.data.store.table import Strings
@@ -50,12 +54,12 @@ class FrameStore:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         placement: Placement = "disk",
         device: torch.device | None = None,
         step_bytes: Callable[[], int] | None = None,
     ) -> None:
-        """Open the store at ``path``.
+        """Open the store at ``path``, which may be a URL.
 
         Args:
             placement: ``disk``, ``ram``, ``gpu``, or ``auto``: the fastest place with enough room.
@@ -65,7 +69,8 @@ class FrameStore:
         Raises:
             UserError: the folder is not a complete store, or there is no device for ``gpu``.
         """
-        self.path = Path(path)
+        self.path = local_store(path)
+        self._remote = RemoteShards(self.path) if (self.path / ORIGIN).exists() else None
         self.index = read_index(self.path)
         settings = self.index.about["settings"]
         self.image_size: int = settings["image_size"]
@@ -74,8 +79,11 @@ class FrameStore:
         self.num_patches = (self.image_size // self.patch_size) ** 2
         self.patch_dim = 3 * self.patch_size**2
         self._row = self.num_patches * self.patch_dim
-        self._files: list[tuple[str, int, str]] = self.index.about["shards"]
-        self._check_lengths()
+        self._files: list[tuple[str, int, str]] = [
+            (file, size, sha256) for file, size, sha256, *_ in self.index.about["shards"]
+        ]
+        if self._remote is None:
+            self._check_lengths()
         self.bytes: int = sum(size for _, size, _ in self._files)
         """Size of all frames."""
         self.placement, reason = choose_placement(placement, self.bytes, device, step_bytes)
@@ -89,8 +97,8 @@ class FrameStore:
         if self.placement != "disk":
             self._rows = self._load(device if self.placement == "gpu" else None)
         # Opened now, because a build may replace shards while this store is used.
-        paths = [self.path / file for file, *_ in self._files[:OPEN_SHARDS]]
-        self._open = [path.open("rb", buffering=0) for path in paths if self._rows is None]
+        held = [] if self._remote or self._rows is not None else self._files[:OPEN_SHARDS]
+        self._open = [(self.path / file).open("rb", buffering=0) for file, *_ in held]
         weakref.finalize(self, lambda files: [file.close() for file in files], self._open)
 
     @property
@@ -145,7 +153,7 @@ class FrameStore:
     def verify(self) -> None:
         """Compare the checksums of all shards; :class:`UserError` names one that differs."""
         for file, size, sha256 in self._files:
-            if checksum(self.path / file) != sha256:
+            if checksum(self._here(file, size)) != sha256:
                 raise UserError(
                     f"{self.path / file}: damaged: its {size:,} bytes do not match their checksum; "
                     "delete it, and the command that built the store builds it again"
@@ -172,34 +180,51 @@ class FrameStore:
         return self._firsts[columns["shard"][row]] + columns["start"][row] // self._row + ids
 
     def _check_lengths(self) -> None:
+        sizes = Folder(self.path).sizes()
         for file, built, _ in self._files:
-            path = self.path / file
-            size = path.stat().st_size if path.exists() else 0
-            if size != built:
+            if (size := sizes.get(file, 0)) != built:
                 raise UserError(
-                    f"{path}: expected {built:,} bytes, got {size:,}; delete it, and the command "
-                    "that built the store builds it again"
+                    f"{self.path / file}: expected {built:,} bytes, got {size:,}; delete it, and "
+                    "the command that built the store builds it again"
                 )
 
     def _read(self, places: np.ndarray, out: np.ndarray) -> None:
-        """Read frames from disk, by their positions among those of all shards."""
+        """Read frames by their positions among those of all shards."""
         shards = np.searchsorted(self._firsts, places, "right") - 1
         starts = (places - self._firsts[shards]) * self._row
-        handles = [file.fileno() for file in self._open]
+        far = list[tuple[np.ndarray, str, int]]()
         for number, start, row in zip(shards.tolist(), starts.tolist(), out, strict=True):
-            if number < len(handles):
-                count = os.preadv(handles[number], [row], start)
-            else:
-                with (self.path / self._files[number][0]).open("rb", buffering=0) as file:
-                    count = os.preadv(file.fileno(), [row], start)
-            if count < self._row:
-                file_name = self._files[number][0]
-                raise UserError(f"{self.path / file_name}: ends before its last frame")
+            name, size, _ = self._files[number]
+            if self._remote and not (self.path / name).exists():
+                self._remote.copy_later(name, size)
+                far.append((row, name, start))
+            elif self._pread(number, row, start) < self._row:
+                raise UserError(f"{self.path / name}: ends before its last frame")
+        if self._remote and far:
+            parts = self._remote.read([(name, at, at + self._row) for _, name, at in far])
+            for (row, *_), part in zip(far, parts, strict=True):
+                row[:] = np.frombuffer(part, np.uint8)
+
+    def _pread(self, number: int, row: np.ndarray, start: int) -> int:
+        if number < len(self._open):
+            return os.preadv(self._open[number].fileno(), [row], start)
+        path = self.path / self._files[number][0]
+        try:
+            with path.open("rb", buffering=0) as file:
+                return os.preadv(file.fileno(), [row], start)
+        except FileNotFoundError:
+            raise UserError(f"{path}: was deleted; start the command again") from None
 
     def _load(self, device: torch.device | None) -> torch.Tensor:
         """Load the entire store into memory, shard by shard."""
         whole = torch.empty(int(self._firsts[-1]), self._row, dtype=torch.uint8, device=device)
-        for number, (file, _, _) in enumerate(self._files):
-            shard = np.fromfile(self.path / file, np.uint8).reshape(-1, self._row)
+        for number, (file, size, _) in enumerate(self._files):
+            shard = np.fromfile(self._here(file, size), np.uint8).reshape(-1, self._row)
             whole[self._firsts[number] : self._firsts[number + 1]] = torch.from_numpy(shard)
         return whole
+
+    def _here(self, file: str, size: int) -> Path:
+        """Return the path of a shard, which is copied first if it is in object storage."""
+        if self._remote:
+            self._remote.fetch(file, size)
+        return self.path / file

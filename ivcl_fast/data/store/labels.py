@@ -15,6 +15,7 @@ import numpy as np
 
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Dataset, Media, target_of
+from ivcl_fast.data.store.folder import Folder
 from ivcl_fast.data.store.shards import read_index
 from ivcl_fast.data.store.table import (
     Columns,
@@ -23,27 +24,28 @@ from ivcl_fast.data.store.table import (
     hashes_of,
     read_table,
     string_columns,
-    write_table,
+    table_bytes,
 )
 from ivcl_fast.errors import UserError
 
 VERSION = 4
 
 
-def labels_file(store: Path, task: str) -> Path:
-    """Return the file with the clips and labels of a task."""
-    return store / f"labels-{task}.safetensors"
+def labels_file(task: str) -> str:
+    """Return the name of the file with the clips and labels of a task."""
+    return f"labels-{task}.safetensors"
 
 
 def stored_tasks(store: Path) -> tuple[str, ...]:
     """Return the tasks whose labels a store holds."""
-    prefix, suffix = labels_file(store, " ").name.split(" ")
-    names = sorted(path.name for path in store.glob(f"{prefix}*{suffix}"))
-    return tuple(name.removeprefix(prefix).removesuffix(suffix) for name in names)
+    names = sorted(path.stem for path in store.glob(labels_file("*")))
+    return tuple(name.removeprefix("labels-") for name in names)
 
 
-def write_labels(store: Path, dataset: Dataset, traits: dict[str, Any], has_grid: bool) -> None:
-    """Save the clips and labels of a task in a store.
+def write_labels(
+    store: str | Path, dataset: Dataset, traits: dict[str, Any], has_grid: bool
+) -> None:
+    """Save the clips and labels of a task in a store, or at its URL.
 
     ``traits``: fields of the data set's format. ``has_grid``: whether classes are cells of a grid.
     Raises :class:`UserError` if the training split or the split of the results cannot be read.
@@ -68,7 +70,7 @@ def write_labels(store: Path, dataset: Dataset, traits: dict[str, Any], has_grid
         "classes": [dataset.describe(label) for label in range(dataset.num_classes)],
         "has_grid": has_grid, "traits": traits,
     }  # fmt: skip
-    write_table(labels_file(store, dataset.task), columns, about)
+    Folder(store).write(labels_file(dataset.task), table_bytes(columns, about))
 
 
 def _rows(name: str, rows: Iterable[tuple[float, ...]], kind: type) -> dict[str, np.ndarray]:
@@ -113,11 +115,16 @@ class StoredClips(Sequence[Clip]):
         return Clip(self._names[at], self._media[at], label, frames or None)
 
 
+def media_hashes(clips: Sequence[Clip]) -> np.ndarray:
+    """Return the hash of the name of each clip's video: int64 ``[n]``."""
+    if isinstance(clips, StoredClips):  # no object per clip
+        return clips.media_hashes
+    return hashes_of(clip.media for clip in clips)
+
+
 def media_rows(clips: Sequence[Clip], index: Index) -> np.ndarray:
     """Return the row of each clip's video in an index, -1 if it is not there: int64 ``[n]``."""
-    if isinstance(clips, StoredClips):  # no object per clip
-        return index.find_hashes(clips.media_hashes)
-    return index.find(clip.media for clip in clips)
+    return index.find_hashes(media_hashes(clips))
 
 
 def frame_counts(clips: Sequence[Clip]) -> np.ndarray:
@@ -165,7 +172,7 @@ class StoredDataset:
 
 def read_labels(store: Path, task: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read the labels of a task; raises :class:`UserError` if that fails."""
-    file = labels_file(store, task)
+    file = store / labels_file(task)
     try:
         columns, about = read_table(file)
         if about["version"] == VERSION:

@@ -9,8 +9,9 @@ A generator of synthetic clips that draws straight into a store, without video f
     ...         self.names = [f"clip_{number:06d}" for number in numbers]
     ...     def only(self, names: Sequence[str]) -> "Drawn":
     ...         return Drawn([int(name[5:]) for name in names])
-    ...     def state(self, name: str) -> State:
-    ...         return State(1, 1)  # digest of the settings that a clip depends on
+    ...     def state(self, name: str) -> str:
+    ...         return "1"  # the settings that a clip depends on
+    ...     contents = state
     ...     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
     ...         yield squares(draw(int(name[5:])), image_size)  # draw: uint8 [F, H, W, 3]
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,17 +30,9 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder, resolve_decoder
 from ivcl_fast.data.decode.interface import DecoderName
 
-
-class State(NamedTuple):
-    """Identifies the input that frames are made from; it changes when frames may change."""
-
-    size: int
-    """Digest of the sizes of the files."""
-    time: int
-    """Digest of their modification times."""
-
-
-GONE = State(0, 0)
+BLOCK = 1 << 20
+"""Bytes to read at a time."""
+GONE = ""
 """State of media of which a file is missing."""
 
 
@@ -57,8 +50,11 @@ class Source(Protocol):
     def only(self, names: Sequence[str]) -> Source:
         """Return the source of some of the clips, in this order."""
 
-    def state(self, name: str) -> State:
-        """Return the state of what a clip is made from."""
+    def state(self, name: str) -> str:
+        """Return, quickly, a string that changes when the input of a clip may have changed."""
+
+    def contents(self, name: str) -> str:
+        """Return a digest of the input of a clip, which stays the same if its files are moved."""
 
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         """Yield all frames of a clip, some at a time: uint8 RGB ``[F, 3, S, S]``.
@@ -86,16 +82,25 @@ class VideoSource:
     def only(self, names: Sequence[str]) -> VideoSource:
         return VideoSource([self.media[name] for name in names], self.decoder, self.crop, self.gpu)
 
-    def state(self, name: str) -> State:
-        sizes, times = list[int](), list[int]()
+    def state(self, name: str) -> str:
+        """Return the sizes and modification times of the files."""
         try:
-            for path in self.media[name].files:
-                found = path.stat()
-                sizes.append(found.st_size)
-                times.append(found.st_mtime_ns)
+            found = [path.stat() for path in self.media[name].files]
         except (OSError, ValueError):  # ValueError: a zero byte in the name
             return GONE
-        return State(_digest(sizes), _digest(times)) if sizes else GONE
+        return " ".join(f"{one.st_size} {one.st_mtime_ns}" for one in found)
+
+    def contents(self, name: str) -> str:
+        digest = hashlib.sha256()
+        try:
+            for path in self.media[name].files:
+                digest.update(f"{path.stat().st_size} ".encode())
+                with path.open("rb") as file:
+                    while block := file.read(BLOCK):
+                        digest.update(block)
+        except (OSError, ValueError):
+            return GONE
+        return digest.hexdigest()[:32]
 
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         decoder = make_decoder(self.decoder, image_size, self.gpu)
@@ -110,8 +115,3 @@ def squares(frames: np.ndarray, image_size: int) -> torch.Tensor:
     return torch.nn.functional.interpolate(
         pixels, (image_size, image_size), mode="bilinear", antialias=True
     )
-
-
-def _digest(values: list[int]) -> int:
-    digest = hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1 | 1

@@ -9,23 +9,19 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ivcl_fast.files import atomic_write
-
 Columns = Mapping[str, np.ndarray]
 
 
-def write_table(path: Path, columns: Columns, about: Mapping[str, Any]) -> None:
-    """Write a table atomically."""
+def table_bytes(columns: Columns, about: Mapping[str, Any]) -> bytes:
+    """Return the content of the file of a table."""
     arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
-    content = save(arrays, {"about": json.dumps(about)})
-    with atomic_write(path) as file:
-        file.write(content)
+    return save(arrays, {"about": json.dumps(about)})
 
 
 def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -106,16 +102,16 @@ class Index:
         return cls({**strings, "hash": hashes[order], "row": order, **columns}, about)
 
     @classmethod
-    def read(cls, path: Path) -> Index:
+    def read(cls, path: Path) -> Self:
         """Open an index; raises ``OSError`` or ``ValueError`` if that fails."""
         try:
             return cls(*read_table(path), path.parent)
         except KeyError as error:
             raise ValueError(f"not an index: {error!r}") from None
 
-    def write(self, path: Path) -> None:
-        """Write the index atomically."""
-        write_table(path, self.columns, self.about)
+    def to_bytes(self) -> bytes:
+        """Return the content of the index's file."""
+        return table_bytes(self.columns, self.about)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -11,9 +11,8 @@ from ivcl_fast.data.store.table import Index
 
 def test_names_are_found(tmp_path):
     names = ["b", "ä", "a/b.avi", "\udcff.avi", ""]
-    Index.make(names, {"frames": np.arange(5, dtype=np.int32)}, {"bad_files": {}}).write(
-        tmp_path / "i"
-    )
+    made = Index.make(names, {"frames": np.arange(5, dtype=np.int32)}, {"bad_files": {}})
+    (tmp_path / "i").write_bytes(made.to_bytes())
     index = Index.read(tmp_path / "i")
     assert list(index.names) == names and index.names[-1] == "" and index.names[1:3] == names[1:3]
     assert index.find(["a/b.avi", "c", "\udcff.avi"]).tolist() == [2, -1, 3]
@@ -26,7 +25,7 @@ def test_an_index_opens_without_an_object_per_clip(tmp_path):
     index = Index.make(
         (f"clip_{i:07d}" for i in range(count)), {"frames": np.full(count, 301)}, {"bad_files": {}}
     )
-    index.write(tmp_path / "index")
+    (tmp_path / "index").write_bytes(index.to_bytes())
     del index
     tracemalloc.start()
     opened = Index.read(tmp_path / "index")
