@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.evaluation.baselines import COUNTING, LAST_FRAME, VISIBLE_CONE
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
 from ivcl_fast.evaluation.hidden_ends import kinds_of_hidden_ends
 from ivcl_fast.evaluation.metrics import Score, confusion
@@ -22,6 +23,9 @@ from ivcl_fast.text import markdown
 if TYPE_CHECKING:
     from ivcl_fast.data.dataset import Dataset
 
+LOWER_IS_BETTER = ("l1", "distance")
+GUESSES = (LAST_FRAME, VISIBLE_CONE, COUNTING)
+"""Titles of baselines without memory or reasoning."""
 REPORT = "report.md"
 SCORES = "scores.json"
 """File in a run's folder with its table of results."""
@@ -99,8 +103,25 @@ def summary(results: Sequence[Result]) -> str:
     clips = "all clips" if group == "all" else "clips that end with a hidden snitch"
     return (
         f"On {clips}, *{markdown(first.title)}* has {METRIC_NAMES[metric]} "
-        f"{score.format(score.value)}: {', '.join(comparisons)}."
-    )
+        f"{score.format(score.value)}: {', '.join(comparisons)}. "
+    ) + meaning(results, group, metric)
+
+
+def meaning(results: Sequence[Result], group: str, metric: str) -> str:
+    """Say in one sentence what the first result's score shows, compared with the best guess."""
+    score, sign = results[0].scores[group][metric], -1 if metric in LOWER_IS_BETTER else 1
+    guesses = {"chance": score.chance} | {
+        f"*{markdown(result.title)}*": result.scores[group][metric].value
+        for result in results[1:]
+        if result.title.startswith(GUESSES) and group in result.scores
+    }
+    best = max(guesses, key=lambda title: sign * guesses[title])
+    if min(sign * score.low, sign * score.high) <= sign * guesses[best]:
+        return (
+            f"This is not clearly better than {best}, so it does not show that the model reasons."
+        )
+    rest = " and than every baseline without memory or reasoning" * (len(guesses) > 1)
+    return f"This is better than chance{rest}."
 
 
 def kinds_table(results: Sequence[Result], kinds: Mapping[str, Sequence[str]]) -> Table:

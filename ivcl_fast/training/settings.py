@@ -220,7 +220,8 @@ class TrainConfig:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        source = self.data.source.replace(":", "-").replace("/", "-").strip("-.")
+        kind, _, place = self.data.source.partition(":")
+        source = f"{kind}-{PurePath(place).name}".strip("-.")
         default = f"{source}-{self.data.task}-{self.preset}" + ("-quick" if self.quick else "")
         return self.output.out / (self.output.name or default)
 
