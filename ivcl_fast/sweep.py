@@ -6,11 +6,11 @@ Examples:
   python -m ivcl_fast.sweep --vary num-slots=2,4,8       values of any flag of ivcl_fast.train
   python -m ivcl_fast.sweep --vary lr=1e-3,3e-3 --data videos:DIR
 
-Every variant is pretrained (once, or more often with ``--pretrainings``) and finetuned with several
-seeds; everything else is equal. Flags of ``ivcl_fast.train``, such as ``--data`` and ``--preset``,
-apply to every run; ``--quick`` runs every part once, with one seed. A study that was stopped is
-continued by the same command. Several GPUs share the runs; with ``--parallel`` several runs share
-the cores of a CPU, which is faster for small models.
+Every variant is pretrained once (see ``--pretrainings``) and finetuned with several seeds; all
+other settings are equal. Flags of ``ivcl_fast.train``, such as ``--data`` and ``--preset``, apply
+to every run. ``--quick`` runs every part once, with one seed. The same command continues a stopped
+study. Each GPU trains one run at a time. On a CPU, ``--parallel N`` trains N runs at a time, which
+is faster for small models.
 """
 
 from __future__ import annotations

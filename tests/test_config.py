@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import pytest
 import torch
 
-from ivcl_fast import IVCLConfig, config
-from ivcl_fast.config import PRESETS
+from ivcl_fast import IVCLConfig
 from ivcl_fast.errors import UserError
-from ivcl_fast.kernels.sample_masks import MAX_PATCHES
 
 # image/P, width, heads, depth, temporal depth, decoder width, heads, depth, slots
 TABLE = {
@@ -18,10 +15,6 @@ TABLE = {
     "base64": (64, 8, 768, 12, 12, 8, 512, 8, 4, 4),
     "base224": (224, 16, 768, 12, 12, 8, 512, 8, 8, 4),
 }
-
-
-def test_every_preset_is_in_the_table():
-    assert PRESETS.keys() == TABLE.keys()
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -50,35 +43,22 @@ def test_at_least_one_patch_is_seen_and_one_masked(ratio, keep):
     assert IVCLConfig.preset("tiny", mask_ratio=ratio).num_keep == keep
 
 
-def test_round_trip():
-    cfg = IVCLConfig.preset("small", mask_ratio=0.5)
-    assert IVCLConfig.from_dict(dataclasses.asdict(cfg)) == cfg
-
-
 @pytest.mark.parametrize(
     ("field", "value", "accepted"),
     [
         ("image_size", 60, "multiple of patch_size 8"),
         ("image_size", 8, "at least two"),
         ("depth", 0, "at least 1"),
-        ("num_frames", True, "whole number"),
         ("num_query_frames", 17, "num_frames"),
         ("mask_ratio", 1.0, "above 0 and below 1"),
         ("mask_ratio", float("nan"), "at most 8,192"),
         ("embed_dim", 130, "multiple of num_heads 4"),
-        ("decoder_dim", 97, "multiple of decoder_heads 3"),
         ("mask_ratio", "0.5", "a number"),
         ("norm_pix", 1, "True or False"),
-        ("mlp_ratio", 0.0, "above 0"),
         ("mlp_ratio", 1e-9, "a hidden width of at least 1"),
         ("pixel_std", 0.0, "above 0"),
-        ("pixel_std", float("inf"), "at most 8,192"),
         ("image_size", 4096, "at most 65,536 patches of 8"),
-        ("num_frames", 10**30, "at most 8,192"),
-        ("context_tokens", "all", "slots, slots+patches"),
-        ("readout", "first", "last, mean, cls"),
         ("objective", "gan", "ivcl, mae, joint"),
-        ("attention", "fast", "auto, short, flash, xformers, eager"),
         ("widht", 3, "not a field of IVCLConfig"),
     ],
 )
@@ -86,15 +66,6 @@ def test_bad_fields_are_named(field, value, accepted):
     with pytest.raises(UserError, match=rf"^{field}: .*{re.escape(accepted)}") as error:
         IVCLConfig.preset("tiny", **{field: value})
     assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
-
-
-def test_the_op_that_draws_masks_takes_all_patches():
-    assert config.MAX_PATCHES == MAX_PATCHES
-
-
-def test_unknown_preset_lists_those_there_are():
-    with pytest.raises(ValueError, match="preset: expected one of tiny, small, base64"):
-        IVCLConfig.preset("huge")
 
 
 def uint8(*shape):
@@ -111,13 +82,10 @@ def test_accepted_videos(video):
 @pytest.mark.parametrize(
     "video",
     [
-        uint8(16, 3, 64, 64),
         uint8(2, 15, 3, 64, 64),
         uint8(2, 16, 3, 32, 32),
         uint8(2, 16, 64, 191),
-        uint8(2, 16, 3, 64, 64).long(),
         torch.zeros(2, 16, 64, 192),
-        torch.zeros(()),
     ],
 )
 def test_other_videos_are_refused(video):
@@ -131,11 +99,8 @@ def test_other_videos_are_refused(video):
         ("ids_keep", torch.zeros(2, 16, 16)),
         ("ids_keep", torch.zeros(2, 15, 16, dtype=torch.int64)),
         ("ids_keep", torch.zeros(2, 16, 64, dtype=torch.int64)),
-        ("ids_keep", torch.zeros(2, 16, 0, dtype=torch.int64)),
         ("query", torch.zeros(2, 7, dtype=torch.int64)),
-        ("query", torch.zeros(2, 8, dtype=torch.int32)),
         ("seed", torch.zeros(3, dtype=torch.int64)),
-        ("seed", torch.zeros(2)),
     ],
 )
 def test_bad_masks_are_named(name, value):

@@ -40,17 +40,6 @@ def test_rates_do_not_count_the_start(monkeypatch, capsys):
     assert lines[:2] == ["rendering: 1/64 videos", "rendering: 41/64 videos, 2.0/s, 12 s left"]
 
 
-def test_rates_do_not_count_what_an_earlier_run_did(monkeypatch, capsys):
-    clock = Clock(monkeypatch)
-    with Bar("decoding", 0, "frames") as bar:
-        clock.now = 60.0  # nothing is known about the work yet
-        bar(900, 1000)
-        for done in (905, 910):
-            clock.now += 10
-            bar(done, 1000)
-    assert "910/1000 frames, 0.5/s, 3 min left" in capsys.readouterr().out
-
-
 def test_a_live_bar_waits_for_its_work(monkeypatch):
     """Two at once would draw over each other."""
     monkeypatch.setattr(progress, "has_live_terminal", lambda: True)

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TextIO
@@ -261,15 +261,6 @@ def min_over_ranks(number: int) -> int:
     smallest = torch.tensor(number)
     dist.all_reduce(smallest, dist.ReduceOp.MIN, waiting_group())
     return int(smallest)
-
-
-def true_on_all_ranks(values: Sequence[bool]) -> list[bool]:
-    """Return which values are true on all ranks; every rank passes the same number of values."""
-    if not dist.is_initialized():
-        return list(values)
-    shared = torch.tensor(values, dtype=torch.uint8)
-    dist.all_reduce(shared, dist.ReduceOp.MIN, waiting_group())
-    return shared.bool().tolist()
 
 
 def broadcast_from_rank0(number: int) -> int:

@@ -44,12 +44,12 @@ class Study:
     """Flags of all runs and their values; flags of the command take precedence."""
 
     def quick(self) -> Study:
-        """Return the study for ``--quick``: no lengths, and batches that few videos fill."""
+        """Return the study for ``--quick``: without lengths, and with small batches."""
         variants = tuple(replace(variant, lengths="") for variant in self.variants)
         return replace(self, variants=variants, budget={"--batch-size": 4})
 
     def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the flags of all runs: the budget that the command leaves, then ``common``."""
+        """Return the flags of all runs: ``common``, and those of the budget that it does not set."""
         given = names_of(common)
         left = {flag: value for flag, value in self.budget.items() if flag_name(flag) not in given}
         return *(str(word) for pair in left.items() for word in pair), *common
@@ -76,17 +76,17 @@ def names_of(words: Collection[str]) -> set[str]:
 COMPARED = "--compare-memoryless"
 """Adds rows of the baselines without memory, or without reasoning."""
 FROZEN = "--freeze-encoder"
-"""The encoder computes the slots of a clip once, after finetuning on last frames. Six times as many
-clips then take about as long as whole clips do."""
+"""After finetuning on last frames, the encoder computes each clip's slots once, so six times as many
+clips take about as long."""
 REMEMBERING = "--num-slots 9 --temporal-depth 4 --no-zero-init"
-"""A temporal transformer that learns to remember if each slot holds one object."""
+"""Sizes with which the temporal transformer learns to remember, if each slot holds one object."""
 FEW_FRAMES = "--num-frames 4 --num-query-frames 2 --batch-size 16"
-"""Pretraining sees few frames of each video: those of many videos teach more."""
+"""Pretraining sees few frames per video, because more videos help more than more frames."""
 COMPETING = "--objective slot_attention --num-slots 11 --patch-size 4 --depth 2 --temporal-depth 4"
-"""Slots that compete for patches, of the size at which they come to hold an object each."""
+"""Slot attention, with sizes at which each slot comes to hold one object."""
 SLOT_NOISE = "--no-zero-init --slot-noise 0.15"
-"""The slots of one clip vary most by which slot it is; the noise is a quarter of their variation
-from frame to frame."""
+"""Most of the variance of a clip's slots is between slots; this noise is a quarter of the variation
+between frames."""
 
 
 def remembering(label: str, pretrain: str, finetune: str = "") -> Variant:
@@ -122,7 +122,7 @@ STUDIES = {
             Variant(IMAGE_MAE, MAE, finetune=FROZEN, finetune_scale=6),
             Variant("none", None),
         ),
-        # Memory is learnt last, and only many videos distinguish it from a good guess.
+        # Models learn memory last, and it takes many videos to distinguish it from a good guess.
         {
             "--pretrain-clips": 40_000,
             "--finetune-clips": 20_000,
@@ -235,13 +235,14 @@ FINETUNING = {
     "finetune-clips", "last-frame-clips", "label-fraction", "freeze-encoder", "slot-noise",
     "frame-labels", "finetune-lr", "backbone-lr-scale", "whole-clip-lr-scale",
 }  # fmt: skip
-"""Flags that only finetuning reads: their values share one pretraining."""
+"""Flags that only affect finetuning; their values share one pretraining."""
 
 
 def study_of_flag(text: str) -> tuple[str, Study]:
-    """Return the study of ``FLAG=A,B,...`` and its name; ``true`` and ``false`` are a switch's.
+    """Return the study that compares values of a flag, ``FLAG=A,B,...``, and its name.
 
-    Raises :class:`UserError` for an unknown flag, and without two different values.
+    The values of a switch are ``true`` and ``false``. Raises :class:`UserError` for an unknown
+    flag, and without two different values.
     """
     flag, _, listed = text.partition("=")
     name, values = flag_name(flag), listed.split(",")

@@ -1,7 +1,7 @@
-"""Run a study: one training run for every variant and seed, then a table of them all.
+"""Run a study: a training run for every variant and seed, then a table of the results.
 
-Every run is a process of its own, which continues where it stopped. So the same command continues
-a study.
+Every run is a separate process that continues where it stopped, so the same command continues a
+study.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ivcl_fast.training.run_folder import changed_settings, has_progress
 from ivcl_fast.training.settings import TrainConfig, load_settings
 
 POLL_SECONDS = 0.2
-"""Time between two looks at the processes of the runs."""
+"""Interval at which the processes of runs are polled."""
 
 SET_BY_STUDY = {
     "name", "out", "stage", "init", "seed", "resume", "overwrite", "pictures",
@@ -50,7 +50,7 @@ class Job:
     folder: Path
     flags: tuple[str, ...]
     results: tuple[str, ...]
-    """Files in the folder that exist when the run is done; the last one is written last."""
+    """Files that exist in the folder of a finished run; the last one is written last."""
 
     @property
     def arguments(self) -> list[str]:
@@ -67,8 +67,8 @@ def plan_jobs(
 ) -> tuple[list[Job], list[Job]]:
     """Return the pretrainings, and the finetunings that start from them.
 
-    ``common``: flags of all runs. ``seeds``: finetunings of every variant; they start from its
-    ``pretrainings`` in turn. Variants whose pretraining is equal share it.
+    ``common``: flags of all runs. ``seeds``: number of finetunings of every variant; they start
+    from its ``pretrainings`` in turn. Variants with the same settings of pretraining share it.
     """
     pretrained: dict[TrainConfig, Job] = {}
     finetunings = []
@@ -103,11 +103,11 @@ def variant_folder(variant: Variant) -> Path:
 
 
 def run_jobs(jobs: list[Job], parallel: int, gpus: int, study: list[Job]) -> None:
-    """Run the jobs that are not done, each in a process of its own, ``parallel`` at a time.
+    """Run unfinished jobs in separate processes, ``parallel`` at a time.
 
-    They are counted among all jobs of the ``study``. Each has one of the GPUs, or its share of the
-    CPU's cores. A single one writes to the terminal, several to ``log.txt`` in their folders. If
-    one fails, or a signal arrives, all are stopped, and each saves a checkpoint.
+    Each gets a GPU, or an equal share of the CPU cores. With ``parallel=1`` jobs print to the
+    terminal, otherwise to ``log.txt`` in their folders. If a job fails or a signal arrives, all
+    jobs save a checkpoint and stop. ``study``: all jobs, for messages such as ``run 7/20``.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // parallel))}
     environment = os.environ | ({} if gpus else threads)
@@ -182,9 +182,10 @@ class SweepConfig:
 def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
     """Run a study and write its table; return its folder, which is in ``config.out``.
 
-    ``common``: flags of ``ivcl_fast.train`` for every run. Finished runs of an earlier call are
-    kept, and a call that is running the study is waited for. Raises :class:`UserError` for flags
-    that the study sets itself, if the folder holds runs with other settings, and under torchrun.
+    ``common``: flags of ``ivcl_fast.train`` for every run. Runs that an earlier call finished are
+    kept. If another process is running the study, this waits for it. Raises :class:`UserError` for
+    flags that the study sets itself, if the folder holds runs with other settings, and under
+    torchrun.
     """
     if (ranks := distributed.world_size()) > 1:  # they would wait for each other's lock
         raise UserError(

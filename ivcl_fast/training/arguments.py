@@ -1,4 +1,4 @@
-"""Parsing the flags of ``ivcl_fast.train`` to its settings."""
+"""Parse the flags of ``ivcl_fast.train`` into its settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FLAGS_ELSEWHERE = {
     "output_dir": "--out",
     "num_workers": "--workers",
 }
-"""Flags of other programs, and what they are called here."""
+"""Flags of other programs, and their equivalents here."""
 
 
 class UncheckedModel(IVCLConfig):
@@ -78,7 +78,7 @@ def values_given(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def defaults(given: dict[str, str]) -> TrainConfig:
-    """Return the settings for what is not given, which depend on some that are."""
+    """Return the default settings; some depend on flags that are ``given``."""
     if given.get("config"):
         return settings_of_file(given)
     sizes: dict[str, Any] = {}
@@ -96,9 +96,9 @@ def defaults(given: dict[str, str]) -> TrainConfig:
 
 
 def settings_of_file(given: dict[str, str]) -> TrainConfig:
-    """Return the settings in the file that ``--config`` names, for a run in a folder of its own."""
+    """Return the settings in the file of ``--config``, with the default folder of a new run."""
     if "preset" in given:
-        raise UserError("--preset: expected no --config, which has the sizes; change single ones")
+        raise UserError("--preset: expected no --config, which sets all sizes, got both")
     file = Path(given["config"])
     place = {"out": OutputConfig.out, "name": None}
     config = read_settings(file / CONFIG if file.is_dir() else file, **place)
@@ -108,10 +108,8 @@ def settings_of_file(given: dict[str, str]) -> TrainConfig:
 
 
 def checked(config: TrainConfig) -> TrainConfig:
-    """Return the settings of a new run with its task, if they fit its data.
-
-    Raises :class:`UserError` if they do not.
-    """
+    """Return the settings of a new run, with its task; raise :class:`UserError` if they do not fit
+    the data."""
     data, model = config.data, config.model
     if (frames := clip_frames(data.source)) and model.num_frames not in (1, frames):
         raise UserError(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import compress
-
 import torch
 
 from ivcl_fast.data.loader import ClipLoader
 from ivcl_fast.data.slots import Slots
-from ivcl_fast.distributed import group as distributed
 from ivcl_fast.evaluation.evaluate import outputs
 from ivcl_fast.models.ivcl import IVCLClassifier
 from ivcl_fast.progress import Bar
@@ -17,8 +14,7 @@ from ivcl_fast.progress import Bar
 def encode(model: IVCLClassifier, loader: ClipLoader, device: torch.device, amp: bool) -> Slots:
     """Compute the slots of all clips of ``loader`` and keep them in CPU memory.
 
-    Every rank encodes all clips. Clips that some rank could not decode are left out on all ranks,
-    so that all draw batches from the same clips.
+    Every rank encodes all clips. Clips that cannot be decoded are left out.
 
     ``amp``: run under bfloat16 autocast; slots then take ``2 * T * S * D`` bytes per clip,
     otherwise twice that.
@@ -32,7 +28,4 @@ def encode(model: IVCLClassifier, loader: ClipLoader, device: torch.device, amp:
             for clip in batch.clip_ids.tolist():
                 names[loader.clips[clip].name] = len(names)
             bar(len(names))
-    values = values[: len(names)]
-    clips = [clip.name for clip in loader.clips]
-    usable = distributed.true_on_all_ranks([name in names for name in clips])
-    return Slots(values, {name: names[name] for name in compress(clips, usable)})
+    return Slots(values[: len(names)], names)

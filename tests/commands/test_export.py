@@ -17,7 +17,6 @@ import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, load_clip
 from ivcl_fast import export as export_command
-from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.export import load, main, random_videos, write_model
 from ivcl_fast.models.ivcl import pretraining_class
@@ -125,20 +124,6 @@ def test_a_supervised_encoder_is_left_out(tmp_path, command, monkeypatch):
     assert code == 0 and "encoder: left out" in told and told.count("differs from") == 1
     assert [path.name for path in out.iterdir()] == ["classifier.json"]
     assert not (run / "export").exists()
-
-
-@pytest.mark.parametrize(
-    "data, frames, crop",
-    [
-        (DataConfig("synthetic"), "even", "none"),
-        (DataConfig("videos:x", frame_stride=4), "stride", "none"),
-        (DataConfig("videos:x", crop="center"), "even", "center"),
-        (DataConfig("synthetic:acre-iid"), "panels", "none"),
-    ],
-)
-def test_the_description_says_which_frames_and_what_of_them(data, frames, crop):
-    about = export_command.description(IVCL(config()), data)["input"]
-    assert (about["frames"], about["crop"]) == (frames, crop)
 
 
 def test_what_cannot_be_exported(tmp_path, command, monkeypatch):

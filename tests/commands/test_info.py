@@ -30,14 +30,6 @@ def test_a_model_of_a_module(command, small):
     assert "speedup here: training" in told and "speedup here: inference" in told
 
 
-def test_an_input_that_does_not_fit(command, small):
-    status, told, _ = command(info.main, "--model", "small_vits:vit")
-    assert status == 0 and "it fails on an input of [2, 3, 224, 224]" in told
-    shape = "3,999999999,999999999"
-    status, told, _ = command(info.main, "--model", "small_vits:vit", "--model-input", shape)
-    assert status == 0 and "it fails on an input of [2, 3, 999999999, 999999999]: Storage" in told
-
-
 # --- The plan of a run ----------------------------------------------------------------------------
 
 

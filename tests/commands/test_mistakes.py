@@ -10,14 +10,12 @@ import os
 import signal
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import ivcl_fast
 from ivcl_fast import __main__
 from ivcl_fast.errors import UserError
 from ivcl_fast.training.arguments import parse
@@ -101,15 +99,6 @@ def fail(error: BaseException):
     raise error
 
 
-@pytest.mark.parametrize(
-    "error",
-    [OSError(errno.EBADF, "Bad file descriptor"), RuntimeError("memory")],
-)
-def test_other_errors_keep_their_traceback(error, command):
-    with pytest.raises(type(error)):
-        command(lambda: fail(error))
-
-
 def test_ctrl_c_while_a_command_is_imported(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("import time\nprint(flush=True)\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
@@ -160,10 +149,3 @@ def test_the_package_lists_and_runs_its_commands(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("prepare", "films:DIR")
     assert "'films:DIR'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", __main__.COMMANDS)
-def test_every_command_has_a_version(name, command):
-    module = import_module(f"ivcl_fast.{name}")
-    code, out, _ = command(module.main, "--version")
-    assert code == 0 and out == f"ivcl_fast {ivcl_fast.__version__}\n"

@@ -6,11 +6,9 @@ import functools
 import re
 
 import pytest
-import torch
 
 from ivcl_fast import prepare
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.errors import UserError
 from tests.support.painted import numbers_of_rows, write_painted
 
 
@@ -137,21 +135,3 @@ def test_mistakes_are_one_line(command, package, arguments):
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert status == 2 and len(lines) == 1 and named in lines[0] and "Traceback" not in error
     assert sorted(package.rglob("*")) == before
-
-
-@pytest.mark.parametrize(("rank", "gpus", "device"), [(5, 4, 1), (3, 0, None)])
-def test_every_rank_decodes_on_a_gpu_of_its_own(command, package, monkeypatch, rank, gpus, device):
-    """There may be more ranks than GPUs."""
-    found = []
-
-    def stop(*_, device, **__):
-        found.append(device)
-        raise UserError("no more is needed")
-
-    monkeypatch.setattr(prepare, "build_store", stop)
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setenv("LOCAL_RANK", str(rank))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert "no more is needed" in command(f"cater:{package}", *SMALL)[2]
-    assert found == [None if device is None else torch.device("cuda", device)]

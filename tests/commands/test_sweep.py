@@ -159,11 +159,8 @@ def test_a_scheduler_stops_runs_at_once(data, tmp_path, started, command):
         (["--vary", "lr=1,2", "--lr", "1"], "--lr: the study vary-lr sets this"),
         (["nothing"], "study: expected one of pretraining, supervision"),
         (["slots", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
-        (["slots", "--parallel", "0"], "--parallel: expected at least 1, got 0"),
         (["slots", "--pretrainings", "4"], "--pretrainings: expected at most --seeds (3), got 4"),
         (["slots", "--seed", "3"], "--seed: the study slots sets this"),
-        (["slots", "--no_pictures"], "--no_pictures: the study slots sets this"),
-        (["slots", "--num_slots=3"], "--num_slots=3: the study slots sets this"),
         (["pretraining", "--objective", "mae"], "--objective: the study pretraining sets this"),
         (["causes", "--data", "cater:x"], "--data: the study causes sets this"),
         (["supervision", "--data", "acre:x"], "--objective classification: "),
@@ -173,10 +170,3 @@ def test_mistakes_are_reported_in_one_line(arguments, message, tmp_path, command
     code, _, error = command(main, *arguments, "--out", tmp_path / "none")
     assert code == 2 and message in error and error.count("\n") == 1
     assert not (tmp_path / "none").exists()
-
-
-def test_a_study_takes_no_torchrun(tmp_path, monkeypatch, command):
-    """Its first rank would hold the lock of the study, and wait in a run for the others."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, error = command(main, "slots", "--out", tmp_path / "none")
-    assert code == 2 and "WORLD_SIZE: expected 1, got 2" in error

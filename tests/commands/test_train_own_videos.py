@@ -215,21 +215,3 @@ def test_answers_for_a_folder_of_videos(trained, tmp_path, command):
     (tmp_path / "bad" / "x.mp4").write_bytes(b"no video")
     code, _, err = command(evaluate_main, run, "--predict", tmp_path / "bad", "--device", "cpu")
     assert code == 2 and "/bad: no video can be used; " in err
-
-
-def test_an_interrupted_folder_keeps_its_answers(trained, tmp_path, command, monkeypatch):
-    for number in (1, 2, 3):
-        write_one(tmp_path / "clips", number)
-    answer, calls = FinishedRun.answer, []
-
-    def interrupted(self, *arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return answer(self, *arguments)
-
-    monkeypatch.setattr(FinishedRun, "answer", interrupted)
-    flags = ("--predict", tmp_path / "clips", "--device", "cpu")
-    code, out, err = command(evaluate_main, trained, *flags, "--out", tmp_path / "a.json")
-    assert (code, err) == (130, "stopped\n") and out.count("left") == 2  # as they come
-    assert len(json.loads((tmp_path / "a.json").read_text())) == 2

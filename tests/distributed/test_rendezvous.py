@@ -29,14 +29,3 @@ def test_ranks_share_what_earlier_attempts_did_not_write(store, order):
         assert not any(part.check(["address"]) for part in fresh)
         fresh[0].set("address", str(attempt))
         assert all(part.get("address") == str(attempt).encode() for part in fresh)
-
-
-def test_requests_of_dead_ranks_are_skipped(store):
-    store.set("ask/1", "asked by a rank that died")
-    with ThreadPoolExecutor(3) as pool:
-        ranks = [pool.submit(rendezvous.unused_store, store, 0, 3)]
-        store.wait(["asked by a rank that died"])  # until rank 0 has answered it
-        ranks += [pool.submit(rendezvous.unused_store, store, rank, 3) for rank in (1, 2)]
-    first, *others = (rank.result() for rank in ranks)
-    first.set("address", "here")
-    assert all(other.get("address") == b"here" for other in others)

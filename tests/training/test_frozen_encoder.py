@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.analysis.finished_runs import FinishedRun
-from ivcl_fast.data.dataset import Clip
-from ivcl_fast.data.loader import Batch
 from ivcl_fast.data.slots import Slots
-from ivcl_fast.distributed import group as distributed
-from ivcl_fast.distributed.group import Interrupted
 from ivcl_fast.errors import UserError
 from ivcl_fast.train import comparisons
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.slots import encode
-from tests.support.ranks import run_ranks
 from tests.training.test_last_frame import SIZES, run_with
 
 FROZEN = dict(last_frame_clips=8, finetune_clips=8, freeze_encoder=True)
@@ -95,30 +87,6 @@ def test_the_encoder_stays_and_the_rest_learns(tmp_path, pretrained, frame_label
     assert rates["finetune"] == rates["last-frame"]
 
 
-class Encoded(torch.nn.Module):
-    """Stands for a model whose slots are the rows."""
-
-    def slots(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows
-
-
-def encode_without_a_clip() -> Slots:
-    """Encode the clips a, b and c, of which the second rank cannot decode b."""
-    clips = [Clip(name, name, 0) for name in "abc"]
-    ids = torch.tensor([0, 2] if distributed.rank() == 1 else [0, 1, 2])
-    rows = ids.float()[:, None, None, None]
-    loader = SimpleNamespace(clips=clips, epoch=lambda number: [Batch(rows, ids, ids)])
-    return encode(Encoded(), loader, torch.device("cpu"), amp=False)
-
-
-def test_ranks_train_on_the_clips_that_all_of_them_could_encode():
-    """With others on one rank, batches would overlap and each rank count other epochs."""
-    for found in run_ranks(2, encode_without_a_clip):
-        assert {name: found.values[row].item() for name, row in found.names.items()} == {
-            "a": 0, "c": 2
-        }  # fmt: skip
-
-
 def test_random_weights_all_learn(tmp_path, pretrained):
     options = dict(compare_scratch=True, compare_memoryless=False, **FROZEN)
     run = run_with(tmp_path, name="run", init=pretrained, **options)
@@ -129,25 +97,6 @@ def test_random_weights_all_learn(tmp_path, pretrained):
     assert result.title == "from scratch, as many whole clips"
     said = "8 last frames and 8 whole clips of finetuning (frozen encoder)"
     assert FinishedRun(run.config, run.data).describe_length() == said
-
-
-def test_it_continues_as_if_it_had_not_been_stopped(tmp_path, pretrained, monkeypatch):
-    options = dict(init=pretrained, save_every=1, **FROZEN)
-    whole = run_with(tmp_path, name="whole", **options).finetune(pretrained).state_dict()
-    stopped = run_with(tmp_path, name="stopped", **options)
-    save, saves = Stage._save, []
-
-    def save_and_stop(stage: Stage, *args) -> None:
-        save(stage, *args)
-        saves.append(stage.name)
-        if saves.count("finetune") == 2:
-            raise Interrupted(15)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Stage, "_save", save_and_stop)
-        stopped.finetune(pretrained)
-    continued = run_with(tmp_path, name="stopped", **options).finetune(pretrained)
-    assert all(torch.equal(value, whole[name]) for name, value in continued.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ivcl_fast import IVCL, IVCLConfig
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
@@ -107,31 +106,3 @@ def test_a_schedule_has_all_that_was_set(make, stages, weights, monkeypatch):
     assert [schedule.clips for schedule in schedules] == [8, 4, 4]
     assert [schedule.lr for schedule in schedules] == [1e-2 / 4, 2e-2 / 4, 2e-2 / 4]
     assert [schedule.backbone_lr_scale for schedule in schedules] == [1, 1, 0.25]
-
-
-@pytest.mark.parametrize("task", ["localize", "actions_present"])
-def test_the_loss_of_an_answer(task, make, stages):
-    make(task=task).finetune("random")
-    stage = stages["finetune"]
-    (batch, *_) = stage.loader.epoch(0)
-    logits = torch.randn(2, stage.model.head.out_features)
-    expected = {
-        "localize": F.cross_entropy, "actions_present": F.binary_cross_entropy_with_logits,
-    }[task](logits, batch.labels)  # fmt: skip
-    assert stage.loss(lambda *inputs: logits, batch, 0) == expected
-
-
-def test_supervised_pretraining_is_measured_on_videos_that_it_does_not_see(
-    make, stages, monkeypatch
-):
-    measured: list[str] = []
-
-    def scores(model: nn.Module, loader: Any, *_: Any) -> dict[str, float]:
-        measured.extend(clip.name for clip in loader.clips)
-        return {}
-
-    monkeypatch.setattr(of_run, "frame_scores", scores)
-    run = make("classification")
-    run.pretrain()
-    stages["pretrain"].validate()
-    assert measured and measured == [clip.name for clip in run.data.dataset.clips("val")]
