@@ -49,7 +49,7 @@ class Study:
         return replace(self, variants=variants, budget={"--batch-size": 4})
 
     def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the flags of all runs: ``common``, and those of the budget that it does not set."""
+        """Return the flags of all runs: ``common``, and the budget's unless it sets them."""
         given = names_of(common)
         left = {flag: value for flag, value in self.budget.items() if flag_name(flag) not in given}
         return *(str(word) for pair in left.items() for word in pair), *common
@@ -76,8 +76,8 @@ def names_of(words: Collection[str]) -> set[str]:
 COMPARED = "--compare-memoryless"
 """Adds rows of the baselines without memory, or without reasoning."""
 FROZEN = "--freeze-encoder"
-"""After finetuning on last frames, the encoder computes each clip's slots once, so six times as many
-clips take about as long."""
+"""After finetuning on last frames, the encoder computes each clip's slots once, so that six times
+as many clips take about as long."""
 REMEMBERING = "--num-slots 9 --temporal-depth 4 --no-zero-init"
 """Sizes with which the temporal transformer learns to remember, if each slot holds one object."""
 FEW_FRAMES = "--num-frames 4 --num-query-frames 2 --batch-size 16"
