@@ -42,7 +42,7 @@ def _softmax_of_keys(k, q, SCALE: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.c
 
 
 @triton.jit
-def loop_forward_kernel(
+def short_attention_loop_forward_kernel(
     seed_ptr, qkv_ptr, out_ptr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
     DROP_STEPS: tl.constexpr,
@@ -68,7 +68,7 @@ def loop_forward_kernel(
 
 
 @triton.jit
-def loop_backward_kernel(
+def short_attention_loop_backward_kernel(
     seed_ptr, dout_ptr, qkv_ptr, dqkv_ptr,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
     DROP_STEPS: tl.constexpr,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _ext, _triton
+from . import _autograd, _ext, _self_check, _triton
 from ._arguments import Rule, checker
 
 LIBRARY = torch.library.Library("ivcl_fast", "FRAGMENT")
@@ -90,6 +90,7 @@ def register(
     setup_context: Callable = _autograd.save_inputs,
     backward: Callable | None = None,
     is_backward: bool = False,
+    multiplies: bool = False,
 ) -> Callable:
     """Define ``ivcl_fast::<schema>`` and return the op as a callable.
 
@@ -99,7 +100,8 @@ def register(
     for every tensor and, where needed, for other arguments. ``setup_context(ctx, inputs, output)``,
     which by default keeps the inputs, and ``backward(ctx, *grads)``, which calls other registered
     ops, compute the first derivative; ``ref`` computes all others (``_autograd.py``).
-    ``is_backward``: this op is one of those other ops.
+    ``is_backward``: this op is one of those other ops. ``multiplies``: its kernels use tensor
+    cores, and are checked when they are first used (``_self_check.py``).
     """
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -110,6 +112,9 @@ def register(
     by_triton = by_ref
     if triton is not None:
         TRITON[name] = triton
+        if multiplies:
+            axes = [str(arguments.get(argument.name)).split() for argument in op._schema.arguments]
+            triton = _self_check.checked(name, triton, ref, ["F" in sizes for sizes in axes])
         by_triton = _where_possible(_counted(name, "triton", triton), by_ref)
     on_gpu = by_ref if _triton.MISSING or _triton.CANNOT_LAUNCH else by_triton
     LIBRARY.impl(name, lambda *args: on_gpu(*check(args)), "CUDA")

@@ -89,7 +89,7 @@ def _statistics(total, mask, cols, eps):
 
 
 @triton.jit
-def _forward_kernel(
+def add_layer_norm_forward_kernel(
     x_ptr, x_bias_ptr, residual_ptr, weight_ptr, bias_ptr, sum_ptr, normed_ptr, rows, cols, eps,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
@@ -114,7 +114,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def add_layer_norm_backward_kernel(
     dsum_ptr, dnormed_ptr, sum_ptr, weight_ptr, d_ptr, dx_ptr, partial_ptr, rows, cols, eps,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, WITH_X_BIAS: tl.constexpr,
 ):  # fmt: skip
@@ -173,7 +173,7 @@ def _launch_forward(
     normed, cols = empty_contiguous(x, dtype), x.shape[-1]
     rows, tile = x.numel() // cols, _tile(cols, values=16)
     launch(
-        _forward_kernel, (cdiv(rows, tile["BLOCK_ROWS"]),),
+        add_layer_norm_forward_kernel, (cdiv(rows, tile["BLOCK_ROWS"]),),
         x.contiguous(), None if x_bias is None else x_bias.contiguous(),
         None if residual is None else residual.contiguous(),
         weight.contiguous(), bias.contiguous(), total, normed,
@@ -197,7 +197,7 @@ def _launch_backward(
     registers = REGISTERS // (32 * tile["num_warps"] * per_sm)
     partials = weight.new_empty(sums, programs, cols, dtype=torch.float32)
     launch(
-        _backward_kernel, (programs,),
+        add_layer_norm_backward_kernel, (programs,),
         None if dsum is None else dsum.contiguous(), dnormed.contiguous(), total.contiguous(),
         weight.contiguous(), d, dx if dx.numel() else None, partials, rows, cols, eps,
         per_sm=per_sm, maxnreg=registers // 8 * 8, WITH_X_BIAS=sums == 3, **tile,

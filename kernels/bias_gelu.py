@@ -52,12 +52,14 @@ def _normal(u, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def bias_gelu_forward_kernel(
     x_ptr, bias_ptr, y_ptr, rows, cols,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
-    col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    # Neighbouring programs are neighbours in memory: columns first.
+    column_blocks = tl.cdiv(cols, BLOCK_COLS)
+    row = tl.program_id(0).to(tl.int64) // column_blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    col = tl.program_id(0) % column_blocks * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     mask = (row < rows)[:, None] & (col < cols)[None, :]
     offsets = row[:, None] * cols + col[None, :]
     bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
@@ -67,14 +69,16 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def bias_gelu_backward_kernel(
     dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, cols,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    col = tl.program_id(1) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    column_blocks = tl.cdiv(cols, BLOCK_COLS)
+    program, programs = tl.program_id(0) // column_blocks, tl.num_programs(0) // column_blocks
+    col = tl.program_id(0) % column_blocks * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     bias = tl.load(bias_ptr + col, mask=col < cols, other=0.0).to(tl.float32)
     partial = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
-    for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+    for block in range(program, tl.cdiv(rows, BLOCK_ROWS), programs):
         row = (block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         mask = (row < rows)[:, None] & (col < cols)[None, :]
         offsets = row[:, None] * cols + col[None, :]
@@ -84,7 +88,7 @@ def _backward_kernel(
         dx = dy * (cdf + u * density)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
         partial += dx
-    partial_ptr += tl.program_id(0).to(tl.int64) * cols
+    partial_ptr += program.to(tl.int64) * cols
     tl.store(partial_ptr + col, tl.sum(partial, axis=0), mask=col < cols)
 
 
@@ -92,9 +96,9 @@ def _forward(x: Tensor, bias: Tensor) -> Tensor:
     x = x.contiguous()
     y, cols = torch.empty_like(x), x.shape[-1]
     rows = x.numel() // cols
-    grid = (cdiv(rows, BLOCK_ROWS), cdiv(cols, BLOCK_COLS))
+    grid = (cdiv(rows, BLOCK_ROWS) * cdiv(cols, BLOCK_COLS),)
     launch(
-        _forward_kernel, grid, x, bias.contiguous(), y, rows, cols,
+        bias_gelu_forward_kernel, grid, x, bias.contiguous(), y, rows, cols,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS,
         EXACT=x.dtype == torch.float32,
     )  # fmt: skip
@@ -109,7 +113,7 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     programs = max(1, min(cdiv(rows, BLOCK_ROWS), cdiv(PER_SM * num_sms(x.device), column_blocks)))
     partials = torch.empty(programs, cols, dtype=torch.float32, device=x.device)
     launch(
-        _backward_kernel, (programs, column_blocks),
+        bias_gelu_backward_kernel, (programs * column_blocks,),
         dy, x, bias.contiguous(), dx, partials, rows, cols,
         per_sm=PER_SM,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS,

@@ -58,7 +58,7 @@ def _ref_backward(
 
 
 @triton.jit
-def _forward_kernel(
+def embed_patches_forward_kernel(
     rows_ptr, ids_ptr, weight_ptr, bias_ptr, pos_ptr, y_ptr,
     tokens, visible, patches, pixels, dim, scale, shift,
     BLOCK_TOKENS: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
@@ -93,7 +93,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def embed_patches_backward_kernel(
     dy_ptr, rows_ptr, ids_ptr, partial_ptr,
     tokens, visible, patches, pixels, columns, dim, scale, shift,
     BLOCK_TOKENS: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
@@ -143,7 +143,7 @@ def _forward(
     y = torch.empty(*ids.shape, dim, dtype=dtype, device=rows.device)
     side, block_k, options = _tile(weight.dtype)
     launch(
-        _forward_kernel, (cdiv(ids.numel(), side) * cdiv(dim, 64),),
+        embed_patches_forward_kernel, (cdiv(ids.numel(), side) * cdiv(dim, 64),),
         rows.contiguous(), ids.contiguous(), weight, bias.contiguous(), pos.contiguous(), y,
         ids.numel(), ids.shape[1], patches, pixels, dim, 1 / (255 * std), -mean / std,
         # A narrow tile lets a multiprocessor run two programs: one stores, one multiplies.
@@ -170,7 +170,7 @@ def _backward(
     splits = max(1, splits)
     partials = torch.empty(splits, dim, columns, dtype=torch.float32, device=dy.device)
     launch(
-        _backward_kernel, (*tiles, splits),
+        embed_patches_backward_kernel, (*tiles, splits),
         dy, rows.contiguous(), ids.contiguous(), partials,
         ids.numel(), ids.shape[1], patches, pixels, columns, dim, 1 / (255 * std), -mean / std,
         per_sm=per_sm,
@@ -194,6 +194,7 @@ _backward_op = register(
     "Tensor pos, float mean, float std) -> (Tensor, Tensor, Tensor)",
     ref=_ref_backward,
     triton=_backward,
+    multiplies=True,
     arguments={"dy": "F K D", **_ARGUMENTS},
     fake=lambda dy, rows, ids, weight, bias, pos, mean, std: (
         empty_contiguous(weight), empty_contiguous(bias), empty_contiguous(pos),
@@ -207,6 +208,7 @@ _op = register(
     "float mean, float std, ScalarType dtype) -> Tensor",
     ref=_ref,
     triton=_forward,
+    multiplies=True,
     arguments=_ARGUMENTS,
     fake=lambda rows, ids, weight, bias, pos, mean, std, dtype: rows.new_empty(
         *ids.shape, weight.shape[0], dtype=dtype

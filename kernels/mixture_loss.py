@@ -69,7 +69,7 @@ def _ref_backward(
 
 
 @triton.jit
-def _forward_kernel(
+def mixture_loss_forward_kernel(
     drawn_ptr, true_ptr, background_ptr, loss_ptr, pred_ptr, shares_ptr,
     slots, count, logit, spread, weight,
     PIXELS: tl.constexpr, BLOCK_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
@@ -105,7 +105,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def mixture_loss_backward_kernel(
     dloss_ptr, drawn_ptr, true_ptr, background_ptr, pred_ptr, shares_ptr, ddrawn_ptr,
     slots, count, factor, spread,
     PIXELS: tl.constexpr, BLOCK_SLOTS: tl.constexpr, BLOCK: tl.constexpr,
@@ -144,7 +144,7 @@ def _backward_kernel(
 
 
 @triton.jit
-def _background_kernel(
+def mixture_loss_background_kernel(
     dloss_ptr, true_ptr, background_ptr, dbackground_ptr, frames, count, factor,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -183,7 +183,7 @@ def _forward(
     grid, sizes = _tiling(drawn)
     losses = pred.new_empty(grid)
     launch(
-        _forward_kernel, grid,
+        mixture_loss_forward_kernel, grid,
         drawn, true, background, losses, pred, shares,
         slots, patches * width // 4, logit, spread, weight,
         **sizes, num_warps=4,
@@ -202,14 +202,14 @@ def _backward(
     ddrawn, dbackground = torch.empty_like(drawn), torch.empty_like(background)
     grid, sizes = _tiling(drawn)
     launch(
-        _backward_kernel, grid,
+        mixture_loss_backward_kernel, grid,
         dloss, drawn, true, background, pred, shares, ddrawn,
         slots, patches * width // 4, 1 / true.numel(), spread,
         **sizes, num_warps=4,
     )  # fmt: skip
     count = background.numel()
     launch(
-        _background_kernel, (cdiv(count, 64),),
+        mixture_loss_background_kernel, (cdiv(count, 64),),
         dloss, true, background, dbackground, frames, count, weight / true.numel(),
         ROWS=32, BLOCK=64,
     )  # fmt: skip

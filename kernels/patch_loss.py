@@ -64,7 +64,7 @@ def _ref_backward(dloss: Tensor, error: Tensor) -> Tensor:
 
 
 @triton.jit
-def _forward_kernel(
+def patch_loss_forward_kernel(
     pred_ptr, rows_ptr, ids_ptr, loss_ptr, error_ptr,
     tokens, masked, patches, scale, shift, eps,
     PIXELS: tl.constexpr, NORM_PIX: tl.constexpr, GRAD: tl.constexpr,
@@ -93,7 +93,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(dloss_ptr, error_ptr, dpred_ptr, count, factor, BLOCK: tl.constexpr):
+def patch_loss_backward_kernel(dloss_ptr, error_ptr, dpred_ptr, count, factor, BLOCK: tl.constexpr):
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < count
     error = tl.load(error_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -111,7 +111,7 @@ def _forward(
     block_pixels = next_power_of_2(pixels)
     block_tokens = max(1, 2048 // block_pixels)
     launch(
-        _forward_kernel, (cdiv(ids.numel(), block_tokens),),
+        patch_loss_forward_kernel, (cdiv(ids.numel(), block_tokens),),
         pred, rows.contiguous(), ids.contiguous(), losses, error,
         ids.numel(), ids.shape[1], patches, 1 / (255 * std), -mean / std, EPS,
         PIXELS=pixels, NORM_PIX=norm_pix, GRAD=grad,
@@ -124,8 +124,8 @@ def _forward(
 def _backward(dloss: Tensor, error: Tensor) -> Tensor:
     error, dpred, count = error.contiguous(), torch.empty_like(error), error.numel()
     launch(
-        _backward_kernel, (cdiv(count, 2048),), dloss, error, dpred, count, 2 / max(count, 1),
-        BLOCK=2048,
+        patch_loss_backward_kernel, (cdiv(count, 2048),),
+        dloss, error, dpred, count, 2 / max(count, 1), BLOCK=2048,
     )  # fmt: skip
     return dpred
 

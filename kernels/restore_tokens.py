@@ -67,7 +67,7 @@ def _find_visible(ids_ptr, frame, row, num_keep, BLOCK_IDS: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def restore_tokens_forward_kernel(
     visible_ptr, ids_ptr, mask_token_ptr, pos_ptr, prefix_ptr, out_ptr,
     num_keep, num_patches, num_prefix, cols,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, BLOCK_IDS: tl.constexpr,
@@ -100,7 +100,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def restore_tokens_backward_kernel(
     dout_ptr, ids_ptr, dvisible_ptr, pos_partial_ptr, mask_partial_ptr,
     frames, num_keep, num_patches, num_prefix, cols,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, BLOCK_IDS: tl.constexpr,
@@ -140,7 +140,7 @@ def _forward(
     out = visible.new_empty(frames, length, cols)
     grid = (frames * cdiv(length, BLOCK_ROWS), cdiv(cols, BLOCK_COLS))
     launch(
-        _forward_kernel, grid,
+        restore_tokens_forward_kernel, grid,
         visible.contiguous(), ids_keep.contiguous(), mask_token.contiguous(), pos.contiguous(),
         None if prefix is None else prefix.contiguous(), out,
         num_keep, num_patches, num_prefix, cols,
@@ -164,7 +164,7 @@ def _backward(
     pos_partials = dout.new_empty(splits, num_patches, cols, dtype=torch.float32)
     mask_partials = dout.new_empty(splits * blocks, cols, dtype=torch.float32)
     launch(
-        _backward_kernel, (splits * blocks, column_blocks),
+        restore_tokens_backward_kernel, (splits * blocks, column_blocks),
         dout, ids_keep.contiguous(), dvisible, pos_partials, mask_partials,
         frames, num_keep, num_patches, length - num_patches, cols, per_sm=PER_SM,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS, BLOCK_IDS=BLOCK_IDS,

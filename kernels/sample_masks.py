@@ -46,7 +46,7 @@ def _keys(seed, index):
 
 
 @triton.jit
-def _stream_kernel(seed_ptr, out_ptr, total, count, BLOCK: tl.constexpr):
+def hash_seeds_kernel(seed_ptr, out_ptr, total, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     seed = tl.load(seed_ptr + at // count, mask=at < total, other=0).to(tl.uint64, bitcast=True)
     number = hash64(seed, at % count).to(tl.int64, bitcast=True)
@@ -54,7 +54,7 @@ def _stream_kernel(seed_ptr, out_ptr, total, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _kernel(
+def sample_masks_kernel(
     seed_ptr, keep_ptr, mask_ptr, num_patches, num_keep,
     BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -87,7 +87,7 @@ def _forward(seed: Tensor, num_patches: int, num_keep: int) -> tuple[Tensor, Ten
     keep, mask = _empty_ids(seed, num_patches, num_keep)
     block = next_power_of_2(num_patches)
     launch(
-        _kernel, (seed.numel(),), seed, keep, mask, num_patches, num_keep,
+        sample_masks_kernel, (seed.numel(),), seed, keep, mask, num_patches, num_keep,
         BLOCK=block, CHUNK=16, num_warps=4 if block <= 512 else 8,
     )  # fmt: skip
     return keep, mask
@@ -101,7 +101,7 @@ def _stream(seed: Tensor, count: int) -> Tensor:
     out = _empty_stream(seed, count)
     total = out.numel()
     grid = (cdiv(total, STREAM_BLOCK),)
-    launch(_stream_kernel, grid, seed.contiguous(), out, total, count, BLOCK=STREAM_BLOCK)
+    launch(hash_seeds_kernel, grid, seed.contiguous(), out, total, count, BLOCK=STREAM_BLOCK)
     return out
 
 

@@ -30,7 +30,11 @@ import torch
 from torch import Tensor
 
 from . import _triton
-from ._attention_loop import loop_backward_kernel, loop_blocks, loop_forward_kernel
+from ._attention_loop import (
+    loop_blocks,
+    short_attention_loop_backward_kernel,
+    short_attention_loop_forward_kernel,
+)
 from ._autograd import saved_inputs, vjp
 from ._op import device_kind, empty_contiguous, has_kernel, register
 from ._random import draw_seed, drop, drop_hash, drop_pairs, drop_steps
@@ -126,7 +130,7 @@ def _softmax(scores, same_frame, SCALE: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
+def short_attention_forward_kernel(
     seed_ptr, qkv_ptr, out_ptr, rows,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
     DROP_STEPS: tl.constexpr,
@@ -145,7 +149,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def short_attention_backward_kernel(
     seed_ptr, dout_ptr, qkv_ptr, dqkv_ptr, rows,
     TOKENS: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SCALE: tl.constexpr,
     DROP_STEPS: tl.constexpr,
@@ -203,7 +207,11 @@ def _launch(
     )  # fmt: skip
     # Triton 3.6 spills in the float32 forward that loops.
     if tokens > 64 and head_dim <= 64 and (backward or qkv.dtype != torch.float32):
-        kernel = loop_backward_kernel if backward else loop_forward_kernel
+        kernel = (
+            short_attention_loop_backward_kernel
+            if backward
+            else short_attention_loop_forward_kernel
+        )
         columns = max(16, next_power_of_2(head_dim))
         blocks = loop_blocks(head_dim, qkv.dtype, arch(qkv.device), backward and dropout > 0)
         launch(
@@ -211,7 +219,7 @@ def _launch(
             **shape, TILE=128, COLS=columns, **blocks,
         )  # fmt: skip
         return
-    kernel = _backward_kernel if backward else _forward_kernel
+    kernel = short_attention_backward_kernel if backward else short_attention_forward_kernel
     tile, chunk, warps = _blocks(tokens, head_dim, qkv.dtype)
     # By default, the compiler takes 64 registers for this kernel and spills.
     limit = 128 if backward and tile == 32 and arch(qkv.device) // 10 == 10 else None
@@ -269,6 +277,7 @@ _backward_op = register(
     "Tensor? seed=None) -> Tensor",
     ref=_ref_backward,
     triton=_backward,
+    multiplies=True,
     arguments={
         "dout": "F N D", "qkv": "F N W", "num_heads": _heads_do_not_fit, "dropout": _is_no_share,
         "seed": "int64",
@@ -282,6 +291,7 @@ _op = register(
     "short_attention(Tensor qkv, int num_heads, float dropout=0.0, Tensor? seed=None) -> Tensor",
     ref=_ref,
     triton=_forward,
+    multiplies=True,
     arguments={
         "qkv": "F N W", "num_heads": _heads_do_not_fit, "dropout": _is_no_share, "seed": "int64"
     },
