@@ -21,6 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--mae", metavar="FOLDER", type=Path, help="copy of the public MAE code to compare with"
     )
     parser.addoption(
+        "--zoo", action="store_true", help="accelerate on public models instead of our own models"
+    )
+    parser.addoption(
         "--seconds", metavar="N", type=float,
         help="measure each benchmark for this long, for example on a busy machine",
     )  # fmt: skip

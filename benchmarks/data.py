@@ -1,19 +1,16 @@
-"""Data benchmarks: batches from a frame store, building a store, and the time of an import."""
+"""Data benchmarks: batches from a frame store, and building a store."""
 
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.measure import Benchmark, Setup
-from benchmarks.ops import CLIPS, PRESET, draw_ids
+from benchmarks.ops import draw_ids
 from benchmarks.results import require
 from ivcl_fast import IVCLConfig, reference
 from ivcl_fast.data.dataset import Media
@@ -21,7 +18,7 @@ from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.models.reference import patchify
 
-CFG = IVCLConfig.preset(PRESET)
+CFG, CLIPS = IVCLConfig.preset("tiny"), 8
 VIDEOS = 3
 
 
@@ -93,23 +90,6 @@ def builds() -> Setup:
     )
 
 
-MODULES = {
-    "ours": "ivcl_fast", "ours, the train command": "ivcl_fast.train", "torch alone": "torch",
-}  # fmt: skip
-
-
-def imports() -> Setup:
-    """Set up imports in a fresh interpreter."""
-
-    def start(module: str) -> None:
-        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
-
-    def build(module: str) -> list[partial[None]]:
-        return [partial(start, module)]
-
-    return Setup({name: partial(build, module) for name, module in MODULES.items()})
-
-
 BENCHMARKS = [
     Benchmark(
         name=f"visible patches of {CLIPS} clips, 320x240 Motion-JPEG", setup=batches, tolerance=0,
@@ -121,8 +101,5 @@ BENCHMARKS = [
         name=f"store of {VIDEOS * 301} frames, 320x240 Motion-JPEG", setup=builds,
         implementations=("ours, whole store", "bare decode and resize"),
         facts={"count": VIDEOS * 301, "unit": "frames"},
-    ),
-    Benchmark(
-        name="import", implementations=tuple(MODULES), setup=imports, rounds=5, max_seconds=20,
     ),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,8 @@ from benchmarks.results import ROOT
 from ivcl_fast.kernels import attention, unsupported_reason
 from ivcl_fast.training.hardware import peak_flops
 
+RIVALS = "flash-attn", "flash-attn-4", "liger_kernel", "transformers"
+
 
 def describe() -> dict[str, Any]:
     """Describe the machine and its software for a results file, in JSON types."""
@@ -25,7 +28,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "packages": {name: package_version(name) for name in ("torch", "triton", "ivcl_fast")},
+        "packages": versions(),
         "commit": commit or "unknown",  # "-dirty" if files have changed
         "arithmetic": ARITHMETIC,
         "ceilings": ceilings(),
@@ -71,12 +74,13 @@ def cpu_name() -> str:
     return f"{model.partition(':')[2].strip()} ({', '.join(units) or 'no bfloat16 units'})"
 
 
-def package_version(name: str) -> str:
-    """Return the version of a package, or that it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+def versions() -> dict[str, str]:
+    """Return the versions of this package, what it builds on, and installed rivals."""
+    found = {}
+    for name in ("torch", "triton", "ivcl_fast", *RIVALS):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def ptxas_version() -> str:

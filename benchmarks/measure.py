@@ -99,7 +99,9 @@ def check_parity(got: Outputs, expected: Outputs, tolerance: float) -> float:
     return largest
 
 
-def measure(benchmark: Benchmark, keep: Callable[[Row], None], together: bool = True) -> None:
+def measure(
+    benchmark: Benchmark, keep: Callable[[Row], None], together: bool = DEVICE.type == "cpu"
+) -> None:
     """Check and time every implementation, and pass each row to ``keep``.
 
     With ``together=False`` they run one after the other and free their memory, so that a failure or

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor
 from benchmarks import baselines
 from benchmarks.aot.cases import OBJECT_SLOTS
 from benchmarks.measure import BF16, DEVICE, DTYPE, Benchmark, Call, Setup, input_sets
+from benchmarks.results import require
+from benchmarks.sizes import BATCHES, ON_GPU, Batch
 from ivcl_fast import IVCLConfig, kernels, reference, slot_autoencoder
 from ivcl_fast.kernels.short_attention import max_tokens
 
-PRESET, CLIPS = ("base64", 32) if DEVICE.type == "cuda" else ("tiny", 8)
-"""Preset and batch size of the benchmarks of ops, blocks and data."""
 Function = Callable[..., Tensor]
+ROUNDS = 20 if ON_GPU else 40
 SIZE = DTYPE.itemsize
 DTYPE_NAME = str(DTYPE).removeprefix("torch.")
 
@@ -102,22 +104,22 @@ class AttentionShape:
         return SIZE * (3 * 3 + 2) * self.frames * self.tokens * self.heads * self.head_dim
 
 
-SCALE = 16 if DEVICE.type == "cuda" else 1
-ATTENTION = [
-    AttentionShape(128 * SCALE, 12, 12, 64),
-    AttentionShape(77 * SCALE, 20, 12, 64),
-    AttentionShape(35 * SCALE, 44, 12, 64),
-    AttentionShape(128 * SCALE, 18, 4, 32),  # tiny: encoder, decoder, temporal transformer
-    AttentionShape(64 * SCALE, 66, 3, 32),
-    AttentionShape(8 * SCALE, 160, 4, 32),
+ON_CPU_SHAPES = [
+    *((128, 12, 12, 64), (77, 20, 12, 64), (35, 44, 12, 64)),
+    *((128, 18, 4, 32), (64, 66, 3, 32), (8, 160, 4, 32)),  # tiny: encoder, decoder, temporal
 ]
+ON_GPU_SHAPES = [
+    *((2048, 12, 12, 64), (256, 72, 12, 64)),  # base64: encoder, temporal transformer,
+    *((256, 68, 8, 64), (704, 68, 12, 64)),  # decoder, and the encoder in finetuning
+    (2048, 18, 4, 32),
+    *((24576 // tokens, tokens, 12, 64) for tokens in (16, 20, 32, 44, 64, 96, 128, 160, 200)),
+]
+ATTENTION = [AttentionShape(*shape) for shape in (ON_GPU_SHAPES if ON_GPU else ON_CPU_SHAPES)]
 
 
-def attention_benchmark(
-    shape: AttentionShape, functions: dict[str, Function] | None = None, **options: Any
-) -> Benchmark:
-    """Benchmark attentions, by default all; ours is left out if sequences are too long."""
-    functions = functions or {"ours": kernels.short_attention, **baselines.attentions()}
+def attention_benchmark(shape: AttentionShape) -> Benchmark:
+    """Benchmark all attentions; ours is left out if sequences are too long."""
+    functions = {"ours": kernels.short_attention, **baselines.attentions()}
     if shape.tokens > max_tokens(DEVICE):
         functions = {name: function for name, function in functions.items() if name != "ours"}
     width = 3 * shape.heads * shape.head_dim
@@ -139,7 +141,8 @@ def attention_benchmark(
         implementations=tuple(functions),
         setup=setup,
         facts=facts,
-        **{"rounds": 40, "graph": True} | options,
+        rounds=ROUNDS,
+        graph=True,
     )
 
 
@@ -166,6 +169,15 @@ def plain_loss(pred: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
 def plain_add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     total = x + residual
     return total + F.layer_norm(total, weight.shape, weight, bias, 1e-6)
+
+
+def liger_add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm of Liger-Kernel; skipped if it is not installed."""
+    require("liger_kernel")
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+    total = x + residual
+    return total + LigerLayerNormFunction.apply(total, weight, bias, 1e-6)
 
 
 def our_add_norm(op: Callable[..., tuple[Tensor, Tensor]], *arguments: Tensor) -> Tensor:
@@ -196,31 +208,36 @@ def op_benchmark(
     plain: Function,
     arguments: Callable[[], list],
     moved: int,
-    **options: Any,
+    rivals: dict[str, Function],
 ) -> Benchmark:
-    """Benchmark an op against plain PyTorch; ``moved``: bytes read and written by both passes."""
+    """Benchmark an op against plain PyTorch and ``rivals`` on a GPU.
+
+    ``moved``: bytes read and written by both passes.
+    """
     functions = {"ours": ours, "eager": plain}
-    if DEVICE.type == "cuda":
-        functions["eager, compiled"] = torch.compile(plain, dynamic=False)
+    if ON_GPU:
+        functions |= {"eager, compiled": torch.compile(plain, dynamic=False), **rivals}
     return Benchmark(
         name=f"{name}, forward and backward",
         implementations=tuple(functions),
         setup=lambda: forward_backward(functions, plain, arguments, input_sets(moved)),
         facts={"dtype": DTYPE_NAME, "bytes": moved},
-        **{"rounds": 40, "graph": True} | options,
+        rounds=ROUNDS,
+        graph=True,
     )
 
 
-def op_benchmarks(cfg: IVCLConfig, clips: int, where: str = "", **options: Any) -> list[Benchmark]:
+def op_benchmarks(batch: Batch, where: str = "") -> list[Benchmark]:
     """Return benchmarks of every op but attention at a step's sizes; ``where``: name suffix."""
+    cfg, clips, _ = batch
     frames, queries = clips * cfg.num_frames, clips * cfg.num_query_frames
     width, decoder_width, patches = cfg.embed_dim, cfg.decoder_dim, cfg.num_patches
     kept, masked, pixels = cfg.num_keep, cfg.num_patches - cfg.num_keep, cfg.patch_dim
     tokens, hidden = cfg.num_slots + cfg.num_keep, int(cfg.embed_dim * cfg.mlp_ratio)
     draw32 = partial(draw, dtype=torch.float32)
 
-    def op(name: str, *arguments: Any, moved: int) -> Benchmark:
-        return op_benchmark(name + where, *arguments, moved=moved, **options)
+    def op(name: str, *arguments: Any, moved: int, **rivals: Function) -> Benchmark:
+        return op_benchmark(name + where, *arguments, moved=moved, rivals=rivals)
 
     return [
         op(
@@ -265,6 +282,7 @@ def op_benchmarks(cfg: IVCLConfig, clips: int, where: str = "", **options: Any) 
                 draw32(width), draw32(width),
             ],
             moved=frames * tokens * width * (4 * SIZE + 5 * 4),
+            Liger=liger_add_norm,
         ),
         op(
             "bias_gelu", kernels.bias_gelu, plain_gelu,
@@ -274,7 +292,10 @@ def op_benchmarks(cfg: IVCLConfig, clips: int, where: str = "", **options: Any) 
     ]  # fmt: skip
 
 
-BENCHMARKS = [
-    *map(attention_benchmark, ATTENTION),
-    *op_benchmarks(IVCLConfig.preset(PRESET), CLIPS),
-]
+def benchmarks() -> list[Benchmark]:
+    """Return all benchmarks of ops; on a GPU, at the sizes of both video models."""
+    batches = [*BATCHES.items()][: 2 if len(BATCHES) > 2 else 1]
+    by_model = (
+        op_benchmarks(batch, f", {name}" if len(batches) > 1 else "") for name, batch in batches
+    )
+    return [*map(attention_benchmark, ATTENTION), *chain(*by_model)]

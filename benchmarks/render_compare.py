@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from ivcl_fast.data.formats.acre import PANELS, object_table
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
@@ -30,8 +31,6 @@ SEED, HELD_OUT_SEED = 61, 62
 FRAMES_PER_VIDEO = 2
 VISIBLE = 20
 """Smallest number of pixels in Blender's segments of an object whose IoU counts."""
-WINDOW, SIGMA = 11, 1.5
-"""Pixels and standard deviation of the Gaussian window of SSIM."""
 STABLE = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 SHEET = (128, 96)
 
@@ -85,16 +84,8 @@ def ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def blurred(picture: np.ndarray) -> np.ndarray:
-    """Average over a Gaussian window; the borders are mirrored."""
-    half = WINDOW // 2
-    weights = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * SIGMA**2))
-    weights /= weights.sum()
-    for axis in (0, 1):
-        pad = [(half, half) if a == axis else (0, 0) for a in range(picture.ndim)]
-        padded = np.pad(picture, pad, mode="reflect")
-        windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW, axis=axis)
-        picture = windows @ weights
-    return picture
+    """Average over a Gaussian window of 11 pixels; the borders are mirrored."""
+    return gaussian_filter(picture, sigma=1.5, radius=5, mode="mirror", axes=(0, 1))
 
 
 def regions(scene: Scene, segments: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,10 +1,10 @@
-"""``python -m benchmarks.report``: update the tables and figures of the documentation.
+"""``python -m benchmarks.report``: update the tables of the documentation.
 
 A table stands between ``<!-- table: NAME; PREFIX; PREFIX -->`` and ``<!-- end -->``. It shows the
 rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the prefixes, or all
 rows. ``machine`` in place of ``table`` describes the machine and software of the measurement.
-``zoo: NAME`` is the gain of ``accelerate`` on public models, and ``limits`` the longest sequences
-that it fuses.
+``zoo: NAME`` is the gain of ``accelerate`` on public models, and ``aot`` what was found in the
+machine code of the Triton kernels.
 """
 
 from __future__ import annotations
@@ -12,20 +12,16 @@ from __future__ import annotations
 import argparse
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
-from typing import Any
 
 from benchmarks import zoo
 from benchmarks.results import RESULTS, ROOT, Results, read
-from benchmarks.tables import IN_DOCS, describe_machine, duration, fastest_of_ours, table
+from benchmarks.tables import IN_DOCS, describe_machine, lined_up, table
 from docs.markers import write_anew
 from ivcl_fast.command import run_command
 from ivcl_fast.errors import UserError
 
 PAGE = ROOT / "docs" / "performance.md"
-GUIDE = ROOT / "docs" / "guide"
-PAGES = (PAGE, GUIDE / "accelerate.md")
-CPU = "cpu-amd-epyc-zen5"
+PAGES = (PAGE, ROOT / "docs" / "guide" / "accelerate.md")
 
 
 def results_named(name: str) -> Results:
@@ -60,77 +56,23 @@ def zoo_table(name: str) -> list[str]:
     return [*zoo.summary(results_named(name).rows)]
 
 
-KINDS = {
-    "table": rows_table,
-    "machine": measured_on,
-    "limits": lambda: [*zoo.limits()],
-    "zoo": zoo_table,
-}
+def aot_table() -> list[str]:
+    """Return a row for each chip and version of Triton: sums over all ops."""
+    lines = []
+    for what, found in groupby(results_named("aot").rows, key=itemgetter("benchmark")):
+        rows = [*found]
+        sums = (sum(row[key] for row in rows) for key in ("builds", "spills", "hazards"))
+        lines.append([what, *map(str, sums), str(sum(len(row["faults"]) for row in rows))])
+    return [*lined_up(("chip, version", "builds", "spills", "hazards", "faults"), lines)]
 
 
-def roofline(results: Results, figure: Any) -> None:
-    """Draw our attention and the baselines below the peak rates of the machine."""
-    axes = figure.subplots()
-    bandwidth, rate = (results.machine["ceilings"][key] for key in ("bytes_per_s", "flops_per_s"))
-    intensity = [0.5, rate / bandwidth, 512.0]  # lines to the ridge point and from it
-    axes.plot(intensity, [min(rate, x * bandwidth) / 1e9 for x in intensity], "k-", lw=1)
-    counted = [row for row in results.rows if row.get("bytes") and row.get("flops")]
-    for number, name in enumerate(dict.fromkeys(row["name"] for row in counted)):
-        own = [row for row in counted if row["name"] == name]
-        x = [row["flops"] / row["bytes"] for row in own]
-        y = [row["flops"] / row["seconds"] / 1e9 for row in own]
-        axes.scatter(x, y, label=name, marker="osv^DPX*"[number % 8], zorder=3 - (number > 0))
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must be moved")
-    axes.set(ylabel="GFLOP/s", title="short_attention, forward and backward, bf16")
-    axes.legend()
-
-
-def waterfall(results: Results, figure: Any) -> None:
-    """Draw the time of every implementation of the training steps, slowest first."""
-    rows = [row for row in results.rows if row["benchmark"].startswith("training step")]
-    steps = [[*step] for _, step in groupby(rows, key=itemgetter("benchmark"))]
-    for axes, step in zip(figure.subplots(len(steps), squeeze=False)[:, 0], steps, strict=True):
-        ours, ordered = fastest_of_ours(step), sorted(step, key=lambda row: -row["seconds"])
-        slowest = ordered[0]["seconds"]
-        axes.barh(
-            [row["name"] for row in ordered],
-            [1e3 * row["seconds"] for row in ordered],
-            color=["tab:orange" if row is ours else "tab:blue" for row in ordered],
-        )
-        for i, row in enumerate(ordered):
-            label = f" {duration(row['seconds'])}, {slowest / row['seconds']:.2f}x"
-            axes.text(1e3 * row["seconds"], i, label, va="center", fontsize=8)
-        axes.set(title=step[0]["benchmark"], xlim=(0, 1.25e3 * slowest))
-        axes.invert_yaxis()
-    axes.set_xlabel("milliseconds per step (forward, backward, AdamW)")
-
-
-FIGURES = {"roofline-cpu.png": (roofline, (8, 5)), "waterfall-cpu.png": (waterfall, (8, 5.8))}
-
-
-def draw_figures(folder: Path) -> None:
-    """Draw :data:`FIGURES` from the results of the CPU."""
-    from matplotlib.figure import Figure
-
-    results = results_named(CPU)
-    machine = results.machine
-    for name, (draw, size) in FIGURES.items():
-        figure = Figure(figsize=size)
-        draw(results, figure)
-        source = (
-            f"{machine['device']}, {machine['threads']} threads, torch "
-            f"{machine['packages']['torch']}, commit {machine['commit']}, {results.date[:10]}"
-        )
-        figure.text(0.01, 0.005, source, fontsize=7, color="gray")
-        figure.tight_layout(rect=(0, 0.03, 1, 1))
-        figure.savefig(folder / name, dpi=130)
+KINDS = {"table": rows_table, "machine": measured_on, "zoo": zoo_table, "aot": aot_table}
 
 
 def main() -> None:
     argparse.ArgumentParser("python -m benchmarks.report", description=__doc__).parse_args()
     write_anew(PAGES, KINDS)
-    draw_figures(PAGE.parent / "figures")
-    print(f"written: {', '.join(map(str, PAGES))} and {', '.join(FIGURES)}")
+    print(f"written: {', '.join(map(str, PAGES))}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Benchmarks of a transformer block and of whole training steps: forward, backward, fused AdamW."""
+"""Benchmarks of a block, inference and training steps (forward, backward, fused AdamW)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from benchmarks import baselines
 from benchmarks.measure import ARITHMETIC, BF16, DEVICE, Benchmark, Call, Setup
-from benchmarks.ops import CLIPS, PRESET
 from benchmarks.results import Skip
-from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, accelerate, reference
-from ivcl_fast.data.formats.acre import CONTEXT, QUERIES
+from benchmarks.sizes import BATCHES, ON_GPU, Batch, first
+from ivcl_fast import IVCL, IVCLConfig, accelerate, reference
 from ivcl_fast.kernels import _ext, _triton
 from ivcl_fast.models import flops
 from ivcl_fast.training import step_graph
 from ivcl_fast.training.hardware import compile_unsupported_reason
+from ivcl_fast.training.step_graph import WARM_UP
 
 Step = Callable[[], Tensor]
 
@@ -52,17 +52,21 @@ EXPLICIT_COMPILED = replace(EXPLICIT, name=f"{EXPLICIT.name}, compiled", compile
 SDPA_COMPILED = replace(SDPA, name=f"{SDPA.name}, compiled", compiled=True)
 SDPA_COMPILED_GRAPH = replace(SDPA_COMPILED, name=f"{SDPA_COMPILED.name}, CUDA graph", graph=True)
 
-MAE = IVCLConfig.preset(
-    "base224", objective="mae", num_frames=1, num_query_frames=1, num_slots=1, decoder_heads=16
-)
-"""Image MAE with ViT-B/16 and its decoder as a model of ours; the slot is the class token."""
 TRAINER = OURS if compile_unsupported_reason(DEVICE) else OURS_COMPILED
 """The variant of ``train --compile`` on this device."""
 VARIANTS = (
-    TRAINER, WITHOUT_KERNELS, *([FLOAT32] if BF16 else []), EXPLICIT, SDPA, EXPLICIT_COMPILED,
-    SDPA_COMPILED,
+    (
+        OURS_GRAPH, SDPA, SDPA_COMPILED_GRAPH, OURS, OURS_COMPILED_GRAPH, SDPA_COMPILED, EXPLICIT,
+        EXPLICIT_COMPILED, FLOAT32,
+    )
+    if ON_GPU
+    else (
+        TRAINER, WITHOUT_KERNELS, *([FLOAT32] if BF16 else []), EXPLICIT, SDPA, EXPLICIT_COMPILED,
+        SDPA_COMPILED,
+    )
 )  # fmt: skip
-"""Without bfloat16, the float32 reference is the one with an explicit softmax."""
+"""On a GPU most important first, because time may run out. Without bfloat16, the float32 reference
+is the one with an explicit softmax."""
 
 
 # --- Pretraining ----------------------------------------------------------------------------------
@@ -82,10 +86,11 @@ def model_of(variant: Variant, cfg: IVCLConfig) -> nn.Module:
     return model
 
 
-def pretraining(
-    cfg: IVCLConfig, clips: int, variants: Sequence[Variant], share_weights: bool
-) -> Setup:
-    """Set up variants of the step on the same clips and weights."""
+def pretraining(cfg: IVCLConfig, clips: int) -> Setup:
+    """Set up variants of the step on the same clips and weights.
+
+    On a CPU they share the weights, so that large models fit in memory.
+    """
     torch.manual_seed(0)
     shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
     video = torch.randint(256, shape, dtype=torch.uint8).to(DEVICE)
@@ -93,7 +98,7 @@ def pretraining(
     expected = model_of(FLOAT32, cfg)
     with torch.no_grad():
         loss = expected(video, seed=seed).loss
-    if not share_weights:
+    if ON_GPU:
         expected = expected.cpu()  # so that it does not count as a variant's peak memory
     weights = expected.state_dict(keep_vars=True)
     optimizer = baselines.adamw(expected)
@@ -102,8 +107,8 @@ def pretraining(
         if reason := unsupported_reason(variant):
             raise Skip(reason)
         model = model_of(variant, cfg)
-        model.load_state_dict(weights, assign=share_weights)
-        own = optimizer if share_weights else baselines.adamw(model, capturable=variant.graph)
+        model.load_state_dict(weights, assign=not ON_GPU)
+        own = baselines.adamw(model, capturable=variant.graph) if ON_GPU else optimizer
         step = baselines.train_step(lambda: model(video, seed=seed).loss, own, variant.bf16)
         if variant.graph:
             graph = step_graph.StepGraph(step, DEVICE)
@@ -115,7 +120,7 @@ def pretraining(
             return [replay]
         return [step if variant.kernels else without_kernels(step)]
 
-    return Setup({variant.name: partial(build, variant) for variant in variants}, loss)
+    return Setup({variant.name: partial(build, variant) for variant in VARIANTS}, loss)
 
 
 def unsupported_reason(variant: Variant) -> str | None:
@@ -156,74 +161,59 @@ def without_kernels(step: Step) -> Step:
     return run
 
 
-def pretraining_benchmark(
-    name: str,
-    cfg: IVCLConfig,
-    clips: int,
-    variants: Sequence[Variant] = VARIANTS,
-    share_weights: bool = True,
-    unit: str = "clips",
-    **options: Any,
-) -> Benchmark:
-    """Benchmark a pretraining step; variants share weights so that large models fit in memory."""
+def pretraining_benchmark(name: str, batch: Batch, max_seconds: float) -> Benchmark:
+    """Benchmark a pretraining step."""
+    cfg, size, unit = batch
+    what = f", {cfg.image_size} pixels, {cfg.mask_ratio:.0%} of the patches masked"
     return Benchmark(
-        name=f"training step, {name}, {clips} {unit}",
-        implementations=tuple(variant.name for variant in variants),
-        setup=partial(pretraining, cfg, clips, variants, share_weights),
-        facts={"flops": clips * flops.training(cfg), "count": clips, "unit": unit},
-        **options,
+        name=f"training step, {name}{what if ON_GPU else ''}, {size} {unit}",
+        implementations=tuple(variant.name for variant in VARIANTS),
+        setup=partial(pretraining, cfg, size),
+        facts={"flops": size * flops.training(cfg), "count": size, "unit": unit},
+        max_seconds=max_seconds,
+        rounds=5,
+        warm_up=WARM_UP + 1 if ON_GPU else 2,
+        window=0.2 if ON_GPU else 0.0,
     )
 
 
-# --- Finetuning -----------------------------------------------------------------------------------
+# --- Inference ------------------------------------------------------------------------------------
 
-SHARED, OWN = "ours, a problem's panels once", "ours, every query's own"
-REFERENCE = f"reference, {ARITHMETIC}"
+INFERENCE = (OURS, OURS_COMPILED, EXPLICIT, SDPA, SDPA_COMPILED)
 
 
-def finetuning() -> Setup:
-    """Set up ACRE, where a problem's four queries share six panels and add one panel each."""
-    cfg = IVCLConfig.preset(PRESET, num_frames=7, num_query_frames=4)
-    shape = CLIPS // 4, 10, cfg.num_patches, cfg.patch_dim
-    panels = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
-    frame_index = torch.tensor([[*CONTEXT, query] for query in QUERIES], device=DEVICE)
-    frame_index = frame_index.expand(len(panels), -1, -1)
-    fast, plain = IVCLClassifier(cfg, 3), reference.IVCLClassifier(cfg, 3)
-    fast.load_state_dict(plain.state_dict())
-    optimizers = [baselines.adamw(model.to(DEVICE)) for model in (fast, plain)]
-    labels = torch.arange(CLIPS, device=DEVICE) % 3
-    own = reference.select_frames(panels, frame_index)
+def inference() -> Setup:
+    """Set up the slots of whole clips, ``encode``."""
+    cfg, clips, _ = first()
+    shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
+    video = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
+    plain = model_of(FLOAT32, cfg)
 
-    def step(model: nn.Module, *video: Tensor, bf16: bool = BF16) -> list[Call]:
-        def loss() -> Tensor:
-            return nn.functional.cross_entropy(model(*video).float(), labels)
+    def run(model: Any, bf16: bool) -> Tensor:
+        with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
+            return model.encode(video)
 
-        return [baselines.train_step(loss, optimizers[model is plain], bf16)]
+    def build(variant: Variant) -> list[Call]:
+        if reason := unsupported_reason(variant):
+            raise Skip(reason)
+        model = model_of(variant, cfg)
+        model.load_state_dict(plain.state_dict())
+        return [partial(run, model.eval(), variant.bf16)]
 
-    with torch.no_grad():
-        expected = nn.functional.cross_entropy(plain(own), labels)
-    return Setup(
-        {
-            SHARED: partial(step, fast, panels, frame_index),
-            OWN: partial(step, fast, own),
-            REFERENCE: partial(step, plain, own),
-            FLOAT32.name: partial(step, plain, own, bf16=False),
-        },
-        expected,
-    )
+    builds = {variant.name: partial(build, variant) for variant in INFERENCE}
+    return Setup(builds, run(plain.eval(), bf16=False))
 
 
 # --- One block ------------------------------------------------------------------------------------
 
-SEPARATE = "ours, separate ops"
-ON_CPU = DEVICE.type == "cpu"  # where a block is one op
-BLOCKS = ("ours", *([SEPARATE] if ON_CPU else []), EXPLICIT.name, EXPLICIT_COMPILED.name)
+SEPARATE = "ours, separate ops"  # on a CPU, where a block is one op
+BLOCKS = ("ours", *([] if ON_GPU else [SEPARATE]), EXPLICIT.name, EXPLICIT_COMPILED.name)
 
 
 def blocks() -> Setup:
     """Set up a block of the encoder: its output and the gradient of its input."""
-    cfg = IVCLConfig.preset(PRESET)
-    shape = CLIPS * cfg.num_frames, cfg.num_slots + cfg.num_keep, cfg.embed_dim
+    cfg, clips, _ = first()
+    shape = clips * cfg.num_frames, cfg.num_slots + cfg.num_keep, cfg.embed_dim
     x, gradient = (torch.randn(shape, device=DEVICE) for _ in range(2))
     plain = reference.Block(cfg.embed_dim, cfg.num_heads, cfg.mlp_ratio).to(DEVICE)
 
@@ -249,19 +239,18 @@ def blocks() -> Setup:
     return Setup({name: partial(build, name) for name in BLOCKS}, run(plain, bf16=False))
 
 
-LARGE = "base224" if DEVICE.type == "cuda" else "base64"
-BENCHMARKS = [
-    Benchmark(
-        name=f"one block, {PRESET}, {CLIPS} clips", implementations=BLOCKS, setup=blocks,
-        tolerance=0.01, rounds=20,
-    ),
-    pretraining_benchmark(PRESET, IVCLConfig.preset(PRESET), CLIPS, max_seconds=20),
-    Benchmark(
-        name=f"finetuning step, {PRESET}, {CLIPS} clips of ACRE", setup=finetuning,
-        implementations=tuple(dict.fromkeys((SHARED, OWN, REFERENCE, FLOAT32.name))),
-        max_seconds=20,
-        facts={"shape": "clips of 7 panels, 10 panels per problem of 4 clips", "count": CLIPS,
-               "unit": "clips"},
-    ),
-    pretraining_benchmark(LARGE, IVCLConfig.preset(LARGE), CLIPS, max_seconds=30, rounds=5),
-]  # fmt: skip
+def benchmarks() -> list[Benchmark]:
+    """Return all benchmarks of this module."""
+    name, (_, clips, _) = next(iter(BATCHES.items()))
+    return [
+        Benchmark(
+            name=f"one block, {name}, {clips} clips", implementations=BLOCKS, setup=blocks,
+            tolerance=0.01, rounds=20,
+        ),
+        Benchmark(
+            name=f"inference, {name}, {clips} clips", setup=inference,
+            implementations=tuple(variant.name for variant in INFERENCE),
+            tolerance=0.05, facts={"count": clips, "unit": "clips"},
+        ),
+        *(pretraining_benchmark(name, batch, 30) for name, batch in BATCHES.items()),
+    ]  # fmt: skip

@@ -12,18 +12,20 @@ from itertools import accumulate, chain
 
 import pytest
 
-from benchmarks import data, ops, public_mae, steps
+from benchmarks import data, mae, ops, steps, zoo
 from benchmarks.conftest import ROWS
 from benchmarks.measure import DEVICE, Benchmark, measure
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise the test with all benchmarks, and timers that replay given ticks."""
-    benchmarks = [*ops.BENCHMARKS, *steps.BENCHMARKS]
+    benchmarks = [*ops.benchmarks(), *steps.benchmarks(), mae.hugging_face_benchmark()]
     if DEVICE.type == "cpu":  # `make gpu-check` measures the data of a GPU
         benchmarks += data.BENCHMARKS
     if (folder := metafunc.config.getoption("--mae")) is not None:
-        benchmarks.append(public_mae.mae_benchmark(folder))
+        benchmarks.append(mae.public_benchmark(folder))
+    if metafunc.config.getoption("--zoo"):
+        benchmarks = [*zoo.benchmarks()]
     runs = [run_of(case, name) for case in benchmarks for name in case.implementations]
     metafunc.parametrize("case, implementation, ticks", runs)
 

@@ -40,15 +40,16 @@ class Chip:
 
 
 CHIPS = {
-    80: Chip(64, 32, 164 << 10, "HMMA"),
-    86: Chip(48, 16, 100 << 10, "HMMA"),
-    89: Chip(48, 24, 100 << 10, "HMMA"),
     90: Chip(64, 32, 228 << 10, "HGMMA"),
     100: Chip(64, 32, 228 << 10, "UTCHMMA"),
-    103: Chip(64, 32, 228 << 10, "UTCHMMA"),
+    80: Chip(64, 32, 164 << 10, "HMMA"),
     120: Chip(48, 24, 100 << 10, "HMMA"),
+    89: Chip(48, 24, 100 << 10, "HMMA"),
+    86: Chip(48, 16, 100 << 10, "HMMA"),
+    103: Chip(64, 32, 228 << 10, "UTCHMMA"),
     121: Chip(48, 24, 100 << 10, "HMMA"),
 }
+"""By compute capability, most important first."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """``make gpu-check``: measure and test everything that needs an NVIDIA GPU, in 25 minutes.
 
 First come the speeds of a training step, eager and as a CUDA graph, then ops and attention against
-their baselines, a profile, compiled steps, the comparison with the reference's weights, other
-models, whole runs and the tests marked ``gpu``. ``--minutes 9`` is a short form in which each part
-has less time. Nothing is installed or built: torch, Triton, NumPy and a few small packages suffice.
-Measurements that need PyAV, DALI, timm, flash-attn or a second GPU are skipped without it.
+their baselines, a profile, compiled steps, the comparison with the reference's weights, a search
+for races, other models, whole runs and the tests marked ``gpu``. ``--minutes 9`` is a short form in
+which each part has less time. Nothing is installed or built: torch, Triton, NumPy and a few small
+packages suffice. What needs PyAV, DALI, timm, transformers, flash-attn, Liger or a second GPU is
+skipped without it.
 
 Every part is a separate process with a time limit, plus the time left over by earlier parts. A part
 that fails or hangs loses only its remaining measurements. After every part the results are written
@@ -35,8 +36,8 @@ NEEDS = (
 """Packages that models, trainer and tests import."""
 MINUTES = {
     "machine": 0.5, "speed": 2.5, "kernels": 2.0, "attention": 2.0, "profile": 0.5,
-    "compiled": 3.0, "parity": 2.0, "base64": 2.0, "base224": 1.5, "mae": 1.5, "loaders": 1.5,
-    "train": 1.0, "ranks": 1.0, "accelerate": 0.5, "tests": 3.0, "large": 0.5,
+    "compiled": 2.5, "parity": 1.5, "races": 1.0, "base64": 2.0, "base224": 1.5, "mae": 1.5,
+    "loaders": 1.5, "train": 1.0, "ranks": 1.0, "accelerate": 1.0, "tests": 2.5, "large": 0.5,
 }  # fmt: skip
 """Time limit of each part in minutes, in order."""
 TARGETS = {256: 2400, 88: 1900}
@@ -45,7 +46,16 @@ BOUND = 3212
 """Clips/s of this step if its matrix products ran at 700 TFLOP/s on an H100."""
 SWITCHES = "IVCL_FAST_TRITON=0, TORCH_COMPILE_DISABLE=1, CUDA_LAUNCH_BLOCKING=1"
 """Environment variables for locating a fault."""
+PROFILERS = (
+    "nsys profile --cuda-graph-trace=node --output step "
+    "python -m benchmarks.gpu_check.parts speed /tmp/speed.jsonl",
+    "ncu --set full --kernel-name regex:short_attention --launch-skip 8 --launch-count 4 "
+    "--output attention python -m benchmarks.gpu_check.parts attention /tmp/attention.jsonl",
+)
+"""Commands for a time line of the steps and for the limits of single kernels. They exclude the
+profiler of the part ``profile``, so they run other parts."""
 GPU_STATE = "clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active"
+RACES = "tests/kernels/ops/test_races.py"
 TEST_PROCESSES = 8
 TESTS_PER_FUNCTION = "8"
 
@@ -145,13 +155,12 @@ def repeat(name: str) -> str:
 
 def all_parts(folder: Path, minutes: float, only: Sequence[str], rehearse: bool) -> list[Part]:
     """Return the parts; all of them together have ``minutes``."""
-    tests = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "addopts="]
-    tests += ["-p", "benchmarks.gpu_check.thin", *test_files()]
-    accelerate = [sys.executable, "-m", "benchmarks.zoo", "--models", "vit_base_patch16_224"]
+    pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "addopts="]
+    tests = [*pytest, "-p", "benchmarks.gpu_check.thin", *test_files()]
     commands = {
-        "tests": [*tests, "-m", "gpu and not large", *processes()],
+        "races": [*pytest, "-m", "gpu", RACES],
+        "tests": [*tests, "-m", "gpu and not large", f"--ignore={RACES}", *processes()],
         "large": [*tests, "-m", "gpu and large"],
-        "accelerate": [*accelerate, "--tokens", "197", "--out", f"{folder}/accelerate.json"],
     }
     scale = minutes / sum(MINUTES.values())
     environment = {"IVCL_FAST_TESTS_PER_FUNCTION": TESTS_PER_FUNCTION}
@@ -208,6 +217,8 @@ def page(results: Results, folder: Path) -> str:
             log = read_log(folder, name).splitlines()
             found += [f"- `{line.strip()}`" for line in log if "FAILED" in line][:50]
             found += [f"- Log: `{folder.name}/{name}.log`; {repeat(name)}"]
+        if name == "profile":
+            found += ["More detail:", "", "```console", *PROFILERS, "```"]
         if any(found):
             lines += [f"## {name}", "", *found, ""]
     return re.sub("\n{3,}", "\n\n", "\n".join(lines).rstrip() + "\n")

@@ -5,7 +5,6 @@ Measures the gain of fused steps in the trainer itself, not in a benchmark's sim
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import measure, steps
+from benchmarks import measure, sizes, steps
 from benchmarks.measure import DEVICE, ParityError, free_memory
 from benchmarks.results import Row, RowFile, Skip
 from benchmarks.steps import Variant, graph_or_error, model_of, unsupported_reason
@@ -28,7 +27,6 @@ from ivcl_fast.training.loop import Intervals, Stage
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.seeds import clip_seeds
-from ivcl_fast.training.step_graph import WARM_UP
 
 PARITY_STEPS = 5
 """Number of real steps; a graph is recorded after three eager ones."""
@@ -38,8 +36,6 @@ SLACK = 2.0
 reference (the rule for ops in CONTRIBUTING.md)."""
 FLOAT32_TOLERANCE = 0.02
 """Largest distance in float32, relative to the change of the weights: Muon iterates in bfloat16."""
-PROFILED = 3
-"""Number of profiled steps."""
 
 EAGER_WAYS = steps.OURS_GRAPH, steps.OURS
 COMPILED_WAYS = steps.OURS_COMPILED_GRAPH, steps.OURS_COMPILED
@@ -76,23 +72,6 @@ class SyntheticLoader:
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         while True:
-            yield self.batch
-
-
-class ProfiledLoader(SyntheticLoader):
-    """Profiles :data:`PROFILED` steps after a graph has been recorded."""
-
-    def __init__(self, cfg: IVCLConfig, clips: int) -> None:
-        super().__init__(cfg, clips)
-        activity = torch.profiler.ProfilerActivity
-        kinds = [activity.CUDA if DEVICE.type == "cuda" else activity.CPU]
-        self.profiler = torch.profiler.profile(activities=kinds)
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        for step in itertools.count():
-            if step in (WARM_UP + 2, WARM_UP + 2 + PROFILED):
-                measure.synchronize()
-                self.profiler.start() if step == WARM_UP + 2 else self.profiler.stop()
             yield self.batch
 
 
@@ -145,13 +124,12 @@ def settled(records: Sequence[dict[str, Any]], clips: int) -> Row:
     return {"seconds": clips / speed, "data_wait": wait}
 
 
-def stage_speeds(
-    rows: RowFile, cfg: IVCLConfig, ways: Sequence[Variant], batches: Sequence[int], num_steps: int
-) -> None:
-    """Time the stage in several ways and at several batch sizes."""
+def speeds(ways: Sequence[Variant], rows: RowFile) -> None:
+    """Time the stage of ``base64`` in several ways and at several batch sizes."""
+    cfg, num_steps = sizes.BATCHES["base64"].cfg, sizes.STAGE_STEPS
     weights = fresh_weights(cfg)
     for way in ways:
-        for clips in batches:
+        for clips in sizes.STAGE_CLIPS:
             what = f"stage with Muon, {clips} clips"
             with rows.row(what, way.name, count=clips, unit="clips") as row:
                 row["flops"] = clips * flops.training(cfg)
@@ -163,22 +141,9 @@ def stage_speeds(
             free_memory()
 
 
-def stage_profile(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
-    """Measure how long each kernel of a step takes, in the first way that can run here."""
-    way = next(way for way in EAGER_WAYS if unsupported_reason(way) is None)
-    loader = ProfiledLoader(cfg, clips)
-    run_stage(build(cfg, way, fresh_weights(cfg)), way, loader, WARM_UP + PROFILED + 4, clips)
-    events: list[Any] = list(loader.profiler.key_averages())
-    key = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
-    for event in sorted(events, key=lambda event: -getattr(event, key)):
-        if time := getattr(event, key):
-            what = f"kernels of a step, {clips} clips, {way.name}"
-            with rows.row(what, event.key[:80]) as row:
-                row |= {"seconds": time / 1e6 / PROFILED, "launches": event.count / PROFILED}
-
-
-def stage_parity(rows: RowFile, cfg: IVCLConfig, clips: int) -> None:
+def parity(rows: RowFile) -> None:
     """Compare the weights after real steps with the float32 reference's."""
+    cfg, clips = sizes.BATCHES["base64"].cfg, sizes.STAGE_CLIPS[-1]
     start, loader = fresh_weights(cfg), SyntheticLoader(cfg, clips)
 
     def after(way: Variant) -> dict[str, Tensor]:

@@ -37,8 +37,9 @@ CHIPS = (80, 90, 100, 120)
 def first_shapes() -> list[aot.Build]:
     """Every kernel at the first shape of a step of ``base64``, for every chip."""
     first: dict = {}
-    for build in aot.builds({"base64": aot.settings()["base64"]}, ["bf16"], CHIPS):
-        first.setdefault((build.launch.kernel, build.arch), build)
+    for chip in CHIPS:
+        for build in aot.builds({"base64": aot.settings()["base64"]}, ["bf16"], chip):
+            first.setdefault((build.launch.kernel, chip), build)
     return [*first.values()]
 
 
@@ -52,7 +53,7 @@ def test_no_kernel_has_faults(first_shapes):
         assert aot_compile.faults(build.launch, built) == [], build.name
         assert 16 <= built.registers <= 255 and 1 <= built.store_bytes <= 16, build.name
         if built.dots:
-            with_dots.add(build.name.split(",")[0])
+            with_dots.add(build.op)
     assert with_dots == {"short_attention", "embed_patches"}
 
 
@@ -110,7 +111,7 @@ def test_the_old_embed_patches_has_hazards(tmp_path):
         pytest.skip("no Triton 3.7 in .triton; `make aot` installs it")
     code = (
         "import dataclasses; from benchmarks.aot.__main__ import *;"
-        "build = next(b for b in builds({'base64': settings()['base64']}, ['bf16'], [90])"
+        "build = next(b for b in builds({'base64': settings()['base64']}, ['bf16'], 90)"
         " if b.name.startswith('embed_patches, visible forward'));"
         "print([compile_launch(dataclasses.replace(build.launch, num_stages=n), 90).hazards"
         " for n in (1, 3)])"
@@ -150,14 +151,13 @@ def test_every_kernel_of_every_op_is_covered(first_shapes):
     assert kernels == started
 
 
-def test_the_page_has_a_row_per_version_and_op():
+def test_a_row_sums_the_builds_of_an_op(first_shapes):
     built = aot_compile.Compiled(**GOOD)
     other = dataclasses.replace(built, registers=128, spills=2, store_bytes=8)
-    row = aot.row("bias_gelu", [built, other])
-    assert row[1:] == ["bias_gelu", "2", "64 to 128", "2", "0", "4096", "8"]
-    assert len(row) == len(aot.HEAD)
-    text = aot.page([row], [90], 1)
-    assert "Faults: 1." in text and "bias_gelu" in text.splitlines()[-1]
+    row = aot.summary("bias_gelu", 90, [(first_shapes[0], built), (first_shapes[0], other)])
+    assert row["benchmark"].startswith("sm_90, Triton 3.")
+    assert (row["builds"], row["most_registers"], row["spills"], row["hazards"]) == (2, 128, 2, 0)
+    assert row["narrowest_store_bytes"] == 8 and "spills: 2 loads" in row["faults"][0]
 
 
 def test_a_folder_without_triton_is_refused(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_check import __main__ as gpu_check
-from benchmarks.gpu_check import parts, stages
+from benchmarks.gpu_check import parts, profile, stage
 from benchmarks.gpu_check.__main__ import MINUTES, Part, all_parts, page, run
 from benchmarks.results import Results, RowFile
 from ivcl_fast import IVCL
@@ -91,7 +91,8 @@ def test_a_part_may_take_the_time_that_others_have_left(tmp_path):
 def test_budgets_and_order():
     assert sum(MINUTES.values()) == 25
     assert [*MINUTES][:4] == ["machine", "speed", "kernels", "attention"]
-    assert {*parts.PARTS} == {*MINUTES} - {"tests", "large", "accelerate"}
+    assert [*MINUTES][-2:] == ["tests", "large"]
+    assert {*parts.PARTS} == {*MINUTES} - {"races", "tests", "large"}
     short = all_parts(Path("out"), 9, [], False)
     assert [one.name for one in short] == [*MINUTES]
     assert sum(one.minutes for one in short) == pytest.approx(9)
@@ -99,21 +100,57 @@ def test_budgets_and_order():
     assert [(one.name, one.minutes) for one in alone] == [("machine", 25), ("parity", 25)]
 
 
-@pytest.mark.parametrize("name", ["speed", "kernels", "attention", "profile", "parity", "mae"])
+@pytest.mark.usefixtures("rehearsal")
+@pytest.mark.parametrize("name", ["speed", "kernels", "attention", "profile", "parity", "base64"])
 def test_every_measuring_part_runs_on_tiny_sizes(name, tmp_path):
     rows = RowFile(tmp_path / "rows")
     with torch.compiler.set_stance("force_eager"):  # what is compiled is tested elsewhere
-        parts.run(name, rows, parts.REHEARSAL)
+        parts.run(name, rows)
     found = rows.read()
     assert not [row for row in found if "error" in row]
     for row in found:
         if "skipped" in row:
             assert re.search("CUDA graph|not compiled", row["skipped"]), row
-        elif "difference" not in row:
+        elif "difference" not in row and "launches" not in row:
             assert row["seconds"] > 0
     assert len([row for row in found if "skipped" not in row]) >= 2
 
 
+TRACE = {
+    "hash_seeds_kernel": 10, "embed_patches_forward_kernel": 30, "nvjet_tst_128x256": 600,
+    "short_attention_forward_kernel": 90, "bias_gelu_forward_kernel": 120,
+    "add_layer_norm_backward_kernel": 150, "embed_patches_backward_kernel": 60,
+    "nvjet_tst_64x128": 200, "void at::native::multi_tensor_apply_kernel": 40,
+}  # fmt: skip
+"""The kernels of a step, with made-up microseconds."""
+
+
+def test_the_table_of_a_step_is_filled_from_a_profile(tmp_path, monkeypatch):
+    """Products after the backward pass are Muon's, and measured stands beside expected."""
+    monkeypatch.setattr(profile, "DEVICE", torch.device("cuda"))
+    events, now = [{"cat": "cpu_op", "name": "aten::mm", "ts": 0, "dur": 9}], 0
+    for _ in range(profile.STEPS):
+        for name, time in TRACE.items():
+            events.append({"cat": "kernel", "name": name, "ts": now, "dur": time})
+            now += time + 1
+    rows = RowFile(tmp_path / "rows")
+    profile.add_rows(events[::-1], 256, rows)
+    found = {row["name"]: row for row in rows.read() if row["benchmark"] == "a step of 256 clips"}
+    times = {name: round(1e6 * row["seconds"]) for name, row in found.items()}
+    assert times == {
+        "attention": 90, "LayerNorm": 150, "GELU": 120, "matrix products": 600,
+        "sums of biases' gradients": 0, "patches, masks, loss, copies and the rest": 100,
+        "clipping, Muon and AdamW": 240,
+    }  # fmt: skip
+    assert found["matrix products"]["launches"] == 1
+    results = Results("make gpu-check", rows=[{"part": "profile", **row} for row in rows.read()])
+    results.parts["profile"] = {"outcome": "ok", "seconds": 1.0, "gpu": []}
+    text = page(results, tmp_path)
+    (line,) = (line for line in text.splitlines() if "| GELU " in line)
+    assert "120 µs" in line and "12.7 ms" in line and "nsys profile" in text and "ncu --set" in text
+
+
+@pytest.mark.usefixtures("rehearsal")
 def test_parts_that_train_give_the_speed_of_each_loader(tmp_path, monkeypatch):
     """With a stand-in for the command, which logs what a run does."""
 
@@ -126,7 +163,7 @@ def test_parts_that_train_give_the_speed_of_each_loader(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     rows = RowFile(tmp_path / "rows")
     for name in ("train", "loaders", "ranks"):
-        parts.run(name, rows, parts.REHEARSAL)
+        parts.run(name, rows)
     found = {row["name"]: row for row in rows.read()}
     assert found["ours, store in ram"]["seconds"] == 0.1 and calls[0] == ("--compile",)
     assert found["2 ranks, FSDP2"]["difference"] == 0 and "--shard" in calls[-1]
@@ -136,8 +173,9 @@ def test_parts_that_train_give_the_speed_of_each_loader(tmp_path, monkeypatch):
         parse([*flags, "--quick"])
 
 
+@pytest.mark.usefixtures("rehearsal")
 def test_weights_that_differ_are_an_error(tmp_path, monkeypatch):
-    real = stages.run_stage
+    real = stage.run_stage
 
     def wrong(model, *arguments, **options):
         found = real(model, *arguments, **options)
@@ -146,14 +184,15 @@ def test_weights_that_differ_are_an_error(tmp_path, monkeypatch):
                 model.decoder.pred.weight.mul_(1.5)
         return found
 
-    monkeypatch.setattr(stages, "run_stage", wrong)
+    monkeypatch.setattr(stage, "run_stage", wrong)
     rows = RowFile(tmp_path / "rows")
-    parts.run("parity", rows, parts.REHEARSAL)
+    parts.run("parity", rows)
     for row in rows.read():
         if "skipped" not in row:
             assert ("ParityError" in row.get("error", "")) == row["name"].startswith("ours")
 
 
+@pytest.mark.usefixtures("rehearsal")
 def test_a_graph_that_cannot_be_recorded_is_an_error(tmp_path, monkeypatch):
     """A run goes on with eager steps, which would pass for those of a graph."""
 
@@ -162,11 +201,11 @@ def test_a_graph_that_cannot_be_recorded_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(step_graph, "unsupported_reason", lambda device: None)
     monkeypatch.setattr(step_graph, "StepGraph", lambda step, device: fail)
-    monkeypatch.setattr(stages.UnsavedStage, "run", fail)
+    monkeypatch.setattr(stage.UnsavedStage, "run", fail)
     rows = RowFile(tmp_path / "rows")
     with torch.compiler.set_stance("force_eager"):
-        for name in ("speed", "mae"):
-            parts.run(name, rows, parts.REHEARSAL)
+        for name in ("speed", "base224"):
+            parts.run(name, rows)
     graphs = [row for row in rows.read() if row["name"] == "ours, CUDA graph"]
     assert len(graphs) == 3 and all("operation not permitted" in row["error"] for row in graphs)
 
@@ -211,7 +250,7 @@ def test_a_bare_machine_can_run_the_parts_and_the_tests_of_all_kernels():
         "from pathlib import Path\nimport pytest\n"
         "from benchmarks.gpu_check import __main__, parts\n"
         "rows = parts.RowFile(Path('/dev/stdout'))\n"
-        "for name in ('train', 'loaders'): parts.run(name, rows, parts.REHEARSAL)\n"
+        "for name in ('train', 'loaders'): parts.run(name, rows)\n"
         "sys.exit(pytest.main([*sys.argv[1:], *__main__.test_files()[:2]]))\n"
     )
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "gpu", "--collect-only"]

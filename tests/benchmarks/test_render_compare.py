@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from benchmarks.render_compare import Case, blurred, overlaps, regions, ssim
+from benchmarks.render_compare import Case, overlaps, regions, ssim
 from ivcl_fast.data.synthetic.blender.process import Drawn
 from ivcl_fast.data.synthetic.render import FLOOR
 from ivcl_fast.data.synthetic.scene import CAMERA, LAMPS, TARGET, Scene, Thing
@@ -31,21 +30,6 @@ def case(fast: np.ndarray, blender: np.ndarray) -> Case:
 def test_ssim_is_one_for_equal_pictures_and_near_zero_for_unrelated_ones() -> None:
     np.testing.assert_allclose(ssim(picture(0), picture(0)), 1)
     assert abs(ssim(picture(0), picture(1)).mean()) < 0.05
-
-
-def test_ssim_of_plain_pictures_compares_their_light() -> None:
-    dark, bright = np.full((16, 16, 3), 100, np.uint8), np.full((16, 16, 3), 150, np.uint8)
-    stable = (0.01 * 255) ** 2
-    expected = (2 * 100 * 150 + stable) / (100**2 + 150**2 + stable)
-    np.testing.assert_allclose(ssim(dark, bright), expected)
-
-
-def test_the_window_is_gaussian_and_keeps_the_mean() -> None:
-    point = np.zeros((31, 31))
-    point[15, 15] = 1
-    spread = blurred(point)
-    assert spread.sum() == pytest.approx(1)
-    assert spread[15, 16] / spread[15, 15] == pytest.approx(np.exp(-1 / (2 * 1.5**2)))
 
 
 def test_overlaps_leave_out_small_objects() -> None:

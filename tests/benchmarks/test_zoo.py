@@ -1,39 +1,35 @@
-"""The measurement of public models, on a small one, and its tables."""
+"""The benchmark of public models, on a small one, and its table."""
 
 from __future__ import annotations
-
-import sys
 
 import torch
 
 from benchmarks import zoo
-from benchmarks.results import read
+from benchmarks.measure import measure
 from tests.models.accelerate.models import timm_vit
 
 
-def test_a_small_model(monkeypatch, tmp_path, fused_at_every_length):
+def test_a_small_model(monkeypatch, fused_at_every_length):
     small = zoo.Model("timm", "small", 8, lambda grid: timm_vit(), zoo.without_fused_attn)
-    monkeypatch.setattr(zoo, "models", lambda: iter([small]))
-    monkeypatch.setattr(zoo.Model, "inputs", lambda self, tokens: torch.randn(2, 3, 16, 16))
-    out = tmp_path / "zoo.json"
-    monkeypatch.setattr(sys, "argv", ["zoo", "--rounds", "2", "--tokens", "17", "--out", str(out)])
-    zoo.main()
-    (row,) = read(out).rows
-    assert row["replaced"]["Conv2d"] == 1 and row["version"]
+    monkeypatch.setattr(zoo.Model, "inputs", lambda *sizes: torch.randn(2, 3, 16, 16))
+    rows = []
     for mode in zoo.MODES:
-        race = row[mode]["17"]
-        assert race["seconds"] > 0 and len(race["ours"]) == len(race["rival"]) == 2
+        measure(zoo.benchmark(small, mode, 17, 2), rows.append)
+    assert [row["name"] for row in rows] == ["ours", "original", "one line"] * 2
+    assert all(row["seconds"] > 0 for row in rows)
 
 
 def test_summary():
-    races = {"17": {"seconds": 1.0, "ours": [1.3, 1.1], "rival": [1.0]}, "50": {"ours": [2.0]}}
-    row = {"training": races, "inference": {"785": {"fused_calls": 0}}}
-    _, _, first, second = zoo.summary([row, {}])
+    def rows(name, mode, **seconds):
+        return [
+            {"benchmark": name, "mode": mode, "tokens": 17, "name": key, "seconds": value}
+            for key, value in seconds.items()
+        ]
+
+    found = rows("a", "training", ours=1.0, original=1.2, **{"one line": 1.2})
+    found += rows("b", "training", ours=1.0, original=1.4) + rows("b", "inference", original=1.0)
+    found += rows("c", "inference", ours=2.0, original=1.0)
+    _, _, first, second = zoo.summary(found)
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (first, second)]
-    assert cells[0] == ["training, 17 tokens", "1", *["1.20"] * 3, "1.00 (1.20)"]
-    assert cells[1] == ["training, 50 tokens", "1", *["2.00"] * 3, ""]
-
-
-def test_limits():
-    head, _, packed, separate = zoo.limits()
-    assert "AMX, bfloat16" in head and "400 / 257" in packed and "400 / -" in separate
+    assert cells[0] == ["training, 17 tokens", "2", "1.20", "1.30", "1.40", "1.00 (1.20)"]
+    assert cells[1] == ["inference, 17 tokens", "1", *["0.50"] * 3, ""]
