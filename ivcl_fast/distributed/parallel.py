@@ -5,18 +5,22 @@ from __future__ import annotations
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def parallelize(model: nn.Module, shard_by: type[nn.Module] | None = None) -> nn.Module:
+def parallelize(
+    model: nn.Module, shard_by: type[nn.Module] | None = None, amp: bool = False
+) -> nn.Module:
     """Wrap ``model`` so that its gradients are averaged over all ranks.
 
     Without ``shard_by`` every rank holds a replica (DDP), initialised from rank 0's weights. With
     ``shard_by``, the class of the model's blocks, ``model`` itself is sharded in place (FSDP2); the
-    ranks' weights must already be equal, and optimisers must be created after the call. A single
-    process gets ``model`` back.
+    ranks' weights must already be equal, and optimisers must be created after the call. With
+    ``amp``, ranks gather the shards' parameters in bfloat16 instead of casting them afterwards;
+    shards and gradients stay float32. A single process gets ``model`` back.
     """
     if not dist.is_initialized():
         return model
@@ -25,15 +29,20 @@ def parallelize(model: nn.Module, shard_by: type[nn.Module] | None = None) -> nn
         device_ids = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     # FSDP2 warns about in-place operations on a block's output, of which there are none.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    precision = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if amp else None,
+        reduce_dtype=torch.float32 if amp else None,
+        cast_forward_inputs=False,  # the residual sum stays float32
+    )
     for part in model.modules():  # each block separately, then the rest
         if isinstance(part, shard_by):
-            fully_shard(part, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+            fully_shard(part, mesh=mesh, mp_policy=precision)
+    fully_shard(model, mesh=mesh, mp_policy=precision)
     return model
 
 

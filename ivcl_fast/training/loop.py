@@ -181,7 +181,8 @@ class Stage:
         if saved is not None:
             self.model.load_state_dict(saved.model)
             self._losses += saved.state["pending_losses"]
-        model = parallelize(self.model, shard_by=Block if self.execution.shard else None)
+        shard_by = Block if self.execution.shard else None
+        model = parallelize(self.model, shard_by, self.execution.amp)
         self._optimizers = make_optimizers(self.model, self.schedule, self.execution.cuda_graph)
         if saved is not None:
             checkpoint.restore_optimizers(self.model, self._optimizers, saved.optimizer)

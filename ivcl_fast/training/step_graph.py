@@ -9,9 +9,10 @@ optimiser state already keep their addresses.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -78,10 +79,12 @@ class StepGraph:
         if self._replay is None or shapes != self._shapes:
             return self._run(self._on_device(inputs))
         for buffer, x in zip(self._inputs, inputs, strict=True):
-            if isinstance(x, Tensor):
-                buffer.copy_(x, non_blocking=True)
-            else:
+            if not isinstance(x, Tensor):
                 buffer.fill_(x)
+        pairs = [(b, x) for b, x in zip(self._inputs, inputs, strict=True) if isinstance(x, Tensor)]
+        with self._uploads([x for _, x in pairs]) as uploaded:
+            for (buffer, _), x in zip(pairs, uploaded, strict=True):
+                buffer.copy_(x, non_blocking=True)
         self._replay()
         return self._result.clone()  # the next replay overwrites it
 
@@ -137,3 +140,50 @@ class StepGraph:
     @functools.cached_property
     def _stream(self) -> torch.cuda.Stream:
         return torch.cuda.Stream(self.device)
+
+    @functools.cached_property
+    def _uploads(self) -> Uploads:
+        return Uploads(self.device)
+
+
+class Uploads:
+    """Copies batches to a GPU on a separate stream, while the GPU computes the step before.
+
+    A graph reads fixed memory, which is in use until its replay ends. Batches therefore go to two
+    sets of buffers in turn, from where a copy within the GPU takes microseconds.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sets: list[tuple[list[Tensor], torch.cuda.Event]] = []
+        """Buffers, and the event after which they may be overwritten."""
+
+    @contextlib.contextmanager
+    def __call__(self, batch: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+        """Give a batch of CPU tensors as tensors on the GPU, which the block may read.
+
+        A batch that is on the GPU, and any batch without a GPU, is given as it is. All batches must
+        have the same shapes and dtypes.
+        """
+        if self._device.type != "cuda" or not all(x.is_cpu for x in batch):
+            yield batch
+            return
+        current = torch.cuda.current_stream(self._device)
+        if len(self._sets) < 2:
+            self._sets.insert(
+                0, ([torch.empty_like(x, device=self._device) for x in batch], torch.cuda.Event())
+            )
+            self._sets[0][1].record(current)  # earlier kernels may still use the memory
+        buffers, is_free = self._sets.pop(0)
+        self._stream.wait_event(is_free)
+        with torch.cuda.stream(self._stream):
+            for buffer, x in zip(buffers, batch, strict=True):
+                buffer.copy_(x, non_blocking=True)
+        current.wait_stream(self._stream)
+        yield buffers
+        is_free.record(current)
+        self._sets.append((buffers, is_free))
+
+    @functools.cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self._device)

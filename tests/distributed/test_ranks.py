@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,24 @@ def test_two_ranks_with_compiled_blocks_equal_one_without(tmp_path):
     assert_same_run(compiled, tmp_path / "two", one, tmp_path / "one")
 
 
+def train_in_bf16(folder: Path, shard: bool) -> list[tuple[int, float]]:
+    """Train under autocast, and return the logged losses."""
+    stage = make_stage(folder, shard=shard)
+    stage.model.float()
+    stage.execution = replace(stage.execution, amp=True)
+    stage.run()
+    assert {p.dtype for p in stage.model.parameters()} == {torch.float32}
+    return curve(folder)
+
+
+def test_shards_gathered_in_bf16_follow_the_curve_of_one_rank(tmp_path):
+    one = train_in_bf16(tmp_path / "one", False)
+    two, _ = run_ranks(2, train_in_bf16, tmp_path / "two", True)
+    assert len(one) > 3
+    for (step, a), (same_step, b) in zip(two, one, strict=True):
+        assert step == same_step and math.isclose(a, b, rel_tol=0.02)
+
+
 def train_without_a_clip(folder: Path, shard: bool) -> dict[str, torch.Tensor]:
     """Train on parts of one clip each, where the last rank's second batch lacks its last clip."""
     faulthandler.dump_traceback_later(60, exit=True)  # in place of a rank that waits for ever
@@ -84,9 +103,9 @@ def run_the_command(arguments: list[str]) -> list[bool]:
     """``python -m ivcl_fast.train``; for each stage, whether its model was to be sharded."""
     parallelize, sharded = loop.parallelize, []
 
-    def recording(model, shard_by):
+    def recording(model, shard_by, amp):
         sharded.append(shard_by is not None)
-        return parallelize(model, shard_by)
+        return parallelize(model, shard_by, amp)
 
     loop.parallelize = recording
     run_train(check_folder(parse(arguments)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -14,7 +16,7 @@ from ivcl_fast.models.ivcl import pretraining_class
 from ivcl_fast.models.reference import hash64
 from ivcl_fast.training import loop
 from ivcl_fast.training.seeds import clip_seeds
-from ivcl_fast.training.step_graph import WARM_UP, StepGraph
+from ivcl_fast.training.step_graph import WARM_UP, StepGraph, Uploads
 from tests.support.toy_stage import ToyLoader, curve, make_toy_stage, reconstruction_loss
 
 CFG = IVCLConfig(
@@ -194,6 +196,48 @@ def test_a_recording_that_is_broken_off_leaves_nothing_behind(tmp_path, taped, m
     eager.run()
     assert len(caplog.messages) == 1
     assert_same_run(graphed, eager, rel=1e-5)
+
+
+class Queue:
+    """A stand-in for a stream or an event, which writes what waits for what to a list."""
+
+    def __init__(self, said, name):
+        self.said, self.name = said, name
+
+    def wait_event(self, event):
+        self.said.append(f"{self.name} waits for {event.name}")
+
+    def wait_stream(self, stream):
+        self.said.append(f"{self.name} waits for {stream.name}")
+
+    def record(self, stream):
+        self.said.append(f"{stream.name} reaches {self.name}")
+
+
+def test_uploads_overwrite_a_batch_only_after_it_was_read(monkeypatch):
+    """Two batches in turn; what the stand-in device computes is checked on a GPU."""
+    said: list[str] = []
+    current, names = Queue(said, "compute"), iter(("free a", "free b"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Queue(said, "copy"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: Queue(said, next(names)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        uploads = Uploads(torch.device("cuda", 0))
+        found = []
+        for number in range(4):
+            with uploads([torch.zeros(2, 3)]) as (x,):
+                found.append(x)
+                said.append(f"compute reads {number}")
+    assert found[0] is found[2] and found[1] is found[3] and found[0] is not found[1]
+    assert found[0].device.type == "cuda"
+    assert said[:2] == ["compute reaches free a", "copy waits for free a"]  # memory of earlier work
+    assert said[-8:] == [
+        "copy waits for free a", "compute waits for copy", "compute reads 2",
+        "compute reaches free a",
+        "copy waits for free b", "compute waits for copy", "compute reads 3",
+        "compute reaches free b",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("run_seed", [0, 3, 2**63 - 1])
