@@ -55,7 +55,9 @@ PROFILERS = (
 """Commands for a time line of the steps and for the limits of single kernels. They exclude the
 profiler of the part ``profile``, so they run other parts."""
 GPU_STATE = "clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active"
-RACES = "tests/kernels/ops/test_races.py"
+RACES = ("tests/kernels/ops/test_races.py",)
+PARITY = ("tests/kernels/test_on_gpu.py", "tests/training/test_step_graph.py")
+"""Tests of whole models against the reference, and of recorded and compiled steps."""
 TEST_PROCESSES = 8
 TESTS_PER_FUNCTION = "8"
 
@@ -157,9 +159,11 @@ def all_parts(folder: Path, minutes: float, only: Sequence[str], rehearse: bool)
     """Return the parts; all of them together have ``minutes``."""
     pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "addopts="]
     tests = [*pytest, "-p", "benchmarks.gpu_check.thin", *test_files()]
+    earlier = [f"--ignore={file}" for file in (*PARITY, *RACES)]
     commands = {
-        "races": [*pytest, "-m", "gpu", RACES],
-        "tests": [*tests, "-m", "gpu and not large", f"--ignore={RACES}", *processes()],
+        "parity": [*pytest, "-m", "gpu and not large", *PARITY],
+        "races": [*pytest, "-m", "gpu", *RACES],
+        "tests": [*tests, "-m", "gpu and not large", *earlier, *processes()],
         "large": [*tests, "-m", "gpu and large"],
     }
     scale = minutes / sum(MINUTES.values())

@@ -136,7 +136,6 @@ PARTS: dict[str, Callable[[RowFile], None]] = {
     "speed": partial(stage.speeds, stage.EAGER_WAYS),
     "profile": profile.profile_step,
     "compiled": partial(stage.speeds, stage.COMPILED_WAYS),
-    "parity": stage.parity,
     "kernels": partial(benchmarks, kernels),
     "attention": partial(benchmarks, attention),
     "base64": partial(benchmarks, partial(steps_of, "base64")),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure, sizes, steps
-from benchmarks.measure import DEVICE, ParityError, free_memory
+from benchmarks.measure import DEVICE, free_memory
 from benchmarks.results import Row, RowFile, Skip
 from benchmarks.steps import Variant, graph_or_error, model_of, unsupported_reason
 from ivcl_fast import IVCLConfig, reference
@@ -28,22 +28,8 @@ from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.seeds import clip_seeds
 
-PARITY_STEPS = 5
-"""Number of real steps; a graph is recorded after three eager ones."""
-LR = 1e-3
-SLACK = 2.0
-"""Largest distance of weights from the float32 reference, relative to that of the bfloat16
-reference (the rule for ops in CONTRIBUTING.md)."""
-FLOAT32_TOLERANCE = 0.02
-"""Largest distance in float32, relative to the change of the weights: Muon iterates in bfloat16."""
-
 EAGER_WAYS = steps.OURS_GRAPH, steps.OURS
 COMPILED_WAYS = steps.OURS_COMPILED_GRAPH, steps.OURS_COMPILED
-PARITY_WAYS = (
-    Variant("reference, bf16"), *EAGER_WAYS, *COMPILED_WAYS,
-    Variant("ours, float32", ours=True, bf16=False),
-    Variant("ours, float32, CUDA graph", ours=True, bf16=False, graph=True),
-)  # fmt: skip
 
 
 class UnsavedStage(Stage):
@@ -86,7 +72,7 @@ def run_stage(
             loss=lambda model, part, step: model(
                 part.rows, seed=clip_seeds(0, step, part.clip_ids)
             ).loss,
-            schedule=Schedule(num_steps * clips, LR, batch_size=clips, optimizer="muon"),
+            schedule=Schedule(num_steps * clips, 1e-3, batch_size=clips, optimizer="muon"),
             folder=Path(folder), metrics=log,
             execution=Execution(DEVICE, way.bf16, cuda_graph=way.graph),
             every=Intervals(log=log_every),
@@ -139,38 +125,3 @@ def speeds(ways: Sequence[Variant], rows: RowFile) -> None:
                 row |= settled(records, clips) | {"peak_bytes": measure.peak_bytes()}
                 del model, loader
             free_memory()
-
-
-def parity(rows: RowFile) -> None:
-    """Compare the weights after real steps with the float32 reference's."""
-    cfg, clips = sizes.BATCHES["base64"].cfg, sizes.STAGE_CLIPS[-1]
-    start, loader = fresh_weights(cfg), SyntheticLoader(cfg, clips)
-
-    def after(way: Variant) -> dict[str, Tensor]:
-        model = build(cfg, way, start)
-        run_stage(model, way, loader, PARITY_STEPS, clips)
-        return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    expected = after(steps.FLOAT32)
-    allowed = FLOAT32_TOLERANCE
-    for way in PARITY_WAYS:
-        what = f"weights after {PARITY_STEPS} steps of the stage, {clips} clips"
-        with rows.row(what, way.name) as row:
-            row["difference"] = found = distance(after(way), expected, start)
-            if not way.ours:
-                allowed = SLACK * found
-            bound = allowed if way.bf16 else FLOAT32_TOLERANCE
-            if not found <= bound:
-                raise ParityError(f"weights: difference {found:.2g}, expected up to {bound:.2g}")
-        free_memory()
-
-
-def distance(
-    found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor]
-) -> float:
-    """Return the distance of weights from the expected ones, relative to the latter's change."""
-    apart = moved = 0.0
-    for name, value in expected.items():
-        apart += (found[name].double() - value.double()).square().sum().item()
-        moved += (value.double() - start[name].double()).square().sum().item()
-    return (apart / moved) ** 0.5
