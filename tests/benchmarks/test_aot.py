@@ -125,20 +125,6 @@ def test_the_old_embed_patches_has_hazards(tmp_path):
     assert one == 0 and three > 0
 
 
-def test_resident_programs():
-    """The values are those of NVIDIA's occupancy calculator."""
-
-    def resident(arch, registers, shared, warps=4):
-        figures = dict(arch=arch, registers=registers, shared=shared, warps=warps)
-        return aot_compile.Compiled(**{**GOOD, **figures}).resident
-
-    assert resident(90, 32, 0) == 16
-    assert resident(90, 128, 0) == 4  # 65,536 / (128 * 128) blocks of four warps
-    assert resident(80, 32, 40 << 10) == 4  # 164 / 41 KB
-    assert resident(120, 40, 0) == 12  # 12 blocks of 5,120 registers fill its 48 warps
-    assert resident(86, 32, 0, warps=2) == 16
-
-
 def test_every_kernel_of_every_op_is_covered(first_shapes):
     """A kernel that no case starts would first be compiled on a user's machine."""
     started = {build.launch.kernel for build in first_shapes}

@@ -242,21 +242,3 @@ def test_a_bare_machine_can_run_the_parts_and_the_tests_of_all_kernels():
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("av cannot be imported") >= 3
     assert "tests/kernels/ops/test_ops.py::test_parity[cuda-bias_gelu" in done.stdout
-
-
-def test_few_tests_of_each_function_run(tmp_path):
-    """The first, the last and some between are left, whatever -k has chosen before."""
-    (tmp_path / "test_many.py").write_text(
-        "import pytest\n"
-        "@pytest.mark.parametrize('n', range(100))\ndef test_n(n): pass\n"
-        "@pytest.mark.parametrize('n', range(3))\ndef test_few(n): pass\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "benchmarks.gpu_check.thin", "-k"]
-    done = subprocess.run(
-        [*command, "not 99", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path],
-        cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"IVCL_FAST_TESTS_PER_FUNCTION": "4"},
-    )  # fmt: skip
-    assert done.returncode == 0
-    found = re.findall(r"test_n\[(\d+)\] PASSED|test_few\[(\d)\] PASSED", done.stdout)
-    assert found == [(n, "") for n in ("0", "33", "65", "98")] + [("", n) for n in "012"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.render_compare import Case, overlaps, regions, ssim
+from benchmarks.render_compare import Case, overlaps, ssim
 from ivcl_fast.data.synthetic.blender.process import Drawn
 from ivcl_fast.data.synthetic.render import FLOOR
 from ivcl_fast.data.synthetic.scene import CAMERA, LAMPS, TARGET, Scene, Thing
@@ -39,14 +39,3 @@ def test_overlaps_leave_out_small_objects() -> None:
     fast = blender.copy()
     fast[:5, 5:15] = 1  # 25 pixels more
     assert list(overlaps(case(fast, blender))) == [50 / 75]
-
-
-def test_regions_are_materials_of_what_blender_shows() -> None:
-    segments = np.array([[FLOOR, 0, 1, 2]], dtype=np.int16)
-    found = regions(case(segments, segments).scene, segments)
-    assert {name: mask[0].tolist().index(True) for name, mask in found.items()} == {
-        "floor": 0,
-        "snitch": 1,
-        "rubber": 2,
-        "metal": 3,
-    }
