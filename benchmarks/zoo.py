@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ivcl_fast
 from benchmarks.measure import DEVICE, Benchmark, Call, Setup
-from benchmarks.results import Row
+from benchmarks.results import Row, require
 from benchmarks.tables import lined_up
 from ivcl_fast.models.accelerate import crossovers
 
@@ -202,6 +202,7 @@ def crossover_benchmarks() -> Iterator[Benchmark]:
 
     Where "ours" is slower, ``crossovers.py`` needs other limits; they are off from this call on.
     """
+    require("timm")
     crossovers.LIMITS.update(dict.fromkeys(crossovers.LIMITS, (1 << 30, 1 << 30)))
     crossovers.LEAST.clear()
     model = next(models())
