@@ -54,7 +54,8 @@ class DataConfig:
     drop_duplicates: bool = False
     """Leave out training videos whose scene occurs in validation or in an earlier video (CATER)."""
     mirror: bool = False
-    """Mirror half of the training clips left to right; only for your own videos."""
+    """Mirror half of the training clips left to right, and the cells of CATER's floor with them;
+    for CATER and your own videos."""
     loader: Literal["store", "stream"] = "store"
     """store: decode every video once, into a frame store; stream: decode every epoch."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"

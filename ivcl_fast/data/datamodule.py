@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ivcl_fast.data.dataset import Clip, Dataset, check_all_usable, summary
+from ivcl_fast.data.dataset import Clip, Dataset, Label, check_all_usable, summary
 from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
 from ivcl_fast.data.decode.interface import decoding_gpu
 from ivcl_fast.data.formats.cater import Cater
@@ -202,8 +202,21 @@ class DataModule:
             shuffle=training,
             drop_last=training,
             frame_stride=self.frame_stride,
-            mirror=self.mirror and training,
+            mirror=self._mirrored if self.mirror and training else None,
         )
+
+    def _mirrored(self, label: Label) -> Label:
+        """Return the label of a clip whose frames are mirrored left to right.
+
+        CATER's camera looks along x = -y, where mirroring swaps x and -y.
+        """
+        if self.localizes:
+            y, x = divmod(label, self.grid)
+            return (self.grid - 1 - x) * self.grid + self.grid - 1 - y
+        if self.asks_for_snitch:
+            x, y = label
+            return -y, -x
+        return label
 
 
 def open_data(

@@ -27,6 +27,10 @@ class Media:
     """A video file, or image files in order. They need not exist."""
 
 
+Label = int | tuple[int, ...] | tuple[float, ...]
+"""A class, several classes in a multi-label task, or numbers; see :func:`target_of`."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """Frames with a label."""
@@ -35,8 +39,7 @@ class Clip:
     """Unique in the split."""
     media: str
     """Name of the :class:`Media` with the frames."""
-    label: int | tuple[int, ...] | tuple[float, ...]
-    """A class, several classes in a multi-label task, or numbers; see :func:`target_of`."""
+    label: Label
     frames: tuple[int, ...] | None = None
     """Indices of the frames, in order; None: evenly spaced frames of the whole video."""
 

@@ -7,7 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ivcl_fast.data.dataset import Clip
+from ivcl_fast.data.dataset import Clip, Label
 from ivcl_fast.data.sampling import ONE_VIEW, View, frame_ids
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.labels import frame_counts, media_rows
@@ -127,7 +127,7 @@ class ClipLoader(ABC):
         share_frames: bool = False,
         frame_stride: int = 0,
         view: View = ONE_VIEW,
-        mirror: bool = False,
+        mirror: Callable[[Label], Label] | None = None,
     ) -> None:
         """Prepare the order of the clips.
 
@@ -144,7 +144,8 @@ class ClipLoader(ABC):
                 each frame once.
             frame_stride, view: see :func:`~ivcl_fast.data.sampling.frame_ids`; not for clips with
                 fixed frames.
-            mirror: mirror a random half of the clips; not for clips that share frames.
+            mirror: mirror a random half of the clips, and change their labels to
+                ``mirror(label)``; not for clips that share frames.
 
         Raises:
             UserError: no clip can be used, ``drop_last`` leaves no batch, or the clips have fixed
@@ -213,7 +214,7 @@ class ClipLoader(ABC):
 
         def prepare() -> Batch:
             batch = next(batches)
-            return (self._mirrored(epoch, batch) if self.mirror else batch).pinned()
+            return self._mirrored(epoch, batch).pinned()
 
         count = len(self) - start_batch
         with ThreadPoolExecutor(1, "loader") as thread:
@@ -271,10 +272,13 @@ class ClipLoader(ABC):
         return frame_ids(frames, self.num_frames, rng, self.frame_stride, self.view)
 
     def _mirrored(self, epoch: int, batch: Batch) -> Batch:
-        """Mirror half of the clips of a batch, in place."""
-        for row, clip_id in zip(batch.rows, batch.clip_ids.tolist(), strict=True):
+        """Mirror half of the clips of a batch, in place, if clips are to be mirrored."""
+        if self.mirror is None:
+            return batch
+        for i, clip_id in enumerate(batch.clip_ids.tolist()):
             if np.random.default_rng([self.seed, epoch, _MIRROR, clip_id]).random() < 0.5:
-                row.copy_(mirror_rows(row))
+                batch.rows[i] = mirror_rows(batch.rows[i])
+                batch.labels[i] = self._encoded([self.mirror(self.clips[clip_id].label)])[0]
         return batch
 
     def _labelled(self, rows: torch.Tensor, sampled: Sequence[Sampled]) -> Batch:
@@ -289,13 +293,18 @@ class ClipLoader(ABC):
                 for clip, one, row in zip(clips, sampled, self._rows[ids], strict=True)
             ]
             labels = torch.stack(found)
-        elif self.multi_label:
-            labels = torch.zeros(len(clips), self.num_classes)
-            for row, clip in zip(labels, clips, strict=True):
-                row[list(clip.label) if isinstance(clip.label, tuple) else clip.label] = 1
         else:
-            labels = torch.tensor([clip.label for clip in clips])  # int64 classes, or numbers
+            labels = self._encoded([clip.label for clip in clips])
         return Batch(rows, labels, ids, frame_index)
+
+    def _encoded(self, labels: Sequence[Label]) -> torch.Tensor:
+        """Return labels of clips as a batch has them."""
+        if not self.multi_label:
+            return torch.tensor(labels)  # int64 classes, or numbers
+        encoded = torch.zeros(len(labels), self.num_classes)
+        for row, label in zip(encoded, labels, strict=True):
+            row[list(label) if isinstance(label, tuple) else label] = 1
+        return encoded
 
 
 def by_video(clips: Sequence[Clip], ids: np.ndarray) -> np.ndarray:

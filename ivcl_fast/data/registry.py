@@ -73,7 +73,9 @@ class Synthetic:
 def _cater() -> DatasetFormat:
     from ivcl_fast.data.formats.cater import TASKS, Cater
 
-    return DatasetFormat(Cater, tuple(TASKS), frame_labels=True, options=("drop_duplicates",))
+    return DatasetFormat(
+        Cater, tuple(TASKS), frame_labels=True, mirror=True, options=("drop_duplicates",)
+    )
 
 
 def _acre() -> DatasetFormat:
@@ -232,11 +234,16 @@ def check_options(config: DataConfig) -> None:
     for flag, is_asked, is_allowed, reason in (
         ("--crop", config.crop != "none", found.parts, "may depend on the border of a frame"),
         ("--frame-stride", config.frame_stride, found.parts, "describe the whole video"),
-        ("--mirror", config.mirror, found.mirror, "distinguish left and right"),
+        (
+            "--mirror",
+            config.mirror,
+            found.mirror and config.source != "synthetic:states",
+            "distinguish left and right",
+        ),
     ):
         if is_asked and not is_allowed:
             raise UserError(
-                f"{flag}: expected your own videos, such as videos:DIR, got {config.source}, whose "
+                f"{flag}: expected other data, such as videos:DIR, got {config.source}, whose "
                 f"labels {reason}"
             )
     if config.drop_duplicates and "drop_duplicates" not in found.options:

@@ -61,7 +61,7 @@ class SlotLoader(ClipLoader):
         clips = [clip for clip in clips if clip.name in slots.names]
         self._slots = slots
         self._noise = noise * slots.deviation() if noise and options["jitter"] else 0.0
-        options |= {"jitter": False, "mirror": False, "share_frames": False}
+        options |= {"jitter": False, "mirror": None, "share_frames": False}
         super().__init__(clips, index, batch_size, num_frames, **options)
 
     @property

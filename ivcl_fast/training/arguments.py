@@ -118,6 +118,8 @@ def checked(config: TrainConfig) -> TrainConfig:
         )
     for kind in config.frame_label_kinds:
         check_frame_labels(data.source, kind, model.num_slots)
+        if data.mirror:
+            raise UserError("--mirror: expected no labels of single frames")
     if config.stages.frame_labels and model.readout != "last":
         raise UserError(f"--frame-labels: expected --readout last, got {model.readout}")
     check_options(data)

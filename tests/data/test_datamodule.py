@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.store.build import build_store, find_store
 from ivcl_fast.data.store.shards import INDEX
+from ivcl_fast.data.synthetic.view import project
 from ivcl_fast.errors import UserError
 from tests.support.painted import write_painted
 
@@ -243,3 +245,13 @@ def test_all_videos_are_required(tmp_path, how):
     assert Path(str(error.value).rpartition(" ")[2]).is_file()
     assert list(opened(replace(wanted, require_all=False)).bad_files) == [first]
     assert list(opened(wanted, read_only=True).bad_files) == [first]
+
+
+def test_mirroring_moves_the_cell_with_its_place_in_the_picture(folder):
+    """A camera on the plane x = -y, near the mean of CATER's."""
+    mirror = loader(opened(config("synthetic", folder, mirror=True)), "train", training=True).mirror
+    cells = np.stack([np.arange(36) % 6 - 2.5, np.arange(36) // 6 - 2.5, np.zeros(36)], -1)
+    camera = np.array([[7.0, -7.0, 5.3]])
+    seen = project(cells[None], camera, (0.0, 0.0, 0.0), 320, 240)[0]
+    moved = seen[[mirror(cell) for cell in range(36)]]
+    assert np.allclose(moved[:, 0], 320 - seen[:, 0]) and np.allclose(moved[:, 1:], seen[:, 1:])

@@ -200,8 +200,11 @@ def test_which_clips_are_mirrored_depends_on_seed_and_epoch(store):
     (plain,) = make(store, MANY, 100, **options).epoch(0)
 
     def mirrored(seed: int, epoch: int) -> list[bool]:
-        (batch,) = make(store, MANY, 100, seed=seed, mirror=True, **options).epoch(epoch)
-        return [not torch.equal(*rows) for rows in zip(batch.rows, plain.rows, strict=True)]
+        other = dict(seed=seed, mirror=lambda label: label + 1)
+        (batch,) = make(store, MANY, 100, **other, **options).epoch(epoch)
+        changed = [not torch.equal(*rows) for rows in zip(batch.rows, plain.rows, strict=True)]
+        assert (batch.labels - plain.labels).tolist() == changed
+        return changed
 
     drawn = [mirrored(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert all(35 <= sum(one) <= 65 for one in drawn)
@@ -211,7 +214,7 @@ def test_which_clips_are_mirrored_depends_on_seed_and_epoch(store):
 def test_a_mirrored_clip_may_have_any_frames(store):
     """Else the side that things are on would tell the time."""
     options = dict(clips=MANY, batch_size=100, shuffle=False)
-    (plain,), (drawn,) = (make(store, mirror=m, **options).epoch(0) for m in (False, True))
+    (plain,), (drawn,) = (make(store, mirror=m, **options).epoch(0) for m in (None, abs))
     mirrored = (plain.rows != drawn.rows).flatten(1).any(1).numpy()
     early = np.array([frames[0][1] < 5 for frames in frames_of_clips(plain)])
     for chosen in (mirrored, ~mirrored):

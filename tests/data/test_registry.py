@@ -69,19 +69,26 @@ def test_formats_that_are_added_have_tasks_and_settings_of_their_own(site):
         parse_source("what:DIR")
 
 
-@pytest.mark.parametrize("source", ["cater:x", "acre:x", "something-else:x", "synthetic"])
-def test_settings_that_would_change_the_answers_are_refused(source):
-    """Something-Else asks for an action anywhere in the frame, but tells left from right."""
-    flags = {"mirror": True, "frame_stride": 2, "crop": "center"}
-    for name, value in flags.items():
-        given = DataConfig(source, **{name: value})
-        if source == "something-else:x" and name != "mirror":
-            check_options(given)
-            continue
-        with pytest.raises(UserError, match=f"^--{name.replace('_', '-')}: .* got {source}"):
-            check_options(given)
-    check_options(DataConfig("videos:x", **flags))
+@pytest.mark.parametrize(
+    ("source", "refused"),
+    [
+        ("cater:x", {"frame_stride", "crop"}),
+        ("synthetic", {"frame_stride", "crop"}),
+        ("synthetic:states", {"mirror", "frame_stride", "crop"}),
+        ("acre:x", {"mirror", "frame_stride", "crop"}),
+        ("something-else:x", {"mirror"}),
+        ("videos:x", set()),
+    ],
+)
+def test_settings_that_would_change_the_answers_are_refused(source, refused):
     check_options(DataConfig(source))
+    for name, value in {"mirror": True, "frame_stride": 2, "crop": "center"}.items():
+        given = DataConfig(source, **{name: value})
+        if name in refused:
+            with pytest.raises(UserError, match=f"^--{name.replace('_', '-')}: .* got {source}"):
+                check_options(given)
+        else:
+            check_options(given)
 
 
 def test_the_home_folder_in_a_source(monkeypatch):
