@@ -22,6 +22,7 @@ supervised        the supervised baseline in plain PyTorch: supervised.Supervise
 accelerate        swap fused kernels into an existing model, in place; returns a Report
 restore           undo accelerate
 load_clip         read a video file or images as a model's input
+show              play a video in a notebook, with a model's attention and answer
 nn                layers on the fused operations, for models of your own: nn.Block and others
 kernels           the fused operations by themselves
 
@@ -63,6 +64,7 @@ _HOMES = {
     "nn": "ivcl_fast.nn",
     "reference": "ivcl_fast.models.reference",
     "restore": "ivcl_fast.models.accelerate",
+    "show": "ivcl_fast.demo",
     "slot_autoencoder": "ivcl_fast.models.slot_autoencoder",
     "supervised": "ivcl_fast.models.supervised",
 }
@@ -72,6 +74,7 @@ if typing.TYPE_CHECKING:
     from ivcl_fast import nn as nn
     from ivcl_fast.config import IVCLConfig as IVCLConfig
     from ivcl_fast.data.clip import load_clip as load_clip
+    from ivcl_fast.demo import show as show
     from ivcl_fast.models import reference as reference
     from ivcl_fast.models import slot_autoencoder as slot_autoencoder
     from ivcl_fast.models import supervised as supervised

@@ -1,8 +1,8 @@
 """``python -m ivcl_fast.compare RUN RUN...``: compare finished runs on the same clips.
 
 The first table has the scores of each run, and its difference from the first run on the same clips.
-The second table has the settings that differ. ``--out FILE.md`` writes both, with the training
-curves of all runs in one figure. Models do not run again, because a run's folder has its answers.
+The second table has the settings that differ. ``--out FILE.md`` writes both, and a page with the
+training curves of all runs. Models do not run again, because a run's folder has its answers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from typing import Annotated
 
 import tyro
 
+from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.errors import UserError, flag
 from ivcl_fast.files import write_text
+from ivcl_fast.report.page import write_page
 from ivcl_fast.report.run import CLIPS, SCORES
-from ivcl_fast.report.study import compare, read_answers, read_results, scores_table
+from ivcl_fast.report.study import (
+    compare,
+    read_answers,
+    read_results,
+    scores_table,
+    sections_of_runs,
+)
 from ivcl_fast.report.tables import Table
 from ivcl_fast.text import markdown
-from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.settings import CHANGEABLE, load_settings
 
 
@@ -33,7 +40,8 @@ class CompareConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN...")]
     """Folders of finished runs on the same data; the others are compared with the first."""
     out: Path | None = None
-    """Also write the tables to this Markdown file, and the training curves beside it, as .png."""
+    """Also write the tables to this Markdown file, and a page with training curves beside
+    it, as .html."""
 
 
 def comparison(runs: Sequence[Path]) -> str:
@@ -95,28 +103,15 @@ def settings_that_differ(labels: Sequence[str], runs: Sequence[Path]) -> str:
     return f"Settings that differ:\n\n{Table(['setting', *labels], rows)}"
 
 
-def draw_curves(runs: Sequence[Path], picture: Path) -> None:
-    """Draw the training curves of all runs into one figure, a line for each run and stage."""
-    # matplotlib takes long to import
-    from ivcl_fast.report.figures import save
-    from ivcl_fast.report.pictures import curves_figure
-
-    records = [
-        record | {"stage": f"{label}: {record['stage']}"}
-        for label, run in zip(short_names(runs), runs, strict=True)
-        for record in MetricsLog(run).read()
-    ]
-    save(curves_figure(records), picture)
-
-
 def main() -> None:
     config = parse(CompareConfig, "compare", __doc__)
     text = comparison(config.runs)
     print(text, end="")
     if config.out is not None:
-        picture = config.out.with_suffix(".png")
-        draw_curves(config.runs, picture)
-        write_text(config.out, f"{text}\n![Training curves]({picture.name})\n")
+        page = config.out.with_suffix(".html")
+        runs = [FinishedRun.open(run, "cpu") for run in config.runs]
+        write_page(page, runs, sections=sections_of_runs(config.runs))
+        write_text(config.out, f"{text}\nTraining curves: [{page.name}]({page.name})\n")
 
 
 if __name__ == "__main__":

@@ -11,18 +11,22 @@ import sys
 import tempfile
 import webbrowser
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from torch import Tensor
 
-from ivcl_fast.analysis.clips import ClipReader
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
+from ivcl_fast.analysis.clips import ClipReader, DecodedClip
+from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Model
 from ivcl_fast.command import parse, run_command
+from ivcl_fast.data.clip import FilePath
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.ivcl import IVCLClassifier
-from ivcl_fast.report.page import describe_clip, write_page
+from ivcl_fast.report.clips import describe_clip
+from ivcl_fast.report.page import write_page
 
 DRAWN, SHOWN = 8, 2
 """Scenes to choose from, and clips that are drawn."""
@@ -57,21 +61,54 @@ def demo(config: DemoConfig) -> Path:
             write_cater(data, spec, workers=1, media=False)
             run = FinishedRun.open(config.model, config.device, DataFlags(data=f"cater:{data}"))
         models = run.models()
-        model = models.get("finetuned")
         reader = ClipReader(run, trajectories=run.localizes)
         if config.video is None:
             clips = list(reader.mixed(SHOWN))
         else:
             clips = [reader.file(config.video, "VIDEO")]
-        shown = []
-        for clip in clips:
-            answers = None
-            if isinstance(model, IVCLClassifier):
-                answers = run.predict(model, clip.frames)
-            shown.append(describe_clip(run, models, clip, answers))
+        shown = [describe_clip(run, models, clip) for clip in clips]
         kind = "clips drawn for this page" if config.video is None else config.video.name
-        write_page(config.out, run, [], shown, kind)
+        write_page(config.out, [run], shown, data=kind)
     return config.out
+
+
+@dataclass(frozen=True)
+class Player:
+    """A page that a notebook shows below the cell."""
+
+    page: str
+
+    def _repr_html_(self) -> str:
+        style = "width: 100%; height: 900px; border: 0"
+        return f'<iframe srcdoc="{escape(self.page)}" style="{style}"></iframe>'
+
+
+def show(model: Model, video: FilePath | Tensor) -> Player:
+    """Return a player for a notebook: a video, where the model's slots attend, and its answer.
+
+    Args:
+        model: an ``IVCLClassifier``, or a pretraining model such as ``IVCL``.
+        video: a video file, a folder of images, or frames, uint8 ``[1, T, 3, H, W]``.
+
+    Raises:
+        UserError: the file cannot be decoded.
+
+    Example::
+
+        >>> model = ivcl_fast.IVCLClassifier.from_pretrained("ivcl_fast/tiny-localize")
+        >>> ivcl_fast.show(model, "ivcl_fast/sample.avi")
+    """
+    run = FinishedRun.around(model)
+    if isinstance(video, Tensor):
+        frames = dict(enumerate(video[0].to(run.device)))
+        clip = DecodedClip("video", [*frames], frames, 0.0)
+    else:
+        clip = ClipReader(run, trajectories=run.localizes).file(Path(video), "video")
+    state = "finetuned" if isinstance(model, IVCLClassifier) else "pretrained"
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "page.html"
+        write_page(page, [run], [describe_clip(run, {state: model.eval()}, clip)], data=clip.name)
+        return Player(page.read_text())
 
 
 def has_display() -> bool:

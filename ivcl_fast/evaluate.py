@@ -22,6 +22,9 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import LAST_FRAME, untrained_baselines
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.files import write_json, write_text
+from ivcl_fast.report.clips import describe_clip, evaluated_clips
+from ivcl_fast.report.page import write_page
+from ivcl_fast.report.run import results_section
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.text import printable
 
@@ -82,12 +85,11 @@ def evaluate(config: EvaluateConfig) -> None:
         logits = [{"logits": row} for row in evaluation.logits.tolist()]
         clips = [a | b for a, b in zip(evaluation.by_clip(), logits, strict=True)]
         write_json(config.out, {**about, **found, "clips": clips})
-        # matplotlib takes long to import
-        from ivcl_fast.report.page import evaluated_clips, write_page
-
-        page = config.out.with_suffix(".html")
-        shown = evaluated_clips(run, models_of(run, name), evaluation)
-        write_page(page, run, [result, *others], shown)
+        page, models = config.out.with_suffix(".html"), models_of(run, name)
+        chosen = evaluated_clips(run, models, evaluation)
+        shown = (describe_clip(run, models, *clip) for clip in chosen)
+        results = [result, *others]
+        write_page(page, [run], shown, [results_section(results)], results, evaluation)
         print(f"open: {page}")
 
 

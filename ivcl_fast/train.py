@@ -29,6 +29,7 @@ from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.models import backbone
 from ivcl_fast.models.weights import weights_file
+from ivcl_fast.report.film import films
 from ivcl_fast.report.run import write_report
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.training.arguments import parse
@@ -101,9 +102,14 @@ def train(config: TrainConfig) -> None:
         if distributed.is_main():
             if results:
                 results_table(results).print("95 % intervals in brackets")
-            write_report(FinishedRun(run.config, data), results, evaluation)
+            finished = FinishedRun(run.config, data)
+            write_report(finished, results, evaluation)
             print(f"report: {run.folder / 'report.md'}")
             if config.output.pictures:
+                if config.output.viewer != "none":
+                    stage = "finetune" if run.finetunes else "pretrain"
+                    clips = config.stages.clips[stage]
+                    run.metrics.write_films(stage, clips, films(finished, evaluation))
                 print(f"open: {run.folder / 'report.html'}")
 
 

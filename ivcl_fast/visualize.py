@@ -1,7 +1,14 @@
-"""``python -m ivcl_fast.visualize RUN``: show where a run's slots attend, and its answers.
+"""``python -m ivcl_fast.visualize RUN [RUN]``: show where slots attend, and what a run answers.
 
-Shows slot attention in each frame before and after finetuning, reconstructions, the similarity of
-slots and, for CATER, where the model locates the snitch over time.
+Writes ``report.html``, a page in which clips play: slot attention in each frame, reconstructions
+and, for CATER, where the model locates the snitch over time. With two runs on the same data, the
+page shows them side by side.
+
+Examples:
+
+  python -m ivcl_fast.visualize ivcl_fast/tiny-localize --video VIDEO   a model of the package
+  python -m ivcl_fast.visualize runs/A runs/B --clips 12                two runs
+  python -m ivcl_fast.visualize runs/A --format gif                     animations as well
 """
 
 from __future__ import annotations
@@ -19,11 +26,10 @@ from ivcl_fast.analysis.clips import ClipReader, DecodedClip
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.errors import UserError, require_at_least
-from ivcl_fast.files import write_text
-from ivcl_fast.models.ivcl import IVCLClassifier
-from ivcl_fast.report.html import Page
-from ivcl_fast.report.page import PAGE, describe_clip, write_page
-from ivcl_fast.report.pictures import draw_clip, measure_name
+from ivcl_fast.report.clips import describe_clip
+from ivcl_fast.report.film import Format, film, write_film, write_masks
+from ivcl_fast.report.page import PAGE, Section, write_page
+from ivcl_fast.report.study import sections_of_runs
 from ivcl_fast.report.tables import Table
 from ivcl_fast.text import printable
 
@@ -37,9 +43,9 @@ ANSWERS = 3
 class VisualizeConfig:
     """Run and clips to show."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run or of a model, a packaged model (ivcl_fast/tiny-localize), or OWNER/NAME on
-    the Hugging Face hub."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN]")]
+    """One or two of: folder of a run or of a model, a packaged model (ivcl_fast/tiny-localize), or
+    OWNER/NAME on the Hugging Face hub."""
     clips: int = 4
     """Number of clips of the evaluation split to show; in CATER localization, half of them end with
     the snitch hidden."""
@@ -52,52 +58,64 @@ class VisualizeConfig:
     """Weights that replace the pretrained or the finetuned model: a folder such as
     RUN/finetune/checkpoints/step-*, or a .safetensors file."""
     out: Path | None = None
-    """Folder to write to; by default visualize in the run's folder."""
+    """Folder to write to; by default visualize in the first run's folder."""
+    format: Format | None = None
+    """Also write each clip's layers side by side as a picture or an animation: png, gif or mp4."""
+    masks: Path | None = None
+    """Also write the slots' segments to this folder, after slot attention: indexed PNG files like
+    those of DAVIS, and run-length encodings like COCO's."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
 
 
 def visualize(config: VisualizeConfig) -> Path:
-    """Write pictures of every clip, ``index.html`` with them all, and ``report.html``, in which the
-    clips play; return the path of the index."""
+    """Write the page, and pictures and masks if wanted; return the path of the page."""
     require_at_least(config, 1, "clips")
     if config.video is not None and config.clip:
         raise UserError("--clip: expected no --video, got both")
-    run = FinishedRun.open(config.run, config.device, config.where)
-    models = run.models(config.checkpoint)
-    reader = ClipReader(run, trajectories=run.localizes)
-    out = config.out or run.folder / "visualize"
-    page = Page(f"{run.folder.name}: slots and answers")
-    page.text(run.describe(models, config.checkpoint))
+    if not 1 <= len(config.runs) <= 2:
+        raise UserError(f"RUN: expected one or two runs, got {len(config.runs)}")
+    runs = [FinishedRun.open(place, config.device, config.where) for place in config.runs]
+    models = [run.models(config.checkpoint) for run in runs]
+    out = config.out or runs[0].folder / "visualize"
+    shown = []
+    for clips in zip(*chosen_clips(config, runs), strict=True):
+        clip, described = clips[0], [*map(describe_clip, runs, models, clips)]
+        if config.format is not None:
+            write_film(film(runs[0], models[0], clip), out / f"{clip.name}.{config.format}")
+        if config.masks is not None:
+            write_masks(models[0], clip, config.masks)
+        for one in described:
+            likeliest = ", ".join(f"{n} ({p:.0%})" for n, p, _ in one["probabilities"][:ANSWERS])
+            print(printable(f"{clip.name}: {likeliest or one['answer'] or 'no answer'}"))
+        shown.append(described[0] | ({"other": described[1]} if len(runs) > 1 else {}))
+    sections = []
+    if len(runs) > 1:
+        sections += sections_of_runs([run.folder for run in runs])
+    elif config.video is None:
+        sections.append(measure_collapse(runs[0], models[0]))
+    data = None if config.video is None else config.video.name
+    write_page(out / PAGE, runs, shown, sections, data=data)
+    return out / PAGE
+
+
+def chosen_clips(config: VisualizeConfig, runs: list[FinishedRun]) -> list[list[DecodedClip]]:
+    """Return the clips to show, as each run's models see them."""
+    readers = [ClipReader(run, trajectories=run.localizes) for run in runs]
     if config.video is not None:
-        clips: Iterator[DecodedClip] = iter([reader.file(config.video, "--video")])
-    else:
-        clips = reader.named(config.clip) if config.clip else reader.mixed(config.clips)
-    playing = []
-    for clip in clips:
-        probabilities = None
-        page.heading(clip.name)
-        if isinstance(classifier := models.get("finetuned"), IVCLClassifier):
-            probabilities = run.predict(classifier, clip.frames)
-            answers = run.answer(classifier, clip.frames, ANSWERS)
-            form = ".0%" if run.predicts_classes else ".2f"
-            listed = ", ".join(f"{name} ({score:{form}})" for name, score in answers.items())
-            page.text(f"Answer: {listed}." + (f" Truth: {clip.truth}." if clip.truth else ""))
-        for picture in draw_clip(run, clip, models, out / clip.name):
-            page.picture(picture.path, picture.caption)
-        playing.append(describe_clip(run, models, clip, probabilities))
-        print(printable(f"{clip.name}: {out / clip.name}"))
-    write_page(out / PAGE, run, [], playing)
-    if config.video is None:
-        measure_collapse(page, run, models)
-    index = out / "index.html"
-    write_text(index, str(page))
-    return index
+        return [[reader.file(config.video, "--video")] for reader in readers]
+    first, *others = readers
+    clips: Iterator[DecodedClip] = (
+        first.named(config.clip) if config.clip else first.mixed(config.clips)
+    )
+    chosen = [*clips]
+    names = [clip.name for clip in chosen]
+    return [chosen, *([*reader.named(names)] for reader in others)]
 
 
-def measure_collapse(page: Page, run: FinishedRun, models: Models) -> None:
-    """Measure, print and show how similar the slots of each model are."""
+def measure_collapse(run: FinishedRun, models: Models) -> Section:
+    """Measure and print how similar the slots of each model are."""
     clips = list(ClipReader(run).mixed(MEASURED_CLIPS))
     rows = []
     for name, model in {"untrained": run.untrained(), **models}.items():
@@ -106,21 +124,17 @@ def measure_collapse(page: Page, run: FinishedRun, models: Models) -> None:
         rows.append([name, *(str(scores.get(measure, "")) for measure in ("overlap", "entropy"))])
     table = Table(["model", "overlap of the slots", "entropy of a slot's map"], rows)
     table.print(f"slot collapse on {len(clips)} clips, 95 % intervals in brackets")
-    page.heading("Have the slots collapsed?")
-    page.table(table)
-    page.text(
-        f"Measured on {len(clips)} clips of the evaluation split; 95 % intervals in brackets. "
+    about = (
+        f"Measured on {len(clips)} clips of the evaluation split. "
         "Overlap: 0 where the slots of a frame attend to different patches, 1 where all attend to "
         "the same (collapse). Entropy: 0 where a slot attends to one patch, 1 where it attends to "
-        "all patches equally. Maps with an entropy near 1 overlap because they are all uniform. "
-        f"The maps: {measure_name(run)}."
+        "all patches equally. Maps with an entropy near 1 overlap because they are all uniform."
     )
+    return Section("Have the slots collapsed?", about, table)
 
 
 def main() -> None:
-    index = visualize(parse(VisualizeConfig, "visualize", __doc__))
-    print(f"open: {index}")
-    print(f"clips that play: {index.with_name(PAGE)}")
+    print(f"open: {visualize(parse(VisualizeConfig, 'visualize', __doc__))}")
 
 
 if __name__ == "__main__":

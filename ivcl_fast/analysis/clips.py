@@ -43,6 +43,8 @@ class DecodedClip:
     scene: Scene | None = None
     panels: bool = False
     """Whether the frames are separate images, the last of which is a question (ACRE)."""
+    video: str = ""
+    """Name of the media, which clips may share."""
 
     def take(self, ids: Sequence[int]) -> Tensor:
         """Return frames by number: uint8 ``[len(ids), 3, H, W]``."""
@@ -202,4 +204,4 @@ class ClipReader:
         self, name: str, index: list[int], needed: list[int], frames: Tensor, fps: float
     ) -> DecodedClip:
         decoded = dict(zip(needed, frames.to(self.run.device), strict=True))
-        return DecodedClip(name, index, decoded, fps, panels=self.panels is not None)
+        return DecodedClip(name, index, decoded, fps, panels=self.panels is not None, video=name)

@@ -118,6 +118,23 @@ class FinishedRun(Run):
             run.classes = Classes(record.get("target", "class"), names)
         return run
 
+    @classmethod
+    def around(cls, model: Model) -> FinishedRun:
+        """Return a run with the sizes, device and classes of a model, without data or settings."""
+        names = getattr(model, "class_names", None)
+        localizes = names is not None and names[0].startswith("cell 0 (")
+        device = next(model.parameters()).device
+        settings = TrainConfig(model=model.cfg).replace(
+            device=str(device), out=Path(), name=type(model).__name__,
+            task="localize" if localizes else "auto",
+        )  # fmt: skip
+        run = cls(settings, chosen="")
+        run.model_folder = Path()
+        if isinstance(model, IVCLClassifier):
+            count = model.head.out_features
+            run.classes = Classes("class", names or [f"class {n}" for n in range(count)])
+        return run
+
     @cached_property
     def classes(self) -> Classes:
         """Class names; raises :class:`UserError` if there are none."""

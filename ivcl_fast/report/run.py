@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from ivcl_fast.evaluation.hidden_ends import kinds_of_hidden_ends
 from ivcl_fast.evaluation.metrics import Score, confusion
 from ivcl_fast.evaluation.published import published
 from ivcl_fast.files import write_json, write_text
+from ivcl_fast.report.clips import describe_clip, evaluated_clips
+from ivcl_fast.report.page import PAGE, Section, write_page
 from ivcl_fast.report.tables import METRIC_NAMES, Table, results_table
 from ivcl_fast.text import markdown
 
@@ -50,13 +52,16 @@ def write_report(
     ]
     if config.quick:
         parts.append("A `--quick` run shows that every part runs; its scores mean nothing.")
+    sections = []
     if evaluation is not None:
+        sections.append(results_section(results))
         curve = f"The training curve is on {run.data.measured_in_training}."
         heading = f"On `{run.data.eval_split}`; 95 % intervals in brackets. {curve}"
         parts += ["## Results", summary(results), heading, str(results_table(results))]
         if run.localizes and (kinds := kinds_of_hidden_ends(run.data, evaluation)):
-            parts.append("Top-1 on hidden snitches, by when and how they disappeared:")
-            parts.append(str(kinds_table(results, kinds)))
+            about = "Top-1 on hidden snitches, by when and how they disappeared"
+            sections.append(Section(about, "", kinds_table(results, kinds)))
+            parts += [f"{about}:", str(sections[-1].table)]
         if not run.localizes and run.classes.target == "class":
             parts.append(most_confused(evaluation, run.classes.names))
         if table := published_table(run.dataset, results[0].scores["all"]):
@@ -65,16 +70,12 @@ def write_report(
         first = markdown(": ".join(next(iter(bad.items()))))
         parts.append(f"{len(bad)} videos could not be used, such as {first}.")
     if config.output.pictures:
-        # matplotlib takes long to import
-        from ivcl_fast.report.page import PAGE, evaluated_clips, write_page
-        from ivcl_fast.report.pictures import draw_run
-
-        clips = evaluated_clips(run, run.models(), evaluation)
-        write_page(run.folder / PAGE, run, results, clips)
-        parts.append(f"Clips that play, with all of the below: [{PAGE}]({PAGE}).")
-        for picture in draw_run(run, evaluation):
-            image = f"![{picture.title}]({picture.path.name})"
-            parts += [f"## {picture.title}", picture.caption, image]
+        models = run.models()
+        chosen = evaluated_clips(run, models, evaluation)
+        shown = (describe_clip(run, models, *clip) for clip in chosen)
+        page = run.folder / PAGE
+        write_page(page, [run], shown, sections, results, evaluation)
+        parts.append(f"Curves, and clips that play: [{PAGE}]({PAGE}).")
     parts.append(f"torch {torch.__version__}, {run.device}, {platform.machine()}.")
     write_text(run.folder / REPORT, "\n\n".join(parts) + "\n")
     if evaluation is not None:
@@ -84,15 +85,23 @@ def write_report(
         write_json(run.folder / SCORES, scores)
 
 
-def summary(results: Sequence[Result]) -> str:
+def results_section(results: Sequence[Result]) -> Section:
+    """Return the results with their summary, for the page."""
+    return Section("Results", summary(results, str), results_table(results))
+
+
+def summary(
+    results: Sequence[Result], quote: Callable[[str], str] = lambda name: f"*{markdown(name)}*"
+) -> str:
     """Compare the first result with chance and the other results in one sentence.
 
     It is about the first metric, on clips that end with a hidden snitch if these are known.
+    ``quote``: marks names, by default as Markdown.
     """
     first, group = results[0], "hidden" if "hidden" in results[0].scores else "all"
     metric, score = next(iter(first.scores[group].items()))
     others = {"chance": score.chance} | {
-        f"*{markdown(result.title)}*": result.scores[group][metric].value
+        quote(result.title): result.scores[group][metric].value
         for result in results[1:]
         if group in result.scores
     }
@@ -102,16 +111,18 @@ def summary(results: Sequence[Result]) -> str:
         comparisons.append(f"{how} {title} ({score.format(value)})")
     clips = "all clips" if group == "all" else "clips that end with a hidden snitch"
     return (
-        f"On {clips}, *{markdown(first.title)}* has {METRIC_NAMES[metric]} "
+        f"On {clips}, {quote(first.title)} has {METRIC_NAMES[metric]} "
         f"{score.format(score.value)}: {', '.join(comparisons)}. "
-    ) + meaning(results, group, metric)
+    ) + meaning(results, group, metric, quote)
 
 
-def meaning(results: Sequence[Result], group: str, metric: str) -> str:
+def meaning(
+    results: Sequence[Result], group: str, metric: str, quote: Callable[[str], str]
+) -> str:
     """Say in one sentence what the first result's score shows, compared with the best guess."""
     score, sign = results[0].scores[group][metric], -1 if metric in LOWER_IS_BETTER else 1
     guesses = {"chance": score.chance} | {
-        f"*{markdown(result.title)}*": result.scores[group][metric].value
+        quote(result.title): result.scores[group][metric].value
         for result in results[1:]
         if result.title.startswith(GUESSES) and group in result.scores
     }

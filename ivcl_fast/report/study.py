@@ -1,4 +1,4 @@
-"""Write a study's results, means over seeds and paired comparisons, to ``study.md``."""
+"""Write a study's results, means over seeds and paired comparisons, to ``study.md`` and a page."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.metrics import clustered_interval
 from ivcl_fast.files import read_bytes, write_json, write_text
+from ivcl_fast.report.page import PAGE, Section, write_study
 from ivcl_fast.report.run import CLIPS, SCORES
 from ivcl_fast.report.tables import METRIC_NAMES, Table
 
@@ -30,7 +31,7 @@ Answered = tuple[str, str, str]
 """A clip's name, video and group."""
 
 RESULTS, TEXT = "results.json", "study.md"
-FILES = (RESULTS, TEXT)
+FILES = (RESULTS, TEXT, PAGE)
 """Files that :func:`write` makes."""
 
 
@@ -43,35 +44,58 @@ def write(
     seeds: int,
     pretrainings: int,
 ) -> None:
-    """Write ``study.md`` and ``results.json`` to ``folder``; print the tables.
+    """Write ``study.md``, ``report.html`` and ``results.json`` to ``folder``; print the tables.
 
     ``varied``: a description of what varies. ``command``: the arguments of ``ivcl_fast.sweep``.
     """
-    results, sections = {}, []
+    results, sections = {}, list[Section]()
     for title, runs in folders.items():
         results[title], chance = read_results(runs)
         compared = compare(runs)
         about = "Brackets: 95 % intervals over clips."
         if compared:
             first = next(iter(results[title]))
-            about += f" Differences are from *{first}* on the same clips, in points."
+            about += f" Differences are from “{first}” on the same clips, in points."
         table = scores_table(varied, results[title], chance, compared)
         table.print(title)
-        sections += [f"## {title}", about, str(table)]
+        sections.append(Section(title, about, table))
     write_json(folder / RESULTS, {"command": list(command), "values": results})
     pretrained = "One pretraining" if pretrainings == 1 else f"{pretrainings} pretrainings"
     each = "one seed" if seeds == 1 else f"{seeds} seeds"
     deviation = "" if seeds == 1 else ": mean ± standard deviation over the seeds"
     quick = " A `--quick` study shows that every part runs; its scores mean nothing."
+    about = (
+        f"{question} {pretrained} each, {each} of finetuning{deviation}, on the clips that the "
+        "data set reports on." + quick * ("--quick" in command)
+    )
+    runs = {
+        label if len(folders) == 1 else f"{title}, {label}": seeds_of
+        for title, of_table in folders.items()
+        for label, seeds_of in of_table.items()
+    }
+    write_study(folder / PAGE, [about], sections, runs)
     parts = [
         f"# {folder.name}",
-        f"{question} {pretrained} each, {each} of finetuning{deviation}, on the clips that the "
-        "data set reports on." + quick * ("--quick" in command),
-        *sections,
+        f"{about} Curves, and the pages of the runs: [{PAGE}]({PAGE}).",
+        *(text for of in sections for text in (f"## {of.title}", of.note, str(of.table))),
         f"`python -m ivcl_fast.sweep {shlex.join(command)}`; torch {torch.__version__}, "
         f"{platform.machine()}. Values of every seed: [{RESULTS}]({RESULTS}).",
     ]
     write_text(folder / TEXT, "\n\n".join(parts) + "\n")
+
+
+def sections_of_runs(runs: Sequence[Path]) -> list[Section]:
+    """Return the scores of finished runs and their differences on the same clips.
+
+    Empty if a run has no scores, or if their names are the same.
+    """
+    folders = {run.name: [run] for run in runs}
+    if len(folders) < len(runs) or not all((run / SCORES).is_file() for run in runs):
+        return []
+    results, chance = read_results(folders)
+    table = scores_table("run", {name: results[name] for name in folders}, chance, compare(folders))
+    about = f"Differences are from “{runs[0].name}” on the same clips, in points."
+    return [Section("Scores of the finetuned models", about, table)]
 
 
 # --- Scores --------------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
-"""Tables that can be written as Markdown or HTML, or printed at any terminal width."""
+"""Tables that can be written as Markdown or printed at any terminal width."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from rich import box
 from rich.console import Console
@@ -38,15 +37,6 @@ class Table:
     def __str__(self) -> str:
         """Return the Markdown table as a string."""
         return "\n".join(self.markdown())
-
-    def html(self) -> str:
-        """Return an HTML table with escaped text."""
-        lines = [("th", self.header), *(("td", row) for row in self.rows)]
-        body = (
-            f"<tr>{''.join(f'<{tag}>{escape(text)}</{tag}>' for text in cells)}</tr>"
-            for tag, cells in lines
-        )
-        return "\n".join(["<table>", *body, "</table>"])
 
     def print(self, title: str = "") -> None:
         """Print the table, within the terminal's width or :data:`PLAIN_WIDTH` characters.

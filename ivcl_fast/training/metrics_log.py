@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +19,8 @@ from ivcl_fast.text import first_line
 log = logging.getLogger(__name__)
 
 Viewer = Literal["tensorboard", "wandb", "none"]
-Show = Callable[[str, int, Mapping[str, float]], None]
-"""Takes a stage, its number of clips seen, and values by ``stage/name``."""
+Show = Callable[[str, int, Mapping[str, float | bytes]], None]
+"""Takes a stage, its number of clips seen, and values by ``stage/name``; bytes are a GIF file."""
 PROJECT = "ivcl_fast"
 """Weights & Biases project of the runs."""
 
@@ -91,6 +92,14 @@ class MetricsLog:
         line = {"stage": stage, "step": step, "clips": clips, **values}
         with errors_name(self.path), open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
+        self._to_viewer(stage, clips, values)
+
+    def write_films(self, stage: str, clips: int, films: Mapping[str, bytes]) -> None:
+        """Send GIF files to the viewer, by name."""
+        if distributed.is_main():
+            self._to_viewer(stage, clips, films)
+
+    def _to_viewer(self, stage: str, clips: int, values: Mapping[str, float | bytes]) -> None:
         with self._viewer_errors_logged():
             if self._show is None:
                 self._show = self._started.enter_context(VIEWERS[self._viewer](self.folder))
@@ -113,14 +122,20 @@ class MetricsLog:
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Show]:
-    """Write curves over clips to the folder ``tensorboard/`` of the run."""
+    """Write curves over clips and films to the folder ``tensorboard/`` of the run."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder / "tensorboard")) as writer:
 
-        def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
+        def show(stage: str, clips: int, values: Mapping[str, float | bytes]) -> None:
             for name, value in values.items():
-                writer.add_scalar(name, value, clips)
+                if isinstance(value, bytes):  # ``add_video`` would need moviepy
+                    image = Summary.Image(encoded_image_string=value, colorspace=3)
+                    summary = Summary(value=[Summary.Value(tag=name, image=image)])
+                    writer.file_writer.add_summary(summary, clips)
+                else:
+                    writer.add_scalar(name, value, clips)
             writer.flush()
 
         yield show
@@ -134,12 +149,18 @@ def wandb(folder: Path) -> Iterator[Show]:
     run = package.init(project=PROJECT, name=folder.name, group=folder.name, dir=str(folder))
     stages: set[str] = set()
 
-    def show(stage: str, clips: int, values: Mapping[str, float]) -> None:
+    def show(stage: str, clips: int, values: Mapping[str, float | bytes]) -> None:
         step = f"{stage}/clips"
         if stage not in stages:  # each stage counts clips from 0, but wandb's steps must increase
             stages.add(stage)
             run.define_metric(f"{stage}/*", step_metric=step)
-        run.log({**values, step: clips})
+        shown = {
+            name: package.Video(io.BytesIO(value), format="gif")
+            if isinstance(value, bytes)
+            else value
+            for name, value in values.items()
+        }
+        run.log({**shown, step: clips})
 
     failed = 1  # wandb's context manager would print a traceback
     try:

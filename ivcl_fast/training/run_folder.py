@@ -37,7 +37,6 @@ FOLDERS = (
 """Folders that commands write into a run's folder."""
 FILES = (
     ANSWERS, "metrics.jsonl", "report.md", "report.html", "clips.json", "scores.json",
-    "curves.png", "reconstruction.png", "slot_attention.png",
 )  # fmt: skip
 """Files that training writes into a run's folder, besides its settings."""
 

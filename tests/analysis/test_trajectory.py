@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ivcl_fast.analysis.clips import DecodedClip
 from ivcl_fast.analysis.trajectory import follow_snitch
-from ivcl_fast.report.pictures import trajectory_caption
 
 
 class LastPixel:
@@ -51,9 +50,6 @@ def test_no_prediction_depends_on_later_frames() -> None:
     assert trajectory.cells.tolist() == [0, 8, 4]
     assert trajectory.distance is not None and trajectory.distance.tolist() == [0, 1, 0]
     assert trajectory.hidden is not None and trajectory.hidden.tolist() == [False, True, True]
-    caption = trajectory_caption(trajectory)
-    assert "Snitch visible: correct after 1 of 1 frames, on average 0.0 cells away" in caption
-    assert "Snitch hidden: correct after 1 of 2 frames, on average 0.5 cells away" in caption
 
 
 @pytest.mark.parametrize(("last", "known"), [(4, True), (2, False), (9, False)])

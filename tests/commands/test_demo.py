@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import re
 import webbrowser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ivcl_fast
 from ivcl_fast.demo import main
 from tests.report.test_page import data_of
 from tests.support.own_videos import write_one
@@ -27,7 +30,8 @@ def test_drawn_clips_have_their_true_path(tmp_path: Path, command: Any, opened: 
     assert command(main, "--out", page) == (0, f"open: {page}\n", "")
     assert opened == [page.as_uri()]
     visible, hidden = data_of(page)["clips"]
-    assert not visible["hidden"] and hidden["hidden"] and hidden["floor"]["hidden"][-1]
+    assert visible["end"] == "visible" and "hidden" in hidden["end"]
+    assert hidden["floor"]["hidden"][-1]
     assert len(hidden["floor"]["true"]) == len(hidden["floor"]["belief"]) == 16
 
 
@@ -39,3 +43,16 @@ def test_a_video_of_ones_own(tmp_path: Path, command: Any, opened: list[str]) ->
     assert clip["truth"] == "" and clip["right"] is None and clip["answer"].startswith("cell ")
     status, _, error = command(main, tmp_path / "none.mp4", "--out", page)
     assert status == 2 and error.startswith("error: VIDEO ")
+
+
+@pytest.mark.parametrize("frames", [4, 16])
+def test_the_same_player_in_a_notebook(frames: int, tmp_path: Path) -> None:
+    """Of frames, or of a video file; the page is inside the text that a notebook shows."""
+    model = ivcl_fast.IVCLClassifier.from_pretrained("ivcl_fast/tiny-localize")
+    video = ivcl_fast.load_clip("ivcl_fast/sample.avi", model.cfg)[:, -frames:]
+    shown = ivcl_fast.show(model, video if frames == 4 else Path("ivcl_fast/sample.avi"))
+    page = tmp_path / "page.html"
+    (text,) = re.findall('srcdoc="([^"]*)"', shown._repr_html_())
+    page.write_text(html.unescape(text))
+    (clip,) = data_of(page)["clips"]
+    assert len(clip["floor"]["belief"]) == frames and clip["answer"].startswith("cell ")

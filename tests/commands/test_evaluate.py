@@ -217,8 +217,8 @@ def test_without_scenes_nothing_is_told_apart(
 
     chosen = "--clip", clip, "CATER_new_000015"
     assert tells_once(visualize, cater, *there, *chosen, "--out", tmp_path / "shown")
-    page = (tmp_path / "shown" / "index.html").read_text()
-    assert page.count("Truth: cell") == 2 and page.count("correct after") >= 1
+    page = (tmp_path / "shown" / "report.html").read_text()
+    assert page.count('"truth":"cell') == 2 and page.count('"end":null') == 1
 
 
 # --- One file, or a folder of images --------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_a_video_or_its_frames(cater: Path, tmp_path: Path, command: Any) -> Non
     status, said = command(evaluate, cater, "--predict", tmp_path / "videos")
     assert status == 0 and said.count("cell") == 2 * len(answers[0][1].splitlines())
     shown = command(visualize, cater, "--video", folder, "--out", tmp_path / "shown")
-    assert shown[0] == 0 and (tmp_path / "shown" / "frames" / "slots.gif").is_file()
+    assert shown[0] == 0 and (tmp_path / "shown" / "report.html").is_file()
 
 
 def test_seven_panels_are_a_question(

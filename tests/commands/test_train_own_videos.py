@@ -97,7 +97,7 @@ def test_a_folder_without_classes_pretrains_only(tmp_path, command):
     assert f"{source} has no classes: pretraining only" in out
     assert (run / "pretrain/model.safetensors").is_file() and not (run / "finetune").exists()
     report = (run / "report.md").read_text()
-    assert "reconstruction.png" in report and "finetuning" not in report
+    assert "report.html" in report and "finetuning" not in report
 
 
 def test_a_list_with_several_labels(videos, tmp_path, command):

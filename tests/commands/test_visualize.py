@@ -1,17 +1,13 @@
-"""Pictures of a run: whole files, and one page that loads nothing else."""
+"""The page of chosen clips, and their pictures and masks as files."""
 
 from __future__ import annotations
 
-import html
-import re
 import shutil
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +20,7 @@ from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.train import main as train_main
 from ivcl_fast.visualize import main
+from tests.report.test_page import data_of
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
 QUICK = [*RUN_FLAGS, "--depth", "2", "--quick", "--no-pictures", "--no-compare-memoryless"]
@@ -63,77 +60,56 @@ def run(cater: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("runs"), "--data", f"cater:{cater}", *FRAME_FLAGS)
 
 
-class Parsed:
-    """The text of a page and the pictures in it."""
-
-    def __init__(self, page: Path) -> None:
-        self.html = page.read_text()
-        self.text = html.unescape(self.html)
-        self.images = re.findall('<img [^>]*src="([^"]*)"', self.html)
-
-    def needs_nothing_else(self) -> bool:
-        """Nothing is loaded: pictures are inside, and no tag or style names a file."""
-        rest = re.sub(' src="[^"]*"', "", self.html)
-        loads = re.search(r"<(script|link|iframe|a|base|object)\b|href|srcset|url\(|@import", rest)
-        return loads is None and all(image.startswith("data:image/") for image in self.images)
-
-
-def check_animation(folder: Path, frames: int) -> None:
-    """The GIF shows so many pictures, each different from the one before."""
-    with Image.open(folder / "slots.gif") as gif:
-        assert gif.n_frames == frames and gif.info["duration"] == 500 and gif.info["loop"] == 0
-        shown = []
-        for i in range(frames):
-            gif.seek(i)
-            shown.append(np.asarray(gif.convert("RGB")))
-    assert all((a != b).any() for a, b in pairwise(shown))
-
-
 def models_of(run: Path) -> Models:
     return FinishedRun.open(run, "cpu").models()
 
 
 def test_cater_from_run_to_page(run: Path, visualize: Any) -> None:
-    status, said = visualize(run, "--clips", 1)
+    status, said = visualize(run, "--clips", 1, "--format", "gif")
     assert status == 0 and "overlap" in said and "untrained" in said
-    out = run / "visualize"
-    folders = [path for path in out.iterdir() if path.is_dir()]
-    assert len(folders) == 1
-    names = ["attention.png", "reconstruction.png", "slots.gif"]
-    for folder in folders:
-        assert sorted(path.name for path in folder.iterdir()) == names
-        for picture in folder.glob("*.png"):
-            with Image.open(picture) as image:
-                image.load()
-                assert min(image.size) > 300
-        check_animation(folder, frames=4)
-    page = Parsed(out / "index.html")
-    assert page.needs_nothing_else() and len(page.images) == 3
-    for words in ("last block of the image", "Snitch visible", "Answer: cell", "Truth: cell",
-                  "Have the slots collapsed?", "pretrained and finetuned", "norm_pix"):  # fmt: skip
-        assert words in page.text, words
-    for folder in folders:
-        assert folder.name in page.text
+    animation, page = sorted((run / "visualize").iterdir())
+    assert said.endswith(f"open: {page}\n") and "Have the slots collapsed?" in page.read_text()
+    (clip,) = data_of(page)["clips"]
+    assert animation.name == f"{clip['name']}.gif" and f"{clip['name']}: cell" in said
+    with Image.open(animation) as gif:
+        assert gif.n_frames == len(clip["titles"]) == 4
+    assert clip["answer"].startswith("cell ") and clip["truth"].startswith("cell ")
+    assert "last block of the image encoder" in clip["layers"][1]["note"]
 
 
-def test_slots_that_compete(cater: Path, tmp_path: Path, visualize: Any) -> None:
-    """They have a part of the frame each, and neither heads nor a rollout."""
+def test_two_runs_side_by_side(run: Path, tmp_path: Path, visualize: Any) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    status, said = visualize(run, other, "--clips", 1, "--out", tmp_path)
+    assert status == 0, said
+    page = tmp_path / "report.html"
+    (clip,) = data_of(page)["clips"]
+    assert clip["other"]["name"] == clip["name"]
+    assert clip["other"]["probabilities"] == clip["probabilities"]
+    assert "Scores of the finetuned models" in page.read_text()
+    lines = data_of(page)["curves"][0]["lines"]
+    assert {"run pretrain", "other pretrain"} <= {*lines}
+
+
+def test_slots_that_compete_and_their_masks(cater: Path, tmp_path: Path, visualize: Any) -> None:
     flags = "--objective", "slot_attention", "--freeze-encoder", *FRAME_FLAGS
     run = train(tmp_path, "--data", f"cater:{cater}", *flags)
     assert [type(model) for model in models_of(run).values()] == [SlotAutoencoder, IVCLClassifier]
-    assert visualize(run, "--clips", 1)[0] == 0
-    assert "last round of slot attention" in (run / "visualize/index.html").read_text()
-    assert len([*(run / "visualize").glob("*/reconstruction.png")]) == 1
+    assert visualize(run, "--clips", 1, "--masks", tmp_path / "masks")[0] == 0
+    (clip,) = data_of(run / "visualize" / "report.html")["clips"]
+    assert "last round of slot attention" in clip["layers"][1]["note"]
+    assert "segments" in [layer["name"] for layer in clip["layers"]]
+    assert len([*(tmp_path / "masks" / clip["name"]).iterdir()]) == 4
+    assert (tmp_path / "masks" / f"{clip['name']}.json").is_file()
 
 
 def test_one_clip_by_name_one_file_and_a_checkpoint(
     run: Path, cater: Path, tmp_path: Path, visualize: Any
 ) -> None:
-    status, _ = visualize(run, "--clip", "CATER_new_000002", "--out", tmp_path / "named")
-    assert status == 0
-    assert sorted(p.name for p in (tmp_path / "named").iterdir()) == [
-        "CATER_new_000002", "index.html", "report.html",
-    ]  # fmt: skip
+    named = tmp_path / "named"
+    assert visualize(run, "--clip", "CATER_new_000002", "--out", named)[0] == 0
+    assert [clip["name"] for clip in data_of(named / "report.html")["clips"]] == [
+        "CATER_new_000002"
+    ]
 
     moved = tmp_path / "moved" / "run"  # a file needs neither the data nor the place of the run
     shutil.copytree(run, moved)
@@ -150,25 +126,23 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
     assert status == 2 and "holds no finished model" in said and said.count("\n") == 1
     status, said = visualize(moved, "--video", video, "--checkpoint", step)
     assert status == 0, said
-    page = Parsed(moved / "visualize" / "index.html")
-    assert "mine <1>" in page.text and "Answer: cell" in page.text
-    assert "Truth" not in page.text and "collapsed" not in page.text
-    assert len(page.images) == 2  # no reconstruction: nothing pretrained is left
-    check_animation(moved / "visualize" / "mine <1>", frames=4)
+    page = moved / "visualize" / "report.html"
+    (clip,) = data_of(page)["clips"]
+    assert clip["name"] == "mine <1>" and clip["answer"].startswith("cell")
+    assert clip["truth"] == "" and "collapsed" not in page.read_text()
+    assert len(clip["layers"]) == 3  # no reconstruction: nothing pretrained is left
 
 
 def test_acre(tmp_path: Path, visualize: Any) -> None:
     data = write_acre(tmp_path / "acre", SyntheticAcre("iid", train=2, val=1, test=1), 1)
     run = train(tmp_path, "--data", f"acre:{data}")
-    status, said = visualize(run, "--clips", 1)
+    status, said = visualize(run, "--clips", 4, "--format", "png")
     assert status == 0, said
-    (folder,) = (path for path in (run / "visualize").iterdir() if path.is_dir())
-    names = ["attention.png", "reconstruction.png", "slots.gif"]
-    assert sorted(path.name for path in folder.iterdir()) == names
-    check_animation(folder, frames=7)
-    page = Parsed(run / "visualize" / "index.html")
-    assert page.needs_nothing_else() and len(page.images) == 3
-    assert "Answer: " in page.text and "Truth: " in page.text and "snitch" not in page.text
+    page = run / "visualize" / "report.html"
+    clips = data_of(page)["clips"]
+    assert len(clips) == 4 and len({clip["problem"] for clip in clips}) == 1
+    assert all(clip["answer"] and clip["truth"] for clip in clips)
+    assert len([*page.parent.glob("*.png")]) == 4
 
 
 def test_a_broken_video_is_named_and_left_out(
@@ -184,8 +158,8 @@ def test_a_broken_video_is_named_and_left_out(
         broken.write_bytes(broken.read_bytes()[:3000])
     status, said = visualize(other, "--clips", 2)
     assert status == 0 and "CATER_new_000008 left out: " in said
-    page = Parsed(other / "visualize" / "index.html")
-    assert "CATER_new_000013" in page.text and "CATER_new_000008" not in page.text
+    names = [clip["name"] for clip in data_of(other / "visualize" / "report.html")["clips"]]
+    assert "CATER_new_000013" in names and "CATER_new_000008" not in names
     status, said = visualize(other, "--clip", "CATER_new_000008")
     assert status == 2 and said.startswith("error: --clip CATER_new_000008: ")
     (copy / "videos" / "CATER_new_000013.avi").write_bytes(b"RIFF")
@@ -198,6 +172,8 @@ def test_a_broken_video_is_named_and_left_out(
     [
         (["{tmp}"], "{tmp}: "),
         (["{run}", "--clips", "0"], "--clips: "),
+        (["{run}", "{run}", "{run}"], "RUN: expected one or two runs, got 3"),
+        (["{run}", "--clips", "1", "--masks", "{tmp}"], "--masks: expected a model pretrained"),
         (["{run}", "--clip", "nobody"], "--clip: expected "),
         (["{run}", "--video", "{tmp}/none.avi"], "--video {tmp}/none.avi: "),
         (["{run}", "--video", "{run}/config.json"], "not a video file"),
@@ -220,8 +196,8 @@ def test_the_folder_of_a_model_shows_that_model_alone(
 ) -> None:
     status, said = visualize(run / "pretrain", "--clips", 1, "--out", tmp_path)
     assert status == 0 and "pretrained" in said and "finetuned" not in said
-    page = Parsed(tmp_path / "index.html")
-    assert len(page.images) == 3 and "Answer" not in page.text
+    (clip,) = data_of(tmp_path / "report.html")["clips"]
+    assert clip["answer"] is None and clip["layers"][-1]["name"] == "error"
     shutil.copytree(run, tmp_path / "run")
     shutil.move(tmp_path / "run" / "finetune", tmp_path / "run" / "scratch")
     status, said = visualize(tmp_path / "run" / "scratch")

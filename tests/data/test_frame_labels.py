@@ -209,9 +209,8 @@ def test_pretraining_learns_and_finetuning_continues_from_it(
     shown = torch.zeros(1, 4, 3, 32, 32, dtype=torch.uint8)
     slots = models["pretrained"].cfg.num_slots
     assert slot_attention(models["pretrained"], shown).shape == (1, 4, slots, 16)
-    report = (run / "report.md").read_text()
-    assert "curves.png" in report and "slot_attention.png" in report
-    assert "reconstruction.png" not in report
+    page = (run / "report.html").read_text()
+    assert '"slot 1"' in page and '"reconstruction"' not in page
 
 
 # --- Mistakes -------------------------------------------------------------------------------------

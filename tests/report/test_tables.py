@@ -1,4 +1,4 @@
-"""Tables: the same content as Markdown, as HTML, and within the width of any terminal."""
+"""Tables: the same content as Markdown, and within the width of any terminal."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from ivcl_fast.report.tables import PLAIN_WIDTH, Table, results_table
 SCORE = Score(0.148, 0.121, 0.179, 1 / 3, n=40)
 
 
-def test_markdown_and_html() -> None:
+def test_markdown() -> None:
     table = Table(["a", "b"], [["x", "<1>"], ["", "2"]])
     assert table.markdown() == ["| a | b |", "|---|---|", "| x | <1> |", "|  | 2 |"]
-    assert table.html().splitlines() == [
-        "<table>", "<tr><th>a</th><th>b</th></tr>", "<tr><td>x</td><td>&lt;1&gt;</td></tr>",
-        "<tr><td></td><td>2</td></tr>", "</table>",
-    ]  # fmt: skip
 
 
 def test_results_end_with_chance() -> None:

@@ -11,11 +11,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ivcl_fast.errors import UserError
 from ivcl_fast.training.metrics_log import MetricsLog
 
+GIF = b"GIF89a..."
+
 
 def write_two(folder, viewer: str) -> MetricsLog:
     with MetricsLog(folder, viewer) as log:
         log.write("pretrain", step=20, clips=320, loss=0.5)
         log.write("finetune", step=20, clips=160, val_top1=0.25)
+        log.write_films("finetune", 160, {"clip": GIF})
     assert [r["clips"] for r in log.read()] == [320, 160]
     return log
 
@@ -39,6 +42,8 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     points = [(p.step, p.value) for p in found.Scalars("pretrain/loss")]
     assert points == [(320, 0.5)] and len(found.Scalars("finetune/val_top1")) == 1
+    (film,) = found.Images("finetune/clip")
+    assert film.encoded_image_string == GIF and film.step == 160
 
 
 class Wandb(ModuleType):
@@ -69,10 +74,11 @@ def wandb(monkeypatch) -> Wandb:
 def test_weights_and_biases(wandb, tmp_path):
     write_two(tmp_path, "wandb")
     names = [name for name, _, _ in wandb.calls]
-    assert names == ["init", *["define_metric", "log"] * 2, "finish"]
-    assert wandb.calls[0][2]["project"] == "ivcl_fast" and wandb.calls[5][1] == (0,)
+    assert names == ["init", *["define_metric", "log"] * 2, "Video", "log", "finish"]
+    assert wandb.calls[0][2]["project"] == "ivcl_fast" and wandb.calls[-1][1] == (0,)
     assert wandb.calls[2][1] == ({"pretrain/loss": 0.5, "pretrain/clips": 320},)
     assert wandb.calls[3][1:] == (("finetune/*",), {"step_metric": "finetune/clips"})
+    assert wandb.calls[5][1][0].getvalue() == GIF
 
 
 def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch):

@@ -2,20 +2,24 @@
 "use strict";
 
 /**
- * @typedef {{src: string, side: number, columns: number}} Sheet Tiles on one picture.
- * @typedef {{name: string, note: string, sheet: string, tiles: (number | null)[], over: boolean}}
- *   Layer What can be shown of each frame; `over`: over the gray frame.
+ * @typedef {{name: string, note: string, src: string, side: number, columns: number,
+ *   tiles: (number | null)[], over: boolean, legend: [string, string][]}} Layer
+ *   Tiles on one picture, one for each frame; `over`: over the gray frame.
  * @typedef {{n: number, belief: (number | null)[][], true: number[] | null,
  *   hidden: boolean[] | null}} Floor CATER's floor after each frame.
  * @typedef {{name: string, titles: string[], truth: string, answer: string | null,
- *   right: boolean | null, hidden: boolean | null, confidence: number | null,
- *   probabilities: [string, number | null, boolean][], floor: Floor | null,
- *   sheets: Record<string, Sheet>, layers: Layer[]}} Clip
+ *   right: boolean | null, end: string | null, confidence: number | null, label: number | null,
+ *   guess: number | null, problem: string | null, layers: Layer[], floor: Floor | null,
+ *   probabilities: [string, number | null, boolean][], other?: Clip}} Clip
+ *   `other`: the same clip in the second run.
  * @typedef {{title: string, chance: number | null,
  *   lines: Record<string, [number, number | null][]>}} Panel
+ * @typedef {{n: number | null, names: string[], classes: number[],
+ *   pairs: [number, number, number, string[]][]}} Confusion
+ *   Pairs of a true class and an answer, with the number of clips and the names of some.
  */
 
-/** @type {{curves: Panel[], clips: Clip[]}} */
+/** @type {{curves: Panel[], clips: Clip[], confusion: Confusion | null}} */
 const data = JSON.parse(byId("data").textContent || "{}");
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -55,10 +59,11 @@ function percent(share) {
 
 // --- Table of results ------------------------------------------------------------------------
 
-/** Sort the rows by a column when its heading is clicked, and the other way round at the next. */
-function makeSortable() {
-  const table = byId("results");
-  if (!table) return;
+/**
+ * Sort the rows by a column when its heading is clicked, and the other way round at the next.
+ * @param {any} table
+ */
+function makeSortable(table) {
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
     heading.querySelector("button").addEventListener("click", () => {
@@ -66,12 +71,13 @@ function makeSortable() {
       headings.forEach((other) => other.removeAttribute("aria-sort"));
       heading.setAttribute("aria-sort", falls ? "ascending" : "descending");
       const key = (/** @type {any} */ row) => {
-        const cell = row.cells[column];
-        return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value);
+        const text = row.cells[column].textContent, value = parseFloat(text);
+        return Number.isNaN(value) ? text : value;
       };
       const rows = [...table.tBodies[0].rows].sort((a, b) => {
         const [x, y] = [key(a), key(b)];
-        return (falls ? 1 : -1) * (x < y ? -1 : x > y ? 1 : 0);
+        const order = typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === "number" ? 1 : -1;
+        return (falls ? 1 : -1) * order;
       });
       table.tBodies[0].append(...rows);
     });
@@ -91,6 +97,14 @@ function short(value) {
   if (Math.abs(value) >= 1000) return `${Number((value / 1000).toPrecision(3))}k`;
   if (value && Math.abs(value) < 0.001) return value.toExponential(1);
   return String(Number(value.toPrecision(3)));
+}
+
+/**
+ * @param {number} number
+ * @returns {string} One of five colours, full or dashed.
+ */
+function stageClass(number) {
+  return `stage-${number % 5}${number % 10 > 4 ? " dashed" : ""}`;
 }
 
 /**
@@ -137,17 +151,18 @@ function drawCurves(panel) {
   }
   for (const line of stages) {
     const points = line.points.map(([clips, value]) => `${x(clips)},${y(value)}`).join(" ");
-    add(svg, "polyline", { class: `stage-${line.number}`, points });
+    add(svg, "polyline", { class: stageClass(line.number), points });
     for (const [clips, value] of line.points.length <= 30 ? line.points : []) {
       const at = { cx: x(clips), cy: y(value), r: 2.5, fill: "currentColor" };
-      add(svg, "circle", { class: `stage-${line.number}`, ...at });
+      add(svg, "circle", { class: stageClass(line.number), ...at });
     }
   }
   const dot = add(svg, "circle", { r: 4, cx: -9, cy: -9, fill: "currentColor" });
   const legend = () => {
     caption.textContent = "";
     for (const line of stages) {
-      add(caption, "span", { class: `stage-${line.number}` }, `— ${line.stage} `);
+      const mark = line.number < 5 ? "—" : "- -";
+      add(caption, "span", { class: stageClass(line.number) }, `${mark} ${line.stage} `);
     }
     const chance = panel.chance === null ? "" : `- - chance ${short(panel.chance)} `;
     caption.append(`${chance}over clips seen`);
@@ -163,7 +178,7 @@ function drawCurves(panel) {
         const distance = Math.hypot(x(clips) - px, y(value) - py);
         if (distance >= best) continue;
         best = distance;
-        dot.setAttribute("class", `stage-${line.number}`);
+        dot.setAttribute("class", stageClass(line.number));
         dot.setAttribute("cx", String(x(clips)));
         dot.setAttribute("cy", String(y(value)));
         caption.textContent = `${line.stage}: ${short(value)} after ${clips} clips`;
@@ -182,27 +197,27 @@ function drawCurves(panel) {
 const images = new Map();
 
 /**
- * Return a sheet's picture; when it is decoded, everything is drawn again.
- * @param {Sheet} sheet
+ * Return a layer's picture; when it is decoded, everything is drawn again.
+ * @param {Layer} layer
  */
-function imageOf(sheet) {
-  let image = images.get(sheet.src);
+function imageOf(layer) {
+  let image = images.get(layer.src);
   if (!image) {
     image = new Image();
     image.addEventListener("load", draw);
-    image.src = sheet.src;
-    images.set(sheet.src, image);
+    image.src = layer.src;
+    images.set(layer.src, image);
   }
   return image;
 }
 
 /**
  * @param {CanvasRenderingContext2D} context
- * @param {Sheet} sheet
+ * @param {Layer} layer
  * @param {number} tile
  */
-function drawTile(context, sheet, tile) {
-  const image = imageOf(sheet), { side, columns } = sheet, size = context.canvas.width;
+function drawTile(context, layer, tile) {
+  const image = imageOf(layer), { side, columns } = layer, size = context.canvas.width;
   if (!image.complete || !image.naturalWidth) return;
   const left = (tile % columns) * side, top = Math.floor(tile / columns) * side;
   context.drawImage(image, left, top, side, side, 0, 0, size, size);
@@ -212,15 +227,15 @@ function drawTile(context, sheet, tile) {
  * @param {HTMLCanvasElement} canvas
  * @param {Clip} clip
  * @param {number} frame
- * @param {Layer} layer
+ * @param {Layer} [layer]
  */
-function drawFrame(canvas, clip, frame, layer) {
+function drawFrame(canvas, clip, frame, layer = clip.layers[0]) {
   const context = canvas.getContext("2d");
   if (!context) return;
   const size = canvas.width, tile = layer.tiles[frame];
   context.clearRect(0, 0, size, size);
-  context.imageSmoothingEnabled = clip.sheets.frames.side > 96 && !layer.over;
-  if (layer.over || tile === null) drawTile(context, clip.sheets.frames, frame);
+  context.imageSmoothingEnabled = layer.side > 96 && !layer.over;
+  if (layer.over || tile === null) drawTile(context, clip.layers[0], frame);
   if (layer.over) {
     context.globalCompositeOperation = "saturation";
     context.fillStyle = "gray";
@@ -228,7 +243,7 @@ function drawFrame(canvas, clip, frame, layer) {
     context.globalCompositeOperation = "source-over";
   }
   if (tile !== null) {
-    drawTile(context, clip.sheets[layer.sheet], tile);
+    drawTile(context, layer, tile);
     return;
   }
   context.fillStyle = "rgba(0, 0, 0, 0.7)";
@@ -242,13 +257,15 @@ function drawFrame(canvas, clip, frame, layer) {
 // --- Answers ---------------------------------------------------------------------------------
 
 /**
- * Draw CATER's floor from above, turned as its camera sees it from its starting pose.
+ * Draw CATER's floor from above, turned as its camera sees it from its starting pose, with the
+ * numbers of its columns and rows.
  * @param {Element} parent
- * @param {Floor} floor
- * @param {number} frame
+ * @param {number} n
+ * @param {string} label
+ * @param {(cell: number) => {class: string, "fill-opacity": number}} look
+ * @param {(cell: number) => string} hint
  */
-function drawFloor(parent, floor, frame) {
-  const { n } = floor, belief = floor.belief[frame].map((share) => share ?? 0);
+function makeFloor(parent, n, label, look, hint) {
   const at = (/** @type {number} */ column, /** @type {number} */ row) =>
     [(column + row) * Math.SQRT1_2, (column - row) * Math.SQRT1_2];
   const center = (/** @type {number} */ cell) =>
@@ -258,19 +275,44 @@ function drawFloor(parent, floor, frame) {
     return [[a, a], [b, a], [b, b], [a, b]]
       .map(([dx, dy]) => at(column + dx, row + dy).join(",")).join(" ");
   };
-  const half = n * Math.SQRT1_2, margin = 0.15;
+  const half = n * Math.SQRT1_2, margin = 0.6;
   const svg = add(parent, "svg", {
-    viewBox: [-margin, -half - margin, 2 * (half + margin), 2 * (half + margin)].join(" "),
-    role: "img", "aria-label": "belief on the floor",
+    viewBox: [-margin, -half - 0.1, 2 * (half + margin), 2 * half + margin].join(" "),
+    role: "img", "aria-label": label,
   });
+  const cells = Array.from({ length: n * n }, (_, cell) => {
+    const polygon = add(svg, "polygon", { ...look(cell), points: corners(cell) });
+    add(polygon, "title", {}, `${cellName(n, cell)}: ${hint(cell)}`);
+    return polygon;
+  });
+  for (let number = 0; number < n; number++) {
+    for (const [x, y] of [at(number + 0.5, -0.4), at(n + 0.4, number + 0.5)]) {
+      add(svg, "text", { class: "axis", x, y: y + 0.14 }, String(number));
+    }
+  }
+  return { svg, cells, center, corners };
+}
+
+/**
+ * @param {number} n
+ * @param {number} cell
+ * @returns {string} The name that the classes have, too.
+ */
+function cellName(n, cell) {
+  return `cell ${cell} (column ${cell % n}, row ${Math.floor(cell / n)})`;
+}
+
+/**
+ * @param {Element} parent
+ * @param {Floor} floor
+ * @param {number} frame
+ */
+function drawBelief(parent, floor, frame) {
+  const { n } = floor, belief = floor.belief[frame].map((share) => share ?? 0);
   const top = Math.max(...belief, 1e-9), guess = belief.indexOf(Math.max(...belief));
-  belief.forEach((share, cell) => {
-    const opacity = (0.9 * share / top).toFixed(3);
-    const polygon = add(svg, "polygon", {
-      class: "cell", "fill-opacity": opacity, points: corners(cell),
-    });
-    add(polygon, "title", {}, `cell ${cell}: ${percent(share)}`);
-  });
+  const { svg, center, corners } = makeFloor(parent, n, "belief on the floor",
+    (cell) => ({ class: "cell", "fill-opacity": 0.9 * belief[cell] / top }),
+    (cell) => percent(belief[cell]));
   if (floor.true) {
     const path = floor.true.slice(0, frame + 1).map((cell) => center(cell).join(","));
     add(svg, "polyline", { class: "path", points: path.join(" ") });
@@ -280,24 +322,55 @@ function drawFloor(parent, floor, frame) {
   add(svg, "path", {
     class: "guess", d: `M${x - r} ${y - r}L${x + r} ${y + r}M${x - r} ${y + r}L${x + r} ${y - r}`,
   });
-  const truth = floor.true ? `, true cell ${floor.true[frame]}` : "";
-  const hidden = floor.hidden ? (floor.hidden[frame] ? " (hidden)" : " (visible)") : "";
-  add(parent, "p", {}, `After this frame: cell ${guess} with ${percent(belief[guess])}`
-    + `${truth}${hidden}.`);
+  const truth = floor.true ? ` True: ${cellName(n, floor.true[frame])}` : "";
+  const hidden = floor.hidden ? (floor.hidden[frame] ? ", hidden." : ", visible.") : "";
+  add(parent, "p", {}, `After this frame: ${cellName(n, guess)} with `
+    + `${percent(belief[guess])}.${truth}${hidden}`);
   add(parent, "p", { class: "hint" }, "Stronger blue is likelier; the cross marks the likeliest cell"
-    + (floor.true ? ", the outline the true one and the dashes its path." : "."));
+    + (floor.true ? ", the outline the true one and the dashes its path." : ".")
+    + " Left edge: columns, right edge: rows.");
 }
 
 /**
+ * Draw the panels of a problem, and its questions, which are clips of their own.
+ * @param {Clip} clip
+ */
+function drawPanels(clip) {
+  const parent = byId("panels");
+  parent.textContent = "";
+  if (clip.problem === null) return;
+  const last = clip.titles.length - 1;
+  const make = (/** @type {Clip} */ of, /** @type {number} */ frame, /** @type {string} */ text,
+    /** @type {boolean} */ current, /** @type {() => void} */ chosen) => {
+    const button = add(parent, "button", { type: "button", "aria-current": String(current) });
+    const canvas = add(button, "canvas", { width: 96, height: 96 });
+    drawFrame(/** @type {HTMLCanvasElement} */ (canvas), of, frame);
+    add(button, "span", {}, text);
+    button.addEventListener("click", chosen);
+  };
+  add(parent, "h3", {}, "What the panels show");
+  for (let frame = 0; frame < last; frame++) {
+    make(clip, frame, clip.titles[frame], frame === state.frame, () => seek(frame));
+  }
+  add(parent, "h3", {}, "Questions about them");
+  data.clips.forEach((of, number) => {
+    if (of.problem !== clip.problem) return;
+    const mark = of.right === null ? "" : of.right ? "✓ " : "✗ ";
+    make(of, of.titles.length - 1, mark + (of.answer ?? "question"), of === clip,
+      () => select(number));
+  });
+}
+
+/**
+ * @param {Element} parent
  * @param {Clip} clip
  * @param {number} frame
  */
-function drawAnswer(clip, frame) {
-  const parent = byId("answer");
+function drawAnswer(parent, clip, frame) {
   parent.textContent = "";
   if (clip.floor) {
     add(parent, "h3", {}, "Where the model believes the snitch is");
-    drawFloor(parent, clip.floor, frame);
+    drawBelief(parent, clip.floor, frame);
   }
   if (clip.answer !== null) {
     add(parent, "h3", {}, "Answer for the whole clip");
@@ -317,10 +390,11 @@ function drawAnswer(clip, frame) {
 
 /**
  * Draw a mark for each frame: whether the belief is right, and when the snitch is hidden.
+ * @param {Element} parent
  * @param {Clip} clip
  */
-function drawTimeline(clip) {
-  const parent = byId("timeline"), { floor } = clip;
+function drawTimeline(parent, clip) {
+  const { floor } = clip;
   parent.textContent = "";
   if (!floor || !floor.true) return;
   floor.belief.forEach((row, frame) => {
@@ -335,6 +409,73 @@ function drawTimeline(clip) {
   });
 }
 
+// --- Mistakes --------------------------------------------------------------------------------
+
+/** Draw how often the model is wrong: on the floor, or as a matrix of classes. */
+function drawConfusion() {
+  const { confusion } = data;
+  if (!confusion) return;
+  const { n, names, classes, pairs } = confusion, parent = byId("confusion");
+  const totals = names.map(() => 0), wrong = names.map(() => 0);
+  for (const [label, answer, clips] of pairs) {
+    totals[label] += clips;
+    if (label !== answer) wrong[label] += clips;
+  }
+  if (n) {
+    const { cells } = makeFloor(parent, n, "where the model is wrong",
+      (cell) => ({ class: "mistake", "fill-opacity": wrong[cell] / Math.max(totals[cell], 1) }),
+      (cell) => `${wrong[cell]} of ${totals[cell]} clips wrong`);
+    cells.forEach((polygon, cell) => polygon.addEventListener("click", () => pick(cell, null)));
+    return;
+  }
+  const size = classes.length;
+  const svg = add(parent, "svg", {
+    viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": "answers by true class",
+  });
+  classes.forEach((label, y) => classes.forEach((answer, x) => {
+    const clips = (pairs.find((pair) => pair[0] === label && pair[1] === answer) || [0, 0, 0])[2];
+    const rect = add(svg, "rect", {
+      class: label === answer ? "hit" : "mistake", x, y, width: 1, height: 1,
+      "fill-opacity": Math.sqrt(clips / Math.max(totals[label], 1)),
+    });
+    add(rect, "title", {}, `${names[label]} taken for ${names[answer]}: `
+      + `${clips} of ${totals[label]} clips`);
+    rect.addEventListener("click", () => pick(label, answer));
+  }));
+}
+
+/**
+ * Show the clips of a class, or those with one answer.
+ * @param {number} label
+ * @param {number | null} answer
+ */
+function pick(label, answer) {
+  const form = byId("filters");
+  for (const name of ["right", "end"]) if (form.elements[name]) form.elements[name].value = "";
+  form.elements.label.value = String(label);
+  form.elements.guess.value = answer === null ? "" : String(answer);
+  filter();
+}
+
+/**
+ * Say how many clips have the chosen class and answer, and which of them are not on this page.
+ * @param {string} label
+ * @param {string} guess
+ */
+function tellMistakes(label, guess) {
+  const { confusion } = data;
+  if (!confusion || (!label && !guess)) return;
+  const found = confusion.pairs.filter((pair) => pair[2]
+    && (!label || pair[0] === Number(label)) && (!guess || pair[1] === Number(guess)));
+  const sum = (/** @type {Confusion["pairs"]} */ of) => of.reduce((all, pair) => all + pair[2], 0);
+  const here = new Set(data.clips.map((clip) => clip.name));
+  const more = found.filter((pair) => pair[0] !== pair[1]).flatMap((pair) => pair[3])
+    .filter((name) => !here.has(name)).slice(0, 8);
+  byId("chosen").textContent = `${sum(found.filter((pair) => pair[0] !== pair[1]))} of ${sum(found)}`
+    + " such clips are answered wrongly."
+    + (more.length ? ` Not on this page (visualize RUN --clip NAME): ${more.join(", ")}` : "");
+}
+
 // --- Player ----------------------------------------------------------------------------------
 
 /** What is shown. `order`: the clips that pass the filters, by number. */
@@ -344,19 +485,36 @@ const state = {
 /** @type {HTMLButtonElement[]} */
 let thumbnails = [];
 
+/**
+ * @param {Clip} clip
+ * @returns {Clip[]} The clip in each run.
+ */
+function inRuns(clip) {
+  return clip.other ? [clip, clip.other] : [clip];
+}
+
 /** Draw the chosen clip's frame, its answer, and the same moment of all other clips. */
 function draw() {
-  const clip = data.clips[state.clip];
-  drawFrame(byId("frame"), clip, state.frame, clip.layers[state.layer]);
+  const clip = data.clips[state.clip], { name, note, legend } = clip.layers[state.layer];
+  inRuns(clip).forEach((of, run) => {
+    const layer = of.layers.find((layer) => layer.name === name);
+    drawFrame(byId(`frame${run}`), of, state.frame, layer);
+    drawAnswer(byId(`answer${run}`), of, state.frame);
+  });
+  drawPanels(clip);
   byId("frame-title").textContent = clip.titles[state.frame];
   byId("scrubber").value = state.frame;
-  byId("note").textContent = clip.layers[state.layer].note;
-  drawAnswer(clip, state.frame);
+  byId("note").textContent = note;
+  byId("legend").textContent = "";
+  for (const [text, color] of legend) {
+    add(byId("legend"), "i", { style: `background: ${color}` });
+    byId("legend").append(text);
+  }
   for (const number of state.order) {
     const other = data.clips[number], last = other.titles.length - 1;
     const canvas = thumbnails[number].querySelector("canvas");
     const frame = Math.round(state.frame / Math.max(clip.titles.length - 1, 1) * last);
-    if (canvas) drawFrame(canvas, other, frame, other.layers[0]);
+    if (canvas) drawFrame(canvas, other, frame);
   }
 }
 
@@ -416,7 +574,7 @@ function select(number, frame) {
     const button = add(layers, "button", { type: "button", role: "radio" }, layer.name);
     button.addEventListener("click", () => choose(at));
   });
-  drawTimeline(clip);
+  inRuns(clip).forEach((of, run) => drawTimeline(byId(`timeline${run}`), of));
   choose(state.layer < clip.layers.length ? state.layer : 0);
 }
 
@@ -435,14 +593,22 @@ function play() {
 /** Show the clips that pass the filters, in the chosen order. */
 function filter() {
   const chosen = new FormData(byId("filters"));
-  const passes = (/** @type {Clip} */ clip) => ["right", "hidden"].every((name) =>
-    !chosen.get(name) || String(clip[/** @type {"right"} */ (name)]) === chosen.get(name));
+  const value = (/** @type {string} */ name) => String(chosen.get(name) ?? "");
+  const passes = (/** @type {Clip} */ clip) => {
+    const right = value("right"), end = value("end"), now = clip.other?.right;
+    return (!right || String(clip.right) === right || (right === "gained" && !clip.right && now)
+        || (right === "lost" && clip.right && now === false))
+      && (!end || clip.end === end || (end === "hidden" && clip.end === "moved while hidden"))
+      && (!value("label") || String(clip.label) === value("label"))
+      && (!value("guess") || String(clip.guess) === value("guess"));
+  };
   const sign = Number(chosen.get("order"));
   state.order = data.clips.map((_, number) => number).filter((n) => passes(data.clips[n]));
   state.order.sort((a, b) =>
     sign * ((data.clips[a].confidence ?? 0) - (data.clips[b].confidence ?? 0)) || a - b);
   thumbnails.forEach((button, number) => { button.hidden = !state.order.includes(number); });
   byId("thumbnails").append(...state.order.map((number) => thumbnails[number]));
+  tellMistakes(value("label"), value("guess"));
   byId("count").textContent = `${state.order.length} of ${data.clips.length} clips`;
   if (state.order.length && !state.order.includes(state.clip)) select(state.order[0]);
   else draw();
@@ -480,11 +646,24 @@ function startGallery() {
     const kind = clip.right === null ? "" : clip.right ? "right" : "wrong";
     const sure = clip.confidence === null ? "" : ` ${percent(clip.confidence)}`;
     add(button, "span", { class: kind }, `${mark}${kind}${sure}`);
-    if (clip.hidden !== null) add(button, "span", {}, clip.hidden ? "hidden" : "visible");
+    if (clip.end !== null) add(button, "span", { class: "end" }, clip.end);
     add(button, "span", { class: "name" }, clip.name);
     button.addEventListener("click", () => select(number));
     return /** @type {HTMLButtonElement} */ (button);
   });
+  for (const name of /** @type {const} */ (["label", "guess"])) {
+    const known = new Map(data.clips.map((clip) =>
+      [clip[name], name === "label" ? clip.truth : clip.answer || ""]));
+    for (const pair of data.confusion ? data.confusion.pairs : []) {
+      const number = pair[name === "label" ? 0 : 1];
+      known.set(number, data.confusion ? data.confusion.names[number] : "");
+    }
+    const select = byId("filters").elements[name];
+    const sorted = [...known].sort((a, b) => Number(a[0]) - Number(b[0]));
+    for (const [value, text] of select ? sorted : []) {
+      if (value !== null) add(select, "option", { value }, text);
+    }
+  }
   byId("scrubber").addEventListener("input", () => seek(Number(byId("scrubber").value)));
   byId("play").addEventListener("click", play);
   byId("speed").addEventListener("change", () => state.timer && (play(), play()));
@@ -495,6 +674,7 @@ function startGallery() {
   filter();
 }
 
-makeSortable();
+document.querySelectorAll(".sortable").forEach(makeSortable);
 data.curves.forEach(drawCurves);
+drawConfusion();
 startGallery();

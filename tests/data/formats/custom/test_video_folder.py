@@ -127,8 +127,8 @@ def test_runs_are_passed_over(tmp_path):
     touch(tmp_path, *(f"{c}/{i}.mp4" for c in ("cat", "dog") for i in range(2)))
     touch(tmp_path, "runs/compared.png", "sweeps/masking/study.png")
     for run in ("runs/videos-tiny", "sweeps/masking/0.5/seed-0"):
-        touch(tmp_path / run, "config.json", "metrics.jsonl", "report.md", "curves.png")
-        touch(tmp_path / run, "visualize/a/slots.gif", "probes/probes.png")
+        touch(tmp_path / run, "config.json", "metrics.jsonl", "report.md")
+        touch(tmp_path / run, "visualize/a.gif", "probes/probes.png")
     names = ["cat/0.mp4", "cat/1.mp4", "dog/0.mp4", "dog/1.mp4"]
     assert [one.name for one in find_videos(tmp_path)] == names
     assert VideoFolder(tmp_path).num_classes == 2

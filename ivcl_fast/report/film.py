@@ -1,0 +1,215 @@
+"""Layers of a clip side by side as PNG, GIF or MP4, and segments of slots as mask files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ivcl_fast.analysis.clips import DecodedClip
+from ivcl_fast.analysis.finished_runs import FinishedRun, Model
+from ivcl_fast.analysis.trajectory import SnitchTrajectory
+from ivcl_fast.errors import UserError
+from ivcl_fast.evaluation.evaluate import Evaluation
+from ivcl_fast.files import atomic_write, write_text
+from ivcl_fast.models.ivcl import SlotAutoencoder
+from ivcl_fast.report.clips import (
+    as_picture,
+    decoded_slots,
+    evaluated_clips,
+    follow,
+    layers_of,
+    slot_color,
+)
+
+Format = Literal["png", "gif", "mp4"]
+PER_SECOND = 2
+"""Frames per second of an animation: slow enough to look at every slot."""
+FILMS = 2
+"""Clips of a run that TensorBoard or Weights & Biases shows."""
+PANEL, TITLE = 160, 18
+"""Pixels along a side of a panel, and of the line above it."""
+ROWS = 8
+"""Most frames in a PNG file, one below the other."""
+GRAY, GREEN, RED = (190, 190, 190), (26, 127, 55), (198, 40, 40)
+
+
+def film(run: FinishedRun, models: Mapping[str, Model], clip: DecodedClip) -> list[Image.Image]:
+    """Draw each frame of a clip: its layers side by side and, for localisation, the belief on the
+    floor."""
+    frames = clip.frames.cpu() / 255
+    panels = {layer.name: layer.over(frames) for layer in layers_of(run, models, clip)}
+    followed = follow(run, models, clip)
+    pictures = []
+    for at, title in enumerate(clip.titles):
+        columns = len(panels) + (followed is not None)
+        picture = Image.new("RGB", (columns * PANEL, PANEL + 2 * TITLE), "white")
+        draw = ImageDraw.Draw(picture)
+        draw.text((4, 3), title, "black")
+        for column, (name, images) in enumerate(panels.items()):
+            draw.text((column * PANEL + 4, TITLE + 3), name, "black")
+            tile = as_picture(images[at].movedim(0, -1)).resize(
+                (PANEL, PANEL), Image.Resampling.NEAREST
+            )
+            picture.paste(tile, (column * PANEL, 2 * TITLE))
+        if followed is not None:
+            left = len(panels) * PANEL
+            is_hidden = followed.hidden is not None and followed.hidden[at]
+            draw.text((left + 4, TITLE + 3), "belief" + " (hidden)" * is_hidden, "black")
+            picture.paste(floor(followed, at), (left, 2 * TITLE))
+        pictures.append(picture)
+    return pictures
+
+
+def films(run: FinishedRun, evaluation: Evaluation | None) -> dict[str, bytes]:
+    """Return GIF files of a visible and a hidden, or a right and a wrong clip, by name.
+
+    Empty if no clip can be decoded; the run's page then says why.
+    """
+    models = run.models()
+    try:
+        chosen = evaluated_clips(run, models, evaluation, FILMS)
+        return {clip.name: as_gif(film(run, models, clip)) for clip, _ in chosen}
+    except UserError:
+        return {}
+
+
+def floor(followed: SnitchTrajectory, at: int) -> Image.Image:
+    """Draw CATER's floor from above, turned as its camera sees it from its starting pose.
+
+    Bluer cells are likelier; a red cross marks the likeliest, a green outline the true one.
+    """
+    n, scale = followed.grid, 3  # drawn larger, for smooth lines
+    picture = Image.new("RGB", (scale * PANEL,) * 2, "white")
+    draw, unit = ImageDraw.Draw(picture), scale * PANEL / (n * 2**0.5)
+
+    def point(column: float, row: float) -> tuple[float, float]:
+        half = scale * PANEL / 2
+        return (column + row) * unit / 2**0.5, half + (column - row) * unit / 2**0.5
+
+    def square(cell: int, inset: float) -> list[tuple[float, float]]:
+        row, column = divmod(cell, n)
+        ends = inset, 1 - inset
+        corners = [(0, 0), (1, 0), (1, 1), (0, 1)]
+        return [point(column + ends[x], row + ends[y]) for x, y in corners]
+
+    belief = followed.probabilities[at] / followed.probabilities[at].max()
+    for cell, share in enumerate(belief.tolist()):
+        blue = tuple(round(255 - share * (255 - c)) for c in (9, 105, 218))
+        draw.polygon(square(cell, 0), fill=blue, outline=GRAY, width=scale)
+    if followed.cells is not None:
+        draw.polygon(square(int(followed.cells[at]), 0.06), outline=GREEN, width=3 * scale)
+    a, b, c, d = square(int(followed.predicted[at]), 0.25)
+    draw.line([a, c], RED, 3 * scale)
+    draw.line([b, d], RED, 3 * scale)
+    return picture.resize((PANEL, PANEL), Image.Resampling.LANCZOS)
+
+
+def write_film(pictures: list[Image.Image], path: Path) -> None:
+    """Write pictures of equal size as an animation (.gif, .mp4), or some of them as one .png."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".mp4":
+        write_mp4(pictures, path)
+        return
+    with atomic_write(path) as file:
+        file.write(as_gif(pictures) if path.suffix == ".gif" else as_png(pictures))
+
+
+def as_png(pictures: list[Image.Image]) -> bytes:
+    """Return evenly spaced pictures below each other, as a PNG file."""
+    ids = torch.linspace(0, len(pictures) - 1, min(ROWS, len(pictures))).round().long().tolist()
+    file, chosen = io.BytesIO(), np.concatenate([np.asarray(pictures[i]) for i in ids])
+    Image.fromarray(chosen).save(file, "PNG")
+    return file.getvalue()
+
+
+def as_gif(pictures: list[Image.Image]) -> bytes:
+    """Return a looping GIF file with a palette of 256 colours per frame."""
+    # Maximum coverage keeps small bright spots; k-means then fits the other colours.
+    method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    first, *rest = (one.quantize(256, method, kmeans=3, dither=dither) for one in pictures)
+    file = io.BytesIO()
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=1000 // PER_SECOND, loop=0)
+    return file.getvalue()
+
+
+def write_mp4(pictures: list[Image.Image], path: Path) -> None:
+    """Write an MP4 file; sizes are rounded down to even numbers, which the codec needs."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=Fraction(PER_SECOND))
+        stream.width, stream.height = (side // 2 * 2 for side in pictures[0].size)
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            cropped = picture.crop((0, 0, stream.width, stream.height))
+            container.mux(stream.encode(av.VideoFrame.from_image(cropped)))
+        container.mux(stream.encode())
+
+
+# --- Masks ---------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def write_masks(models: Mapping[str, Model], clip: DecodedClip, folder: Path) -> None:
+    """Write the segments of slots: ``folder/CLIP/00000.png`` and so on, and ``folder/CLIP.json``.
+
+    The PNG files follow DAVIS: indexed, 0 for the background, k for slot k; they are numbered like
+    the video's frames, from 0. The JSON file follows YouTube-VIS and COCO: an annotation for each
+    slot, with a compressed run-length encoding for each frame. Raises :class:`UserError` if the
+    model was not pretrained with slot attention.
+    """
+    model = models.get("pretrained")
+    if not isinstance(model, SlotAutoencoder):
+        raise UserError(
+            "--masks: expected a model pretrained with --objective slot_attention, got another"
+        )
+    segments = decoded_slots(model, clip)[1].byte().cpu()
+    (folder / clip.name).mkdir(parents=True, exist_ok=True)
+    palette = [0, 0, 0]
+    for number in range(1, model.cfg.num_slots + 1):
+        palette += slot_color(number)
+    names = [f"{clip.name}/{number:05d}.png" for number in clip.frame_index]
+    for name, indices in zip(names, segments, strict=True):
+        picture = Image.fromarray(indices.numpy())
+        picture.putpalette(palette)
+        picture.save(folder / name)
+    slots = range(1, model.cfg.num_slots + 1)
+    masks = {slot: [as_rle(frame == slot) for frame in segments] for slot in slots}
+    height, width = segments.shape[1:]
+    video = {"id": 1, "file_names": names, "height": height, "width": width, "length": len(names)}
+    annotations = [
+        {"id": slot, "video_id": 1, "category_id": slot, "iscrowd": 0, "segmentations": of_slot,
+         "areas": (segments == slot).sum(dim=(1, 2)).tolist()}
+        for slot, of_slot in masks.items()
+    ]  # fmt: skip
+    categories = [{"id": slot, "name": f"slot {slot}"} for slot in slots]
+    found = {"videos": [video], "categories": categories, "annotations": annotations}
+    write_text(folder / f"{clip.name}.json", json.dumps(found))
+
+
+def as_rle(mask: Tensor) -> dict[str, list[int] | str]:
+    """Return COCO's compressed run-length encoding of a mask, bool ``[H, W]``, as pycocotools does.
+
+    Runs go down the columns and alternate between 0 and 1, beginning with 0. From the fourth on, a
+    run is written as the difference from the one before the last, in groups of 5 bits.
+    """
+    flat = rearrange(mask.numpy(), "h w -> (w h)")
+    ends = np.flatnonzero(np.diff(flat, prepend=False, append=not flat[-1]))
+    runs = np.diff(ends, prepend=0).tolist()
+    text = ""
+    for at, run in enumerate(runs):
+        value, more = run - runs[at - 2] if at > 2 else run, True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr(48 + bits + 32 * more)
+    return {"size": list(mask.shape), "counts": text}
