@@ -2,6 +2,8 @@
 
 * Pages made from other files: README.md, CONTRIBUTING.md, CHANGELOG.md, the notebook, and the flags
   of every command.
+* A page in which the package's model answers for its sample video, on the front page in place of
+  the README's animation.
 * A copy of the package in which ``ivcl_fast.kernels`` lies where its name says. The API reference
   is read from it, and no module of it is imported.
 * Links to files of the repository that are no pages become plain text.
@@ -10,10 +12,13 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,11 @@ MOVED = {
 """Files at the top of the repository that are pages, and the pages' names."""
 FLAGS = "flags.md"
 NOTEBOOK = "guide/quickstart.md"
+PLAYER = "player.html"
+EMBEDDED = (
+    f'<iframe class="player" src="{PLAYER}" title="A clip that plays" loading="lazy"></iframe>'
+)
+ANIMATION = re.compile(r"!\[[^\]]*\]\(docs/figures/snitch\.gif\)")
 
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 ROLE = re.compile(r":(?:py:)?(?:class|func|meth|mod|data|attr|exc):`~?([^`]+)`")
@@ -53,7 +63,8 @@ def on_files(files: Files, config: Any) -> Files:
     from docs import flags
 
     for source, page in MOVED.items():
-        text = relinked((ROOT / source).read_text(), "", files)
+        text = ANIMATION.sub(EMBEDDED, (ROOT / source).read_text())
+        text = relinked(text, "", files)
         files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, FLAGS, content=flags.page()))
     text, found = MarkdownExporter().from_filename(str(ROOT / "examples" / "quickstart.ipynb"))
@@ -61,7 +72,19 @@ def on_files(files: Files, config: Any) -> Files:
     for name, content in found["outputs"].items():
         path = posixpath.join(posixpath.dirname(NOTEBOOK), name)
         files.append(File.generated(config, path, content=content))
+    files.append(File.generated(config, PLAYER, content=player()))
     return files
+
+
+def player() -> str:
+    """Return the page of the sample video."""
+    demo = [sys.executable, "-m", "ivcl_fast.demo", "ivcl_fast/sample.avi", "--no-open"]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run(
+            [*demo, "--out", PLAYER], cwd=folder, env=environment, check=True, capture_output=True
+        )
+        return (Path(folder) / PLAYER).read_text()
 
 
 def on_page_markdown(text: str, page: Any, config: Any, files: Files) -> str:

@@ -12,6 +12,7 @@ import tempfile
 import webbrowser
 from dataclasses import dataclass
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +25,9 @@ from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.clip import FilePath
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
+from ivcl_fast.evaluate import videos_in
 from ivcl_fast.models.ivcl import IVCLClassifier
-from ivcl_fast.report.clips import describe_clip
+from ivcl_fast.report.clips import CLIPS, describe_clip
 from ivcl_fast.report.page import write_page
 
 DRAWN, SHOWN = 8, 2
@@ -37,12 +39,14 @@ class DemoConfig:
     """What to show, and with which model."""
 
     video: Annotated[Path | None, tyro.conf.Positional] = None
-    """A video file, or a folder of frames (images, ordered by name); by default two clips are
-    drawn."""
+    """A video file, a folder of videos, or a folder of frames (images, ordered by name); by default
+    two clips are drawn."""
     model: Path = Path("ivcl_fast/tiny-localize")
     """Folder of a run or of a model, a packaged model, or OWNER/NAME on the Hugging Face hub."""
     out: Path = Path("demo.html")
     """The page to write."""
+    open: bool = True
+    """Open the page in a browser, if there is a display."""
     seed: int = 0
     """Seed of the clips that are drawn."""
     device: str = "auto"
@@ -63,9 +67,11 @@ def demo(config: DemoConfig) -> Path:
         models = run.models()
         reader = ClipReader(run, trajectories=run.localizes)
         if config.video is None:
-            clips = list(reader.mixed(SHOWN))
+            clips = [*reader.mixed(SHOWN)]
         else:
-            clips = [reader.file(config.video, "VIDEO")]
+            videos = {} if reader.panels else videos_in(config.video, "VIDEO")
+            paths = [*islice(videos.values(), CLIPS)] or [config.video]
+            clips = [reader.file(path, "VIDEO") for path in paths]
         shown = [describe_clip(run, models, clip) for clip in clips]
         kind = "clips drawn for this page" if config.video is None else config.video.name
         write_page(config.out, [run], shown, data=kind)
@@ -119,9 +125,10 @@ def has_display() -> bool:
 
 
 def main() -> None:
-    page = demo(parse(DemoConfig, "demo", __doc__))
+    config = parse(DemoConfig, "demo", __doc__)
+    page = demo(config)
     print(f"open: {page}")
-    if has_display():
+    if config.open and has_display():
         webbrowser.open(page.resolve().as_uri())
 
 

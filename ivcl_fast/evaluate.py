@@ -109,7 +109,7 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
     """
     model = run.load(name)
     reader = ClipReader(run, num_frames=model.cfg.num_frames)
-    videos = {} if clip_frames(run.config.data.source) else videos_in(path)
+    videos = {} if clip_frames(run.config.data.source) else videos_in(path, "--predict")
     found: list[dict[str, Any]] = []
     try:
         for video, place in (videos or {path.name: path}).items():
@@ -136,18 +136,18 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
         raise UserError(f"--predict {path}: no video can be used; {found[0]['error']}")
 
 
-def videos_in(path: Path) -> dict[str, Path]:
+def videos_in(path: Path, flag: str) -> dict[str, Path]:
     """Return the videos in a folder by name; empty for a file or a folder of frames.
 
-    Images next to videos or folders, such as previews, are ignored. Raises :class:`UserError` for a
-    folder with neither.
+    Images next to videos or folders, such as previews, are ignored. Raises :class:`UserError`,
+    naming ``flag``, for a folder with neither.
     """
     if not path.is_dir():
         return {}
     found = find_videos(path)
     if not found:
         raise UserError(
-            f"--predict: expected a video file, a folder with its frames as images, or a folder of "
+            f"{flag}: expected a video file, a folder with its frames as images, or a folder of "
             f"videos, got {path}"
         )
     first = {one.name: one.files[0] for one in found}

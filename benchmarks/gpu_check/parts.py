@@ -120,7 +120,7 @@ def run_train(
     It shares this process's output. Raises ``RuntimeError`` if it fails, and :class:`Skip` if a
     package is missing.
     """
-    require("av", "pebble", "tyro", "rich", "matplotlib", "tensorboard")
+    require("av", "pebble", "tyro", "rich", "jinja2", "tensorboard")
     command = [
         sys.executable, *launcher, "-m", "ivcl_fast.train", "--quick", "--out", f"{folder}/runs",
         "--name", name, "--data-dir", f"{folder}/data", "--device", DEVICE.type, "--no-pictures",

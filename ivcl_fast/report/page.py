@@ -114,6 +114,7 @@ def write_page(
         device=f"{run.device}, {platform.machine()}",
         note=note,
         clips=shown,
+        names=run.classes.names if any(clip["label"] is not None for clip in shown) else [],
         curves=describe_curves(records, chance),
         confusion=describe_confusion(run, evaluation),
     )

@@ -219,7 +219,7 @@ def test_one_line_where_there_is_no_gpu(monkeypatch, capsys):
 
 
 OTHERS = (
-    "av", "tyro", "nvidia.dali", "timm", "xformers", "matplotlib", "PIL", "tensorboard",
+    "av", "tyro", "nvidia.dali", "timm", "xformers", "jinja2", "PIL", "tensorboard",
     "pytest_benchmark",
 )  # fmt: skip
 """Packages that a bare machine with a GPU may lack."""

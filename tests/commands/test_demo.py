@@ -41,6 +41,9 @@ def test_a_video_of_ones_own(tmp_path: Path, command: Any, opened: list[str]) ->
     assert command(main, video, "--out", page)[0] == 0
     (clip,) = data_of(page)["clips"]
     assert clip["truth"] == "" and clip["right"] is None and clip["answer"].startswith("cell ")
+    write_one(tmp_path / "videos", 1)
+    assert command(main, tmp_path / "videos", "--out", page, "--no-open")[0] == 0
+    assert len(data_of(page)["clips"]) == 2 and len(opened) == 1
     status, _, error = command(main, tmp_path / "none.mp4", "--out", page)
     assert status == 2 and error.startswith("error: VIDEO ")
 

@@ -160,14 +160,13 @@ def test_one_op_in_your_model(run, tmp_path):
     assert "the same in all three ways" in run("one_op_in_your_model.py", folder=tmp_path)
 
 
-def test_the_notebook_runs_and_holds_its_pictures(short_run: ShortRun, tmp_path, monkeypatch):
+def test_the_notebook_runs(short_run: ShortRun, tmp_path, monkeypatch):
     """It finds the finished run in its folder, so that its first command has nothing left to do."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     saved = [output for cell in cells for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in saved) >= 2
     assert not [output for output in saved if output.output_type == "error"]
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)

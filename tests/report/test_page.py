@@ -109,7 +109,7 @@ def test_cater_has_a_belief_and_a_path_for_every_frame(tmp_path: Path) -> None:
     assert sum(queries) == 3  # only query frames are reconstructed
     assert "<td>seed</td>" not in html and re.search("seed</th><td>7</td>", html)
     hint = "ours, all (4): 95 % interval 20.0 to 80.0; chance 2.8 %"
-    assert re.search(f'title="{hint}">50.0 % <small>', html)
+    assert f'title="{hint}">50.0 % <small>[20.0, 80.0]</small>' in html
     loss, top1 = data["curves"]
     assert loss["lines"] == {"pretrain": [[16, 1.5], [32, None]]}
     assert top1["chance"] == pytest.approx(1 / 36)
@@ -184,21 +184,21 @@ DECODE = "Promise.all([...images.values()].map(image => image.decode())).then(dr
 PIXELS = "document.getElementById('frame0').toDataURL()"
 FAINT = """() => {
   const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
-  const light = (color) => numbers(color).slice(0, 3).map((c) => c / 255)
+  const light = (color) => color.map((c) => c / 255)
     .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const isClear = (color) => numbers(color)[3] === 0;
   const back = (element) => {
-    while (element && isClear(getComputedStyle(element).backgroundColor)) {
-      element = element.parentElement;
-    }
-    return light(element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)");
+    if (!element) return [255, 255, 255];
+    const [r, g, b, alpha = 1] = numbers(getComputedStyle(element).backgroundColor);
+    const below = alpha < 1 ? back(element.parentElement) : [0, 0, 0];
+    return [r, g, b].map((c, i) => alpha * c + (1 - alpha) * below[i]);
   };
   return [...document.querySelectorAll("body *")].filter((element) => {
     const text = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
     if (!text || !element.getClientRects().length || element.tagName === "SCRIPT") return false;
     const style = getComputedStyle(element);
-    const [a, b] = [light(element instanceof SVGElement ? style.fill : style.color), back(element)];
+    const front = numbers(element instanceof SVGElement ? style.fill : style.color).slice(0, 3);
+    const [a, b] = [light(front), light(back(element))];
     return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
   }).map((element) => element.outerHTML);
 }"""

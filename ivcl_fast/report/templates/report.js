@@ -212,18 +212,6 @@ function imageOf(layer) {
 }
 
 /**
- * @param {CanvasRenderingContext2D} context
- * @param {Layer} layer
- * @param {number} tile
- */
-function drawTile(context, layer, tile) {
-  const image = imageOf(layer), { side, columns } = layer, size = context.canvas.width;
-  if (!image.complete || !image.naturalWidth) return;
-  const left = (tile % columns) * side, top = Math.floor(tile / columns) * side;
-  context.drawImage(image, left, top, side, side, 0, 0, size, size);
-}
-
-/**
  * @param {HTMLCanvasElement} canvas
  * @param {Clip} clip
  * @param {number} frame
@@ -233,9 +221,15 @@ function drawFrame(canvas, clip, frame, layer = clip.layers[0]) {
   const context = canvas.getContext("2d");
   if (!context) return;
   const size = canvas.width, tile = layer.tiles[frame];
+  const put = (/** @type {Layer} */ of, /** @type {number} */ number) => {
+    const image = imageOf(of), { side, columns } = of;
+    if (!image.complete || !image.naturalWidth) return;
+    const left = (number % columns) * side, top = Math.floor(number / columns) * side;
+    context.drawImage(image, left, top, side, side, 0, 0, size, size);
+  };
   context.clearRect(0, 0, size, size);
   context.imageSmoothingEnabled = layer.side > 96 && !layer.over;
-  if (layer.over || tile === null) drawTile(context, clip.layers[0], frame);
+  if (layer.over || tile === null) put(clip.layers[0], frame);
   if (layer.over) {
     context.globalCompositeOperation = "saturation";
     context.fillStyle = "gray";
@@ -243,7 +237,7 @@ function drawFrame(canvas, clip, frame, layer = clip.layers[0]) {
     context.globalCompositeOperation = "source-over";
   }
   if (tile !== null) {
-    drawTile(context, layer, tile);
+    put(layer, tile);
     return;
   }
   context.fillStyle = "rgba(0, 0, 0, 0.7)";
@@ -428,20 +422,22 @@ function drawConfusion() {
     cells.forEach((polygon, cell) => polygon.addEventListener("click", () => pick(cell, null)));
     return;
   }
-  const size = classes.length;
-  const svg = add(parent, "svg", {
-    viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": "answers by true class",
+  const table = add(parent, "table"), head = add(table, "tr");
+  add(head, "th", {}, "true class ↓ answer →");
+  classes.forEach((_, at) => add(head, "th", { scope: "col" }, String(at + 1)));
+  classes.forEach((label, at) => {
+    const row = add(table, "tr");
+    add(row, "th", { scope: "row", title: names[label] }, `${at + 1} ${names[label]}`);
+    for (const answer of classes) {
+      const pair = pairs.find((pair) => pair[0] === label && pair[1] === answer);
+      const clips = pair ? pair[2] : 0, share = clips / Math.max(totals[label], 1);
+      const cell = add(row, "td", {
+        class: label === answer ? "hit" : "mistake", style: `--share: ${0.4 * share}`,
+        title: `${names[label]} taken for ${names[answer]}: ${clips} of ${totals[label]} clips`,
+      }, clips ? String(clips) : "");
+      cell.addEventListener("click", () => pick(label, answer));
+    }
   });
-  classes.forEach((label, y) => classes.forEach((answer, x) => {
-    const clips = (pairs.find((pair) => pair[0] === label && pair[1] === answer) || [0, 0, 0])[2];
-    const rect = add(svg, "rect", {
-      class: label === answer ? "hit" : "mistake", x, y, width: 1, height: 1,
-      "fill-opacity": Math.sqrt(clips / Math.max(totals[label], 1)),
-    });
-    add(rect, "title", {}, `${names[label]} taken for ${names[answer]}: `
-      + `${clips} of ${totals[label]} clips`);
-    rect.addEventListener("click", () => pick(label, answer));
-  }));
 }
 
 /**
@@ -465,13 +461,13 @@ function pick(label, answer) {
 function tellMistakes(label, guess) {
   const { confusion } = data;
   if (!confusion || (!label && !guess)) return;
-  const found = confusion.pairs.filter((pair) => pair[2]
-    && (!label || pair[0] === Number(label)) && (!guess || pair[1] === Number(guess)));
+  const found = confusion.pairs.filter((pair) =>
+    (!label || pair[0] === Number(label)) && (!guess || pair[1] === Number(guess)));
+  const mistakes = found.filter((pair) => pair[0] !== pair[1]);
   const sum = (/** @type {Confusion["pairs"]} */ of) => of.reduce((all, pair) => all + pair[2], 0);
   const here = new Set(data.clips.map((clip) => clip.name));
-  const more = found.filter((pair) => pair[0] !== pair[1]).flatMap((pair) => pair[3])
-    .filter((name) => !here.has(name)).slice(0, 8);
-  byId("chosen").textContent = `${sum(found.filter((pair) => pair[0] !== pair[1]))} of ${sum(found)}`
+  const more = mistakes.flatMap((pair) => pair[3]).filter((name) => !here.has(name)).slice(0, 8);
+  byId("chosen").textContent = `${sum(mistakes)} of ${sum(found)}`
     + " such clips are answered wrongly."
     + (more.length ? ` Not on this page (visualize RUN --clip NAME): ${more.join(", ")}` : "");
 }
@@ -528,8 +524,9 @@ function seek(frame) {
   if (!state.timer) writeLink();
 }
 
-/** Put a link to this clip and frame into the address. */
+/** Put a link to this clip and frame into the address; inside a notebook there is none. */
 function writeLink() {
+  if (location.protocol === "about:") return;
   const { name, layers } = data.clips[state.clip];
   const link = new URLSearchParams({ clip: name, frame: String(state.frame + 1) });
   if (state.layer) link.set("layer", layers[state.layer].name);
@@ -651,19 +648,6 @@ function startGallery() {
     button.addEventListener("click", () => select(number));
     return /** @type {HTMLButtonElement} */ (button);
   });
-  for (const name of /** @type {const} */ (["label", "guess"])) {
-    const known = new Map(data.clips.map((clip) =>
-      [clip[name], name === "label" ? clip.truth : clip.answer || ""]));
-    for (const pair of data.confusion ? data.confusion.pairs : []) {
-      const number = pair[name === "label" ? 0 : 1];
-      known.set(number, data.confusion ? data.confusion.names[number] : "");
-    }
-    const select = byId("filters").elements[name];
-    const sorted = [...known].sort((a, b) => Number(a[0]) - Number(b[0]));
-    for (const [value, text] of select ? sorted : []) {
-      if (value !== null) add(select, "option", { value }, text);
-    }
-  }
   byId("scrubber").addEventListener("input", () => seek(Number(byId("scrubber").value)));
   byId("play").addEventListener("click", play);
   byId("speed").addEventListener("change", () => state.timer && (play(), play()));
