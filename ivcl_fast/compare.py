@@ -21,13 +21,7 @@ from ivcl_fast.errors import UserError, flag
 from ivcl_fast.files import write_text
 from ivcl_fast.report.page import write_page
 from ivcl_fast.report.run import CLIPS, SCORES
-from ivcl_fast.report.study import (
-    compare,
-    read_answers,
-    read_results,
-    scores_table,
-    sections_of_runs,
-)
+from ivcl_fast.report.study import compared_runs, read_answers
 from ivcl_fast.report.tables import Table
 from ivcl_fast.text import markdown
 from ivcl_fast.training.settings import CHANGEABLE, load_settings
@@ -57,17 +51,13 @@ def comparison(runs: Sequence[Path]) -> str:
             raise UserError(f"RUN: expected a finished run with {SCORES}, got {run}")
     labels = short_names(runs)
     check_clips(runs)
-    folders = {label: [run] for label, run in zip(labels, runs, strict=True)}
-    results, chance = read_results(folders)
-    compared = compare(folders)
-    about = "Scores of the finetuned models"
-    if compared:
-        about += (
-            "; brackets have 95 % intervals over clips. Differences are from *"
-            f"{labels[0]}* on the same clips, in points"
-        )
-    scores = scores_table("run", {label: results[label] for label in labels}, chance, compared)
-    return f"{about}.\n\n{scores}\n\n{settings_that_differ(labels, runs)}\n"
+    scores = compared_runs(dict(zip(labels, runs, strict=True)))
+    parts = [
+        f"{scores.title}. {scores.note}",
+        str(scores.table),
+        settings_that_differ(labels, runs),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
@@ -110,7 +100,8 @@ def main() -> None:
     if config.out is not None:
         page = config.out.with_suffix(".html")
         runs = [FinishedRun.open(run, "cpu") for run in config.runs]
-        write_page(page, runs, sections=sections_of_runs(config.runs))
+        scores = compared_runs(dict(zip(short_names(config.runs), config.runs, strict=True)))
+        write_page(page, runs, sections=[scores])
         write_text(config.out, f"{text}\nTraining curves: [{page.name}]({page.name})\n")
 
 

@@ -29,7 +29,8 @@ from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.report.clips import describe_clip
 from ivcl_fast.report.film import Format, film, write_film, write_masks
 from ivcl_fast.report.page import PAGE, Section, write_page
-from ivcl_fast.report.study import sections_of_runs
+from ivcl_fast.report.run import SCORES
+from ivcl_fast.report.study import compared_runs
 from ivcl_fast.report.tables import Table
 from ivcl_fast.text import printable
 
@@ -79,6 +80,7 @@ def visualize(config: VisualizeConfig) -> Path:
     runs = [FinishedRun.open(place, config.device, config.where) for place in config.runs]
     models = [run.models(config.checkpoint) for run in runs]
     out = config.out or runs[0].folder / "visualize"
+    out.mkdir(parents=True, exist_ok=True)
     shown = []
     for clips in zip(*chosen_clips(config, runs), strict=True):
         clip, described = clips[0], [*map(describe_clip, runs, models, clips)]
@@ -91,8 +93,10 @@ def visualize(config: VisualizeConfig) -> Path:
             print(printable(f"{clip.name}: {likeliest or one['answer'] or 'no answer'}"))
         shown.append(described[0] | ({"other": described[1]} if len(runs) > 1 else {}))
     sections = []
+    folders = {run.folder.name: run.folder for run in runs}
     if len(runs) > 1:
-        sections += sections_of_runs([run.folder for run in runs])
+        if len(folders) > 1 and all((run / SCORES).is_file() for run in folders.values()):
+            sections.append(compared_runs(folders))
     elif config.video is None:
         sections.append(measure_collapse(runs[0], models[0]))
     data = None if config.video is None else config.video.name

@@ -17,7 +17,6 @@ from torch import Tensor
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater_labels import Scene
 from ivcl_fast.data.sampling import frame_ids
-from ivcl_fast.evaluation.metrics import grid_distance
 from ivcl_fast.models import reference
 
 
@@ -43,13 +42,6 @@ class SnitchTrajectory:
     def predicted(self) -> np.ndarray:
         """int ``[E]``: the most likely cell."""
         return self.probabilities.argmax(axis=1)
-
-    @property
-    def distance(self) -> np.ndarray | None:
-        """int ``[E]``: city-block distance in cells from the predicted cell to the true one."""
-        if self.cells is None:
-            return None
-        return grid_distance(self.probabilities, self.cells, self.grid)
 
 
 def frames_up_to(end: int, num_frames: int) -> list[int]:

@@ -65,7 +65,8 @@ def film(run: FinishedRun, models: Mapping[str, Model], clip: DecodedClip) -> li
         if followed is not None:
             left = len(panels) * PANEL
             is_hidden = followed.hidden is not None and followed.hidden[at]
-            draw.text((left + 4, TITLE + 3), "belief" + " (hidden)" * is_hidden, "black")
+            title = "belief (hidden)" if is_hidden else "belief"
+            draw.text((left + 4, TITLE + 3), title, "black")
             picture.paste(floor(followed, at), (left, 2 * TITLE))
         pictures.append(picture)
     return pictures
@@ -117,7 +118,6 @@ def floor(followed: SnitchTrajectory, at: int) -> Image.Image:
 
 def write_film(pictures: list[Image.Image], path: Path) -> None:
     """Write pictures of equal size as an animation (.gif, .mp4), or some of them as one .png."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".mp4":
         write_mp4(pictures, path)
         return

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluation.baselines import COUNTING, LAST_FRAME, VISIBLE_CONE
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
 from ivcl_fast.evaluation.hidden_ends import kinds_of_hidden_ends
-from ivcl_fast.evaluation.metrics import Score, confusion
+from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.published import published
 from ivcl_fast.files import write_json, write_text
 from ivcl_fast.report.clips import describe_clip, evaluated_clips
@@ -62,8 +61,6 @@ def write_report(
             about = "Top-1 on hidden snitches, by when and how they disappeared"
             sections.append(Section(about, "", kinds_table(results, kinds)))
             parts += [f"{about}:", str(sections[-1].table)]
-        if not run.localizes and run.classes.target == "class":
-            parts.append(most_confused(evaluation, run.classes.names))
         if table := published_table(run.dataset, results[0].scores["all"]):
             parts += ["Scores published by others; not measured here.", str(table)]
     if bad := run.data.bad_files:
@@ -144,20 +141,6 @@ def kinds_table(results: Sequence[Result], kinds: Mapping[str, Sequence[str]]) -
         top1 = (f"{100 * fmean(answers):.1f} %" if answers else "" for answers in of_kind)
         rows.append([kind, str(len(names)), *top1])
     return Table(["snitch", "clips", *(title for title, _ in known)], rows)
-
-
-def most_confused(evaluation: Evaluation, names: Sequence[str]) -> str:
-    """List the three most frequently confused pairs of classes, in Markdown."""
-    counts = confusion(evaluation.logits, evaluation.labels)
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:3]
-    pairs = [
-        f"{markdown(names[label])} taken for {markdown(names[answer])} "
-        f"({wrong[label, answer]} of {counts[label].sum()} clips)"
-        for label, answer in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[label, answer]
-    ]
-    return f"Confused most often: {'; '.join(pairs)}." if pairs else "Every answer is correct."
 
 
 def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[dict[str, Any]]:

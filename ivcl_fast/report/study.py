@@ -84,18 +84,19 @@ def write(
     write_text(folder / TEXT, "\n\n".join(parts) + "\n")
 
 
-def sections_of_runs(runs: Sequence[Path]) -> list[Section]:
-    """Return the scores of finished runs and their differences on the same clips.
-
-    Empty if a run has no scores, or if their names are the same.
-    """
-    folders = {run.name: [run] for run in runs}
-    if len(folders) < len(runs) or not all((run / SCORES).is_file() for run in runs):
-        return []
+def compared_runs(runs: Mapping[str, Path]) -> Section:
+    """Return the scores of finished runs, by name, and their differences on the same clips."""
+    folders = {name: [run] for name, run in runs.items()}
     results, chance = read_results(folders)
-    table = scores_table("run", {name: results[name] for name in folders}, chance, compare(folders))
-    about = f"Differences are from “{runs[0].name}” on the same clips, in points."
-    return [Section("Scores of the finetuned models", about, table)]
+    compared = compare(folders)
+    about = ""
+    if compared:
+        about = (
+            "Brackets have 95 % intervals over clips. Differences are from "
+            f"“{next(iter(runs))}” on the same clips, in points."
+        )
+    table = scores_table("run", {name: results[name] for name in runs}, chance, compared)
+    return Section("Scores of the finetuned models", about, table)
 
 
 # --- Scores --------------------------------------------------------------------------------------

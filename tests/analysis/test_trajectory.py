@@ -48,7 +48,6 @@ def test_no_prediction_depends_on_later_frames() -> None:
     assert [given.tolist() for given in model.given] == [[0, 0, 0], [0, 1, 2], [0, 2, 4]]
     assert trajectory.predicted.tolist() == [0, 2, 4] and trajectory.cells is not None
     assert trajectory.cells.tolist() == [0, 8, 4]
-    assert trajectory.distance is not None and trajectory.distance.tolist() == [0, 1, 0]
     assert trajectory.hidden is not None and trajectory.hidden.tolist() == [False, True, True]
 
 

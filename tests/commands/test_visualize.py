@@ -94,7 +94,8 @@ def test_slots_that_compete_and_their_masks(cater: Path, tmp_path: Path, visuali
     flags = "--objective", "slot_attention", "--freeze-encoder", *FRAME_FLAGS
     run = train(tmp_path, "--data", f"cater:{cater}", *flags)
     assert [type(model) for model in models_of(run).values()] == [SlotAutoencoder, IVCLClassifier]
-    assert visualize(run, "--clips", 1, "--masks", tmp_path / "masks")[0] == 0
+    status, said = visualize(run, "--clips", 1, "--masks", tmp_path / "masks")
+    assert status == 0, said
     (clip,) = data_of(run / "visualize" / "report.html")["clips"]
     assert "last round of slot attention" in clip["layers"][1]["note"]
     assert "segments" in [layer["name"] for layer in clip["layers"]]
@@ -106,7 +107,8 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
     run: Path, cater: Path, tmp_path: Path, visualize: Any
 ) -> None:
     named = tmp_path / "named"
-    assert visualize(run, "--clip", "CATER_new_000002", "--out", named)[0] == 0
+    status, said = visualize(run, "--clip", "CATER_new_000002", "--out", named)
+    assert status == 0, said
     assert [clip["name"] for clip in data_of(named / "report.html")["clips"]] == [
         "CATER_new_000002"
     ]

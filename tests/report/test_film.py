@@ -31,7 +31,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.mark.parametrize("suffix", ["png", "gif", "mp4"])
 def test_pictures_in_every_format(suffix: str, pictures: list[Image.Image], tmp_path: Path) -> None:
-    path = tmp_path / "new" / f"clip.{suffix}"
+    path = tmp_path / f"clip.{suffix}"
     write_film(pictures, path)
     if suffix == "mp4":
         with av.open(str(path)) as container:

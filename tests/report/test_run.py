@@ -8,7 +8,7 @@ from ivcl_fast.data.dataset import Clip
 from ivcl_fast.evaluation.baselines import VISIBLE_CONE
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.evaluation.metrics import Score
-from ivcl_fast.report.run import answers_by_clip, kinds_table, most_confused, summary
+from ivcl_fast.report.run import answers_by_clip, kinds_table, summary
 
 
 def evaluation(names: str, answers: list[int]) -> Evaluation:
@@ -42,13 +42,3 @@ def test_a_sentence_compares_the_hidden_clips_with_chance_and_baselines():
     assert f"above chance (2.8 %), below *{VISIBLE_CONE}* (30.2 %), not clearly off *sc" in said
     assert f"This is not clearly better than *{VISIBLE_CONE}*" in said
     assert summary([result("ours", 0.4), guess]).endswith("without memory or reasoning.")
-
-
-def test_the_classes_that_are_confused_most_often_are_named():
-    labels = torch.tensor([0] * 8 + [1] * 2)
-    logits = torch.eye(3)[[0] * 6 + [1, 1] + [0, 1]]
-    answered = Evaluation({}, logits, labels, [])
-    said = most_confused(answered, ["cats", "dogs", "cows"])
-    assert "cats taken for dogs (2 of 8 clips); dogs taken for cats (1 of 2 clips)" in said
-    right = Evaluation({}, torch.eye(3), torch.arange(3), [])
-    assert most_confused(right, ["cats", "dogs", "cows"]) == "Every answer is correct."
