@@ -19,6 +19,7 @@ from ivcl_fast.studies import runner
 from ivcl_fast.studies.definitions import STUDIES, Study, Variant
 from ivcl_fast.sweep import main
 from ivcl_fast.training.settings import load_settings
+from tests.report.test_page import data_of
 from tests.support.small_models import RUN_FLAGS
 
 SMALL = (*RUN_FLAGS, "--batch-size", "2", "--pretrain-clips", "4", "--finetune-clips", "4")
@@ -50,8 +51,12 @@ def test_a_study_from_data_to_table_and_again(data, tmp_path, monkeypatch, capfd
     title = f"localize on {data}"
     values = json.loads((folder / "results.json").read_text())["values"][title]
     assert next(iter(values)) == "IV-CL" and values["none"]["all"].keys() >= {"top1", "l1"}
-    assert f"## {title}" in page and "from *IV-CL* on the same clips" in page
+    assert f"## {title}" in page and "from “IV-CL” on the same clips" in page
     assert "no memory" in page
+    curves = data_of(folder / "report.html")["curves"]
+    assert [*curves[0]["lines"]][0] == "IV-CL" and "none/seed-0/report.html" in (
+        folder / "report.html"
+    ).read_text()
     assert "decoding" in capfd.readouterr().err, "a single run shows what it does"
 
     run_study("small", flags, tmp_path)

@@ -49,10 +49,7 @@ function add(parent, tag, attributes = {}, text = "") {
   return element;
 }
 
-/**
- * @param {number | null} share
- * @returns {string}
- */
+/** @type {(share: number | null) => string} */
 function percent(share) {
   return share === null ? "unknown" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 }
@@ -89,10 +86,7 @@ function makeSortable(table) {
 const STAGES = [...new Set(data.curves.flatMap((panel) => Object.keys(panel.lines)))];
 const WIDTH = 360, HEIGHT = 210, LEFT = 52, RIGHT = 12, TOP = 12, BOTTOM = 24;
 
-/**
- * @param {number} value
- * @returns {string}
- */
+/** @type {(value: number) => string} */
 function short(value) {
   if (Math.abs(value) >= 1000) return `${Number((value / 1000).toPrecision(3))}k`;
   if (value && Math.abs(value) < 0.001) return value.toExponential(1);
@@ -296,11 +290,7 @@ function cellName(n, cell) {
   return `cell ${cell} (column ${cell % n}, row ${Math.floor(cell / n)})`;
 }
 
-/**
- * @param {Element} parent
- * @param {Floor} floor
- * @param {number} frame
- */
+/** @type {(parent: Element, floor: Floor, frame: number) => void} */
 function drawBelief(parent, floor, frame) {
   const { n } = floor, belief = floor.belief[frame].map((share) => share ?? 0);
   const top = Math.max(...belief, 1e-9), guess = belief.indexOf(Math.max(...belief));
@@ -355,11 +345,7 @@ function drawPanels(clip) {
   });
 }
 
-/**
- * @param {Element} parent
- * @param {Clip} clip
- * @param {number} frame
- */
+/** @type {(parent: Element, clip: Clip, frame: number) => void} */
 function drawAnswer(parent, clip, frame) {
   parent.textContent = "";
   if (clip.floor) {
@@ -514,9 +500,7 @@ function draw() {
   }
 }
 
-/**
- * @param {number} frame
- */
+/** @param {number} frame */
 function seek(frame) {
   const count = data.clips[state.clip].titles.length;
   state.frame = (frame + count) % count;
