@@ -113,9 +113,7 @@ def summary(
     ) + meaning(results, group, metric, quote)
 
 
-def meaning(
-    results: Sequence[Result], group: str, metric: str, quote: Callable[[str], str]
-) -> str:
+def meaning(results: Sequence[Result], group: str, metric: str, quote: Callable[[str], str]) -> str:
     """Say in one sentence what the first result's score shows, compared with the best guess."""
     score, sign = results[0].scores[group][metric], -1 if metric in LOWER_IS_BETTER else 1
     guesses = {"chance": score.chance} | {
