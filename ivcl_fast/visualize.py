@@ -94,11 +94,11 @@ def visualize(config: VisualizeConfig) -> Path:
         shown.append(described[0] | ({"other": described[1]} if len(runs) > 1 else {}))
     sections = []
     folders = {run.folder.name: run.folder for run in runs}
-    if len(runs) > 1:
-        if len(folders) > 1 and all((run / SCORES).is_file() for run in folders.values()):
+    if config.video is None:
+        if len(folders) == len(runs) and all((f / SCORES).is_file() for f in folders.values()):
             sections.append(compared_runs(folders))
-    elif config.video is None:
-        sections.append(measure_collapse(runs[0], models[0]))
+        if len(runs) == 1:
+            sections.append(measure_collapse(runs[0], models[0]))
     data = None if config.video is None else config.video.name
     write_page(out / PAGE, runs, shown, sections, data=data)
     return out / PAGE

@@ -83,15 +83,17 @@ def write_page(
     can be decoded, the page says why in place of its gallery.
     """
     shown, note = gallery(clips)
-    run = runs[0]
+    run, titles = runs[0], [run.folder.name for run in runs]
+    if len({*titles}) < len(titles):
+        titles = [str(run.folder) for run in runs]
     chance = {}
     if results:
         chance = {f"val_{name}": s.chance for name, s in results[0].scores["all"].items()}
     records = [
-        record | {"stage": " ".join([run.folder.name, record["stage"]][len(runs) == 1 :])}
-        for run in runs
-        if not run.model_folder
-        for record in MetricsLog(run.folder).read()
+        record | {"stage": f"{title} {record['stage']}" if len(runs) > 1 else record["stage"]}
+        for title, one in zip(titles, runs, strict=True)
+        if not one.model_folder
+        for record in MetricsLog(one.folder).read()
     ]
     about = []
     for one in runs:
@@ -105,10 +107,10 @@ def write_page(
     settings = [changed_settings(run) for run in runs]
     render(
         path,
-        title=" and ".join(run.folder.name for run in runs),
+        title=" and ".join(titles),
         about=about,
         quick=any(run.config.quick for run in runs),
-        runs=[run.folder.name for run in runs],
+        runs=titles,
         sections=sections,
         settings={name: [of.get(name, "") for of in settings] for of in settings for name in of},
         device=f"{run.device}, {platform.machine()}",

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from ivcl_fast import SlotAutoencoder, reference
 from ivcl_fast.errors import UserError
 from ivcl_fast.report.clips import MASKED_GRAY, Layer, reconstruction
-from ivcl_fast.report.film import as_gif, as_rle, write_film, write_masks
+from ivcl_fast.report.film import as_rle, write_film, write_masks
 from tests.report.test_page import clip_named, models
 from tests.support.small_models import config, random_video
 
@@ -47,10 +47,6 @@ def test_pictures_in_every_format(suffix: str, pictures: list[Image.Image], tmp_
         gif.seek(2)
         pixels = np.asarray(gif.convert("RGB")).astype(int)
         assert np.abs(pixels - [250, 200, 20]).max(axis=-1).min() < 20
-
-
-def test_a_gif_of_one_picture(pictures: list[Image.Image]) -> None:
-    assert as_gif(pictures[:1]).startswith(b"GIF89a")
 
 
 def test_layers_lie_over_gray_frames_or_replace_them() -> None:

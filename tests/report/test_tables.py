@@ -11,11 +11,6 @@ from ivcl_fast.report.tables import PLAIN_WIDTH, Table, results_table
 SCORE = Score(0.148, 0.121, 0.179, 1 / 3, n=40)
 
 
-def test_markdown() -> None:
-    table = Table(["a", "b"], [["x", "<1>"], ["", "2"]])
-    assert table.markdown() == ["| a | b |", "|---|---|", "| x | <1> |", "|  | 2 |"]
-
-
 def test_results_end_with_chance() -> None:
     few = {"all": {"query": SCORE}}
     whole = {"all": {"query": SCORE, "screen_off": SCORE}}
