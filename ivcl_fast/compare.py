@@ -49,7 +49,7 @@ def comparison(runs: Sequence[Path]) -> str:
     for run in runs:
         if not (run / SCORES).is_file():
             raise UserError(f"RUN: expected a finished run with {SCORES}, got {run}")
-    labels = short_names(runs)
+    labels = [*map(markdown, short_names(runs))]
     check_clips(runs)
     scores = compared_runs(dict(zip(labels, runs, strict=True)))
     parts = [
@@ -64,7 +64,7 @@ def short_names(runs: Sequence[Path]) -> list[str]:
     """Return the last parts of the paths, as few as make the names differ."""
     parts = [run.resolve().parts for run in runs]
     length = next(n for n in count(1) if len({part[-n:] for part in parts}) == len(parts))
-    return [markdown("/".join(part[-length:])) for part in parts]
+    return ["/".join(part[-length:]) for part in parts]
 
 
 def check_clips(runs: Sequence[Path]) -> None:
