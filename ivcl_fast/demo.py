@@ -94,7 +94,8 @@ def show(model: Model, video: FilePath | Tensor) -> Player:
 
     Args:
         model: an ``IVCLClassifier``, or a pretraining model such as ``IVCL``.
-        video: a video file, a folder of images, or frames, uint8 ``[1, T, 3, H, W]``.
+        video: a video file, a folder of images, or frames, uint8 ``[1, T, 3, H, W]``, as
+            of :func:`~ivcl_fast.load_clip`.
 
     Raises:
         UserError: the file cannot be decoded.
