@@ -233,7 +233,8 @@ def find_study(name: str) -> Study:
 
 FINETUNING = {
     "finetune-clips", "last-frame-clips", "label-fraction", "freeze-encoder", "slot-noise",
-    "frame-labels", "finetune-lr", "backbone-lr-scale", "whole-clip-lr-scale",
+    "frame-labels", "finetune-lr", "backbone-lr-scale", "whole-clip-lr-scale", "readout", "task",
+    "eval-clips",
 }  # fmt: skip
 """Flags that only affect finetuning; their values share one pretraining."""
 
