@@ -84,6 +84,9 @@ class StoreFlags:
     part: str | None = None
     """Build only part i of n of the store, such as 2/8, in a job array. The last part to finish
     completes the store; so does the command without --part."""
+    engine: Literal["local", "ray"] = "local"
+    """local: decode on this machine; ray: on the CPUs of a Ray cluster (``RAY_ADDRESS``), whose
+    nodes share the folders of the videos and of the store (extra ``ray``)."""
     shard_videos: int | None = None
     """Largest average number of videos in a file of the store; default that of an existing store,
     or 256, which makes files of 1 GB for CATER at 64 pixels."""
@@ -162,7 +165,8 @@ def prepare(config: PrepareConfig) -> None:
         if config.store != StoreFlags():
             raise UserError(
                 "--task, --image-size, --patch-size, --crop, --decoder, --verify, --require-all, "
-                "--part, --shard-videos: expected a folder, such as cater:DIR, got synthetic data"
+                "--part, --engine, --shard-videos: expected a folder, such as cater:DIR, got "
+                "synthetic data"
             )
         drawable = place.format in ("cater", "acre") and source != "synthetic:states"
         if config.synthetic.renderer == "blender" and not drawable:
@@ -224,6 +228,7 @@ def prepare_store(
             device=device,
             crop=flags.crop,
             shard_videos=flags.shard_videos,
+            engine=flags.engine,
         )
         if part and (left := build_part(part, drawn or media, out, *sizes, decoder, **options)):
             print(

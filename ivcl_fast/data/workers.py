@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 
 STALL_SECONDS = 600.0
 """A decoder that returns nothing for this long is considered hung."""
+of_ray = False
+"""Whether this process is a worker of a Ray cluster."""
 
 
 def usable_cpus() -> int:
@@ -139,7 +141,7 @@ def time_limit(seconds: float) -> Iterator[Callable[[], None]]:
     """
 
     def restart(seconds: float = seconds) -> None:
-        if parent_process() is not None:
+        if of_ray or parent_process() is not None:
             signal.alarm(math.ceil(seconds))
 
     restart()

@@ -17,6 +17,7 @@ from ivcl_fast.data.store.cache import forget_copies, local_store
 from ivcl_fast.data.store.folder import Folder
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.placement import Placement
+from ivcl_fast.data.store.ray_pool import RayPool
 from ivcl_fast.data.store.shards import (
     BAD_FILES,
     INDEX,
@@ -34,6 +35,8 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 
 log = logging.getLogger(__name__)
+
+Engine = Literal["local", "ray"]
 
 
 def check_sizes(image_size: int, patch_size: int) -> None:
@@ -142,6 +145,7 @@ def build_part(
     device: torch.device | None = None,
     crop: Square = "none",
     shard_videos: int | None = None,
+    engine: Engine = "local",
 ) -> int:
     """Build a part of a store, without waiting for other parts; see :func:`build_store`.
 
@@ -150,6 +154,7 @@ def build_part(
     Args:
         shard_videos: largest average number of videos in a shard; default that of an existing
             store, or :data:`~ivcl_fast.data.store.shards.SHARD_VIDEOS`.
+        engine: ``local`` for processes of this machine, ``ray`` for the CPUs of a Ray cluster.
 
     Returns the number of videos that other parts have yet to decode; the part for which it is 0
     completes the store.
@@ -177,7 +182,7 @@ def build_part(
             return 0
         check_clips(out, found, source)
     count = workers or default_workers("dali" if source.decoder == "dali" else "pyav")
-    with WorkerPool(count) as pool:
+    with RayPool() if engine == "ray" else WorkerPool(count) as pool:
         left = build.run(part, pool, progress or (lambda *_: None))
     forget_copies()
     return left

@@ -75,10 +75,11 @@ class RemoteShards:
 
     def read(self, places: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Read parts of shards, each given by its file, start and end, many at a time."""
-        files, starts, ends = zip(*places, strict=True)
+        files, starts, ends = (list(column) for column in zip(*places, strict=True))
         with remote_errors(self.origin.place):
             system, root = self.origin.remote
-            return system.cat_ranges([f"{root}/{file}" for file in files], starts, ends)
+            paths = [f"{root}/{file}" for file in files]
+            return system.cat_ranges(paths, starts, ends, on_error="raise")
 
     def copy_later(self, file: str, size: int) -> None:
         """Copy a shard in a thread, if there is room for it."""

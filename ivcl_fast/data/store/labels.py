@@ -15,6 +15,7 @@ import numpy as np
 
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Dataset, Media, target_of
+from ivcl_fast.data.store.cache import forget_copies
 from ivcl_fast.data.store.folder import Folder
 from ivcl_fast.data.store.shards import read_index
 from ivcl_fast.data.store.table import (
@@ -71,6 +72,7 @@ def write_labels(
         "has_grid": has_grid, "traits": traits,
     }  # fmt: skip
     Folder(store).write(labels_file(dataset.task), table_bytes(columns, about))
+    forget_copies()
 
 
 def _rows(name: str, rows: Iterable[tuple[float, ...]], kind: type) -> dict[str, np.ndarray]:
