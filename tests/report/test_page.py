@@ -248,10 +248,11 @@ def write_kind(kind: str, folder: Path) -> Path:
         folders = {f"variant {n}": [run_in(folder, CELLS, name=f"r{n}").folder] for n in range(7)}
         (folders["variant 0"][0] / "report.html").touch()
         write_study(path, ["A question?"], sections, folders)
-    elif kind in ("ACRE", "classes"):
+    elif kind in ("ACRE", "classes", "no clips"):
         run = run_in(folder, names)
         about: dict[str, Any] = {"panels": True, "video": "problem"} if kind == "ACRE" else {}
-        shown = [clip_named(f"{kind} {n}", (names[n % 3],), **about) for n in range(4)]
+        count = 0 if kind == "no clips" else 4
+        shown = [clip_named(f"{kind} {n}", (names[n % 3],), **about) for n in range(count)]
         described = [describe_clip(run, models(3), clip, torch.eye(3)[1]) for clip in shown]
         evaluation = evaluated("abcd", [0, 1, 2, 0], [1, 1, 1, 1], 3)
         write_page(path, [run], described, sections, results, evaluation)
@@ -263,7 +264,8 @@ def write_kind(kind: str, folder: Path) -> Path:
     return path
 
 
-KINDS = ["CATER", "two runs", "ACRE", "classes", "no classes", "slot attention", "study"]
+KINDS = ["CATER", "two runs", "ACRE", "classes", "no classes", "slot attention", "study",
+         "no clips"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -274,7 +276,7 @@ def test_every_kind_of_page(kind: str, opened: Any, tmp_path: Path) -> None:
     for scheme in ("light", "dark"):
         opened.emulate_media(color_scheme=scheme)
         assert opened.evaluate(FAINT) == []
-    if kind != "study":
+    if kind not in ("study", "no clips"):
         opened.evaluate(DECODE)
         last = opened.evaluate(PIXELS)
         opened.keyboard.press("ArrowLeft")

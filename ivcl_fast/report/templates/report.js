@@ -393,9 +393,9 @@ function drawTimeline(parent, clip) {
 
 /** Draw how often the model is wrong: on the floor, or as a matrix of classes. */
 function drawConfusion() {
-  const { confusion } = data;
-  if (!confusion) return;
-  const { n, names, classes, pairs } = confusion, parent = byId("confusion");
+  const { confusion } = data, parent = byId("confusion");
+  if (!confusion || !parent) return;
+  const { n, names, classes, pairs } = confusion;
   const totals = names.map(() => 0), wrong = names.map(() => 0);
   for (const [label, answer, clips] of pairs) {
     totals[label] += clips;
