@@ -40,6 +40,8 @@ MOST_CLASSES, EXAMPLES = 30, 4
 """Most classes in a matrix, and clips that are named for each of its cells."""
 NOT_SHOWN = {"out", "name", "resume", "overwrite", "data_dir", "preset"}
 """Settings that say where a run is, or that the page names elsewhere."""
+COMMANDS = ("train", "evaluate", "visualize", "demo", "compare", "sweep")
+"""Commands that write pages."""
 PANELS = {
     "loss": "Loss",
     "val_frame_map": "Labels of frames in pretraining, mAP",
@@ -244,8 +246,10 @@ def changed_settings(run: FinishedRun) -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return the command that this process runs."""
+    """Return the command of this package that this process runs, empty in a notebook."""
     program, *arguments = sys.argv
+    if Path(program).stem not in COMMANDS:
+        return ""
     return shlex.join(["python", "-m", f"ivcl_fast.{Path(program).stem}", *arguments])
 
 
