@@ -311,7 +311,8 @@ function drawBelief(parent, floor, frame) {
   add(parent, "p", {}, `After this frame: ${cellName(n, guess)} with `
     + `${percent(belief[guess])}.${truth}${hidden}`);
   add(parent, "p", { class: "hint" }, "Stronger blue is likelier; the cross marks the likeliest cell"
-    + (floor.true ? ", the outline the true one and the dashes its path." : ".")
+    + (floor.true ? ", the outline the true one and the dashes its path. The marks under the frame "
+      + "are green where the belief is right, and underlined where the snitch is hidden." : ".")
     + " Left edge: columns, right edge: rows.");
 }
 
