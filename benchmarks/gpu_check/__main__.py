@@ -32,12 +32,13 @@ from benchmarks.results import RESULTS, ROOT, Results, Row, RowFile
 
 NEEDS = (
     "torch", "triton", "numpy", "einops", "safetensors", "huggingface_hub", "rich", "pytest",
+    "xdist",
 )  # fmt: skip
 """Packages that models, trainer and tests import."""
 MINUTES = {
     "machine": 0.5, "speed": 2.5, "kernels": 2.0, "attention": 2.0, "profile": 0.5,
-    "compiled": 2.5, "parity": 1.5, "races": 1.0, "base64": 2.0, "base224": 1.5, "mae": 1.5,
-    "loaders": 1.5, "train": 1.0, "ranks": 1.0, "accelerate": 1.0, "tests": 2.5, "large": 0.5,
+    "compiled": 2.5, "parity": 1.5, "races": 1.5, "base64": 2.0, "base224": 1.5, "mae": 1.5,
+    "loaders": 1.5, "train": 1.0, "ranks": 1.0, "accelerate": 1.0, "tests": 2.0, "large": 0.5,
 }  # fmt: skip
 """Time limit of each part in minutes, in order."""
 TARGETS = {256: 2400, 88: 1900}
@@ -159,11 +160,13 @@ def all_parts(folder: Path, minutes: float, only: Sequence[str], rehearse: bool)
     """Return the parts; all of them together have ``minutes``."""
     pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "addopts="]
     tests = [*pytest, "-p", "benchmarks.gpu_check.thin", *test_files()]
+    # Most of their time is compiling.
+    processes = ["-n", str(min(TEST_PROCESSES, max(1, (os.cpu_count() or 1) // 2)))]
     earlier = [f"--ignore={file}" for file in (*PARITY, *RACES)]
     commands = {
-        "parity": [*pytest, "-m", "gpu and not large", *PARITY],
+        "parity": [*pytest, "-m", "gpu and not large", *PARITY, *processes],
         "races": [*pytest, "-m", "gpu", *RACES],
-        "tests": [*tests, "-m", "gpu and not large", *earlier, *processes()],
+        "tests": [*tests, "-m", "gpu and not large", *earlier, *processes],
         "large": [*tests, "-m", "gpu and large"],
     }
     scale = minutes / sum(MINUTES.values())
@@ -184,12 +187,6 @@ def test_files() -> list[str]:
     if all(map(find_spec, ("av", "pebble", "tyro", "jinja2", "tensorboard", "PIL"))):
         paths += ["tests/training", "tests/data"]
     return paths
-
-
-def processes() -> list[str]:
-    """Return pytest's flags for several processes: most of their time is compiling."""
-    count = min(TEST_PROCESSES, (os.cpu_count() or 1) // 2)
-    return ["-n", str(count)] if count > 1 and find_spec("xdist") else []
 
 
 # --- The page -------------------------------------------------------------------------------------

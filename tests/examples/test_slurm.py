@@ -42,7 +42,10 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 MailProg=/bin/true
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2
-PartitionName=main Nodes={host} Default=YES State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes={host} Default=YES State=UP PriorityTier=1 GraceTime=300
+PartitionName=urgent Nodes={host} State=UP PriorityTier=2
 """
 """A requeued job starts again when its credential has expired, by default after two minutes."""
 
@@ -108,15 +111,20 @@ def is_done(job: str, environment: dict[str, str]) -> bool:
     return b"JobState=COMPLETED" in output(["scontrol", "show", "job", job], environment)
 
 
-def test_training_that_runs_out_of_time_continues_by_itself(slurm, tmp_path):
-    """The signal that Slurm sends two minutes before the time limit."""
+@pytest.mark.parametrize("reason", ["time limit", "preemption"])
+def test_training_that_is_stopped_continues_by_itself(slurm, tmp_path, reason):
+    """After the signal that precedes the time limit, and after a job of a better partition."""
     write_cater(tmp_path / "cater", SyntheticCater(train=4, val=2), workers=1)
     flags = "--quick", "--stage", "pretrain", "--name", "run", "--pretrain-clips", "4000"
     more = "--data", "cater:cater", "--save-every", "10"
     job = submit(slurm, tmp_path, SCRIPTS / "train.sbatch", *flags, *more)
     metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
     wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 2)
-    subprocess.run(["scancel", "--batch", "--signal=USR1", job], env=slurm, check=True)
+    if reason == "time limit":
+        subprocess.run(["scancel", "--batch", "--signal=USR1", job], env=slurm, check=True)
+    else:
+        flags = "--partition=urgent", "--cpus-per-task=2", "--output=urgent", "--wrap=true"
+        submit(slurm, tmp_path, *flags)
     log = tmp_path / "log"
     wait_until(lambda: "resuming from step" in log.read_text() or is_done(job, slurm))
     wait_until(lambda: is_done(job, slurm))
