@@ -30,7 +30,9 @@ GENERATIONS = 9, 10
 """First digits of the compute capability of the chips that are checked."""
 FRAMES = 256
 """Number of frames compared, enough for more programs than run at once."""
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ivcl_fast" / "checked"
+CACHE = Path(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ivcl_fast/checked"
+)
 """Folder with an empty file for each shape that has passed."""
 
 
@@ -89,16 +91,17 @@ def check(
     """Warn if ``triton`` and ``ref`` differ, unless this shape has passed on this machine."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     version = getattr(_triton.triton, "__version__", "")
-    passed = (
-        CACHE / hashlib.sha256(f"{gpu} {version} {sources()} {name} {key}".encode()).hexdigest()
-    )
+    what = f"{gpu} {version} {sources()} {name} {key}"
+    passed = CACHE / hashlib.sha256(what.encode()).hexdigest()
     if passed.exists():
         return
-    error = difference(triton(*args), ref(*map(in_float32, args)))
+    error = difference(triton(*args), ref(*map(in_float64, args)))
     if error <= 1:
-        with contextlib.suppress(OSError):  # without a home it is checked again in every process
-            passed.parent.mkdir(parents=True, exist_ok=True)
-            passed.touch()
+        # Without a home that can be written to, it is checked again in every process.
+        with contextlib.suppress(OSError):
+            if passed.is_absolute():
+                passed.parent.mkdir(parents=True, exist_ok=True)
+                passed.touch()
         return
     log.warning(
         "%s is wrong on %s with Triton %s (error %.2g times the tolerance); set IVCL_FAST_TRITON=0 "
@@ -117,11 +120,11 @@ def difference(found: Any, expected: Any) -> float:
     return float(torch.stack(errors).max())
 
 
-def in_float32(arg: Any) -> Any:
-    """Return a float tensor or a float dtype as float32, and anything else as it is."""
+def in_float64(arg: Any) -> Any:
+    """Return a float tensor or a float dtype as float64, and anything else as it is."""
     if isinstance(arg, torch.dtype):
-        return torch.float32
-    return arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
+        return torch.float64
+    return arg.double() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
 
 
 @functools.cache
