@@ -108,18 +108,20 @@ def submit(environment: dict[str, str], folder: Path, *arguments: object) -> str
 
 
 def is_done(job: str, environment: dict[str, str]) -> bool:
-    return b"JobState=COMPLETED" in output(["scontrol", "show", "job", job], environment)
+    shown = output(["scontrol", "show", "job", job], environment)
+    assert b"JobState=FAILED" not in shown, "see the job's log"
+    return b"JobState=COMPLETED" in shown
 
 
 @pytest.mark.parametrize("reason", ["time limit", "preemption"])
 def test_training_that_is_stopped_continues_by_itself(slurm, tmp_path, reason):
     """After the signal that precedes the time limit, and after a job of a better partition."""
     write_cater(tmp_path / "cater", SyntheticCater(train=4, val=2), workers=1)
-    flags = "--quick", "--stage", "pretrain", "--name", "run", "--pretrain-clips", "4000"
-    more = "--data", "cater:cater", "--save-every", "10"
+    flags = "--quick", "--stage", "pretrain", "--name", "run", "--pretrain-clips", "1600"
+    more = "--data", "cater:cater", "--save-every", "10", "--batch-size", "4"
     job = submit(slurm, tmp_path, SCRIPTS / "train.sbatch", *flags, *more)
     metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
-    wait_until(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 2)
+    wait_until(lambda: is_done(job, slurm) or has_lines(metrics, 2))
     if reason == "time limit":
         subprocess.run(["scancel", "--batch", "--signal=USR1", job], env=slurm, check=True)
     else:
@@ -132,6 +134,10 @@ def test_training_that_is_stopped_continues_by_itself(slurm, tmp_path, reason):
     assert "--resume" in said and "resuming from step" in said, said
     steps = [record["step"] for record in MetricsLog(metrics.parent, viewer="none").read()]
     assert steps == sorted(set(steps)) and len(steps) > 2
+
+
+def has_lines(file: Path, count: int) -> bool:
+    return file.is_file() and file.read_text().count("\n") >= count
 
 
 def test_an_array_of_jobs_builds_a_store(slurm, tmp_path):
