@@ -85,8 +85,8 @@ def profile_step(rows: RowFile) -> None:
 def add_rows(trace: Sequence[dict[str, Any]], clips: int, rows: RowFile) -> None:
     """Add a row for each share of a step and for the longest kernels of a trace.
 
-    ``trace``: events in Chrome's format, whose times are in microseconds. On a CPU the ops stand
-    for kernels.
+    ``trace``: events in Chrome's format, whose times are in microseconds. On a CPU, ops
+    take the place of kernels.
     """
     kinds = ("kernel", "gpu_memcpy", "gpu_memset") if DEVICE.type == "cuda" else ("cpu_op",)
     events = [event for event in trace if event.get("cat") in kinds]

@@ -100,7 +100,7 @@ def build(cfg: IVCLConfig, way: Variant, weights: dict[str, Tensor]) -> nn.Modul
 
 
 def settled(records: Sequence[dict[str, Any]], clips: int) -> Row:
-    """Return the median speed of a stage, and its waiting time for data."""
+    """Return the median speed of a stage, and the share of time spent waiting for data."""
     logged = [record for record in records if "clips_per_second" in record]
     logged = logged[2:] or logged[-1:]  # the first ones warm up and record the graph
     speed, wait = (

@@ -181,8 +181,8 @@ def grid_distance(logits: Array, labels: Array, n: int = 6) -> np.ndarray:
 def chance_distance(n: int = 6) -> float:
     """Return the mean distance in cells of a uniform guess if true cells are uniform.
 
-    ``E|i - j| = (n^2 - 1) / 3n`` for two uniform coordinates. Always answering a middle cell comes
-    closer (n / 2 for an even n), so a short distance proves little.
+    ``E|i - j| = (n^2 - 1) / 3n`` for two uniform coordinates. Always answering a middle cell has a
+    shorter mean distance (n / 2 for an even n), so a short distance alone proves little.
     """
     return 2 * (n * n - 1) / (3 * n)
 

@@ -40,7 +40,7 @@ FILMS = 2
 PANEL, TITLE = 160, 18
 """Pixels along a side of a panel, and of the line above it."""
 ROWS = 8
-"""Most frames in a PNG file, one below the other."""
+"""Maximum number of frames stacked in a PNG file."""
 GRAY, GREEN, RED = (190, 190, 190), (26, 127, 55), (198, 40, 40)
 
 

@@ -39,7 +39,7 @@ POINTS = 400
 MOST_CLASSES, EXAMPLES = 30, 4
 """Most classes in a matrix, and clips that are named for each of its cells."""
 NOT_SHOWN = {"out", "name", "resume", "overwrite", "data_dir", "preset"}
-"""Settings that say where a run is, or that the page names elsewhere."""
+"""Settings that the page does not list: the run's location, and those shown elsewhere."""
 COMMANDS = ("train", "evaluate", "visualize", "demo", "compare", "sweep")
 """Commands that write pages."""
 PANELS = {

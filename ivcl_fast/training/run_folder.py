@@ -121,7 +121,9 @@ def opened_folder(config: TrainConfig) -> Iterator[None]:
     config.folder.mkdir(parents=True, exist_ok=True)
     with locked(config.folder, wait=False) as held:
         if not held:
-            raise UserError(f"--name: expected a run that no process trains, got {config.folder}")
+            raise UserError(
+                f"--name: expected a run that no other process is training, got {config.folder}"
+            )
         continues = distributed.is_restart() and not changed_settings(config)
         if must_empty(config) and not continues:
             for name in FOLDERS:

@@ -26,7 +26,7 @@ from ivcl_fast.files import read_json
 
 Regime = Literal["iid", "comp", "sys"]
 QuestionType = Literal["direct", "indirect", "screen_off", "potential"]
-"""How the context determines the answer; ``potential`` is the paper's *backward-blocked*."""
+"""Types of questions; ``potential`` is called *backward-blocked* in the paper."""
 Light = Literal["on", "off", "no"]
 """State of the machine; query panels have ``no`` machine."""
 

@@ -164,7 +164,7 @@ class StoredDataset:
         return StoredClips(self._columns, split, self.target)
 
     def media(self) -> list[Media]:
-        """Return the videos of the store, without files."""
+        """Return the videos of the store; their ``files`` are empty."""
         index = read_index(self.root)
         return [Media(name, ()) for name in sorted((*index.names, *index.bad_files))]
 

@@ -32,7 +32,7 @@ SAMPLES = np.array([(-1, -1), (1, -1), (-1, 1), (1, 1)]) / 4
 CELLS = (3, 1, 2, 0)
 """Quarter of a lamp that lights each ray."""
 JITTER = np.array([(-1, -1), (1, 1), (1, -1), (-1, 1)]) / 8
-"""Offset of the lamp's points, by (x % 2) + 2 (y % 2) of the pixel."""
+"""Offset of the sampled points of a lamp, for the pixel of index ``x % 2 + 2 * (y % 2)``."""
 FLOOR_COLOR = 0.8
 MACHINE_COLOR = np.array([0.8, 0.6, 0.6], dtype=np.float32)[:, None]
 EDGE_COLOR = 0.2

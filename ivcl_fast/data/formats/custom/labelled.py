@@ -76,7 +76,7 @@ def labels_in(value: Any) -> tuple[str, ...]:
 
 
 def name_of(path: str) -> str:
-    """Return the name of the video at a path; it never leads out of a folder."""
+    """Return the name of the video at a path: a relative path without ``..``."""
     return os.path.normpath(f"/{path}").lstrip("/")
 
 
