@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, reference
 from ivcl_fast.errors import UserError
@@ -147,6 +147,18 @@ def test_a_model_has_the_dtype_that_was_asked_for(tmp_path):
     for wrong in ("int8", torch.int8, "half", 16):
         with pytest.raises(ValueError, match=r"^dtype: expected one of auto, float32, bfloat16"):
             dtypes(dtype=wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_that_are_not_floating_point_are_refused(tmp_path, dtype):
+    IVCL(CFG).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    key = next(iter(weights))
+    weights[key] = weights[key].to(dtype)
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / CHECKSUMS).unlink()
+    with pytest.raises(ValueError, match=rf"{key} is .* there, but a model has floating-point"):
+        IVCL.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,7 @@ def readable(media: Media) -> Iterator[None]:
             except (FileNotFoundError, ValueError):  # ValueError: a zero byte in its name
                 continue
             except OSError as error:
-                raise UserError(
-                    f"{path}: cannot be read: {error.strerror}; make it readable or delete it"
-                ) from None
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
         raise
 
 

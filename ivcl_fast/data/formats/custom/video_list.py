@@ -106,10 +106,16 @@ def _table(path: Path, names: list[str], rows: Iterator[list[str]], split: str) 
             f"csv: {path}: expected a column of paths, called one of {', '.join(COLUMNS['path'])}, "
             f"got {', '.join(names)}"
         )
-    if label is None and (others := set(names) - {"", video, own_split}):
+    others = sorted(set(names) - {"", video, label, own_split})
+    if times := [name for name in others if {"start", "end"} & {*re.split("[ _]", name)}]:
+        raise UserError(
+            f"csv: {path}: expected whole videos, got the columns {', '.join(times)}; cut the "
+            "videos first, or remove these columns if they are cut"
+        )
+    if label is None and others:
         log.warning(
             "%s: read without labels; skipped the columns %s, because labels are in a column %s",
-            path, ", ".join(sorted(others)), " or ".join(COLUMNS["label"]),
+            path, ", ".join(others), " or ".join(COLUMNS["label"]),
         )  # fmt: skip
     for number, fields in enumerate(rows, 2):
         if not any(fields):  # spreadsheets have empty rows

@@ -74,25 +74,24 @@ class WebDataset(LabelledVideos):
 def find_shards(pattern: str) -> list[Path]:
     """Return the shards of a pattern in order; raises :class:`UserError` if one is missing."""
     try:
-        from braceexpand import braceexpand
+        from braceexpand import UnbalancedBracesError, braceexpand
     except ImportError:
         raise UserError(NOT_INSTALLED) from None
-    if re.search(r"\{[^}]*\d{7}", pattern):  # expanding it would take hours
-        raise UserError(f"webdataset: {pattern}: expected numbers of up to 6 digits in braces")
-    try:
-        expanded = list(braceexpand(pattern))
-    except ValueError as error:  # unbalanced braces
-        raise UserError(f"webdataset: {pattern}: {error}") from None
+    if re.search(r"\d{7}\.\.|\.\.-?\d{7}", pattern):  # expanding it would take hours
+        raise UserError(f"webdataset: {pattern}: expected ranges of numbers of up to 6 digits")
     shards: list[Path] = []
-    for one in expanded:
-        is_pattern = glob.has_magic(one) and not os.path.isfile(one)  # [ may be part of a name
-        found = sorted(glob.glob(one)) if is_pattern else [one]
-        if not found or not all(map(os.path.isfile, found)):
-            raise UserError(
-                f"webdataset: {one}: expected tar files, such as DIR/train-{{000..009}}.tar or "
-                "'DIR/*.tar', got no such file"
-            )
-        shards += map(Path, found)
+    try:
+        for one in braceexpand(pattern):  # one at a time: the first missing file ends it
+            is_pattern = glob.has_magic(one) and not os.path.isfile(one)  # [ may be part of a name
+            found = sorted(glob.glob(one)) if is_pattern else [one]
+            if not found or not all(map(os.path.isfile, found)):
+                raise UserError(
+                    f"webdataset: {one}: expected tar files, such as DIR/train-{{000..009}}.tar or "
+                    "'DIR/*.tar', got no such file"
+                )
+            shards += map(Path, found)
+    except UnbalancedBracesError as error:
+        raise UserError(f"webdataset: {pattern}: {error}") from None
     return list(dict.fromkeys(shards))
 
 

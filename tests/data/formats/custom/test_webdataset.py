@@ -154,7 +154,28 @@ def test_a_shard_without_its_end_is_refused(end, tmp_path):
     refused(path, "expected a complete tar file")
 
 
-@pytest.mark.parametrize("pattern", ["a-{0..99999999999}.tar", "pipe.tar", "a-{0..9"])
+@pytest.mark.parametrize("damage", ["header", "joined", "link"])
+def test_a_shard_that_tarfile_would_read_in_part_is_refused(damage, tmp_path):
+    """Python takes a damaged header, and the end of the first of two joined files, for the end."""
+    path = shard(tmp_path / "s.tar", samples(4))
+    contents = bytearray(path.read_bytes())
+    if damage == "header":
+        contents[3 * 2048 + 100] ^= 1
+    elif damage == "joined":
+        contents *= 2
+    path.write_bytes(contents)
+    if damage == "link":
+        with tarfile.open(path, "a") as tar:
+            link = tarfile.TarInfo("9.mp4")
+            link.type, link.linkname = tarfile.LNKTYPE, "d/0000.mp4"
+            tar.addfile(link)
+    refused(path, "9.mp4 is a link" if damage == "link" else "damaged after byte .*, or two files")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["a-{0..99999999999}.tar", "a-{0..999999}{0..999999}.tar", "pipe.tar", "a-{0..9"],
+)
 def test_patterns_that_would_hang(pattern, tmp_path):
     os.mkfifo(tmp_path / "pipe.tar")
     with pytest.raises(UserError, match="webdataset: "):
