@@ -25,7 +25,7 @@ from ivcl_fast.command import parse, run_command
 from ivcl_fast.config import MAX_SIZE
 from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
 from ivcl_fast.data.dataset import Dataset, Media, check_all_usable, describe_splits, named
-from ivcl_fast.data.decode.interface import DecoderName
+from ivcl_fast.data.decode.decoder import DecoderName
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_repeats import report_repeats
 from ivcl_fast.data.registry import (

@@ -16,7 +16,7 @@ from ivcl_fast.analysis.trajectory import frames_up_to
 from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.dataset import Clip, Media, VideoError, describe_label
 from ivcl_fast.data.decode.decoder import make_decoder, resolve_decoder
-from ivcl_fast.data.decode.media import open_media
+from ivcl_fast.data.decode.pyav import open_media
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_frames import frame_count
 from ivcl_fast.data.formats.cater_labels import Scene, hidden_at_end

@@ -13,9 +13,8 @@ from torch import Tensor
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import make_decoder, resolve_decoder
-from ivcl_fast.data.decode.images import IMAGE_SUFFIXES, is_image
-from ivcl_fast.data.decode.interface import DecoderName
+from ivcl_fast.data.decode.decoder import DecoderName, make_decoder, resolve_decoder
+from ivcl_fast.data.decode.media import IMAGE_SUFFIXES, is_image
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import MOST, UserError
 
@@ -41,7 +40,7 @@ def load_clip(
             per frame, in natural order of their names (2 before 10); or a list of image files.
         cfg: image size and number of frames.
         decoder: ``auto``, ``dali`` or ``pyav``. The decoders agree within
-            :data:`~ivcl_fast.data.decode.interface.TOLERANCE`.
+            :data:`~ivcl_fast.data.decode.pyav.TOLERANCE`.
         frame_stride: take every n-th frame around the middle of the video, as in training (see the
             model card); 0: frames evenly spaced over the whole video.
         crop: ``none`` or ``center``, as in training (see the model card).
@@ -54,7 +53,7 @@ def load_clip(
         >>> model = ivcl_fast.IVCLClassifier.from_pretrained("runs/my_run/finetune")
         >>> logits = model(ivcl_fast.load_clip("video.mp4", model.cfg))
     """
-    from ivcl_fast.data.decode.media import open_media  # slow: imports PyAV
+    from ivcl_fast.data.decode.pyav import open_media  # slow: imports PyAV
 
     chosen = resolve_decoder(decoder)
     if not 0 <= frame_stride <= MOST:

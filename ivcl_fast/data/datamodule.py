@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Clip, Dataset, Label, check_all_usable, summary
-from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
-from ivcl_fast.data.decode.interface import decoding_gpu
+from ivcl_fast.data.decode.decoder import decoding_gpu, default_workers, resolve_decoder
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader

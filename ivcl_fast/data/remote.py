@@ -16,7 +16,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Dataset, Media
-from ivcl_fast.data.decode.images import is_image
+from ivcl_fast.data.decode.media import is_image
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, read_bytes, write_text
 from ivcl_fast.progress import Bar

@@ -18,9 +18,8 @@ import torch
 
 from ivcl_fast.data.crop import Crop, Square
 from ivcl_fast.data.dataset import Clip, Media, VideoError
-from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.decoder import ChosenDecoder, decoding_gpu, make_decoder
 from ivcl_fast.data.decode.indexed import Indexed, open_indexed
-from ivcl_fast.data.decode.interface import ChosenDecoder, decoding_gpu
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
 from ivcl_fast.data.stream_index import StreamIndex
 from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, loss, time_limit

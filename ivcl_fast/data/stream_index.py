@@ -19,7 +19,7 @@ import numpy as np
 
 from ivcl_fast.data.dataset import Media, named
 from ivcl_fast.data.decode.indexed import Indexed, index_one
-from ivcl_fast.data.decode.info import VideoInfo
+from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.store.shards import Build, Part, Progress, read_index
 from ivcl_fast.data.store.source import Source, VideoSource
 from ivcl_fast.data.store.table import Columns, Index

@@ -22,6 +22,8 @@ from ivcl_fast.errors import UserError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+NVDECS = 7
+"""Video decoders of an H100; each DALI pipeline uses one."""
 STALL_SECONDS = 600.0
 """A decoder that returns nothing for this long is considered hung."""
 of_ray = False

@@ -15,7 +15,7 @@ from ivcl_fast.data.crop import WHOLE
 from ivcl_fast.data.datamodule import open_data
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.media import probe
+from ivcl_fast.data.decode.pyav import probe
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import unpatchify
 from tests.support.painted import media, write_video

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.media import open_media
+from ivcl_fast.data.decode.pyav import open_media
 from ivcl_fast.models.reference import unpatchify
 
 FRAME_BITS = 10

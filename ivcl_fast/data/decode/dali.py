@@ -7,21 +7,25 @@ the CPU. A pipeline uses one NVDEC, so each NVDEC needs a decoder in its own thr
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation
+from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, Square
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.images import with_huffman_tables
 from ivcl_fast.data.decode.indexed import IndexedVideo
-from ivcl_fast.data.decode.info import FrameIds, OpenMedia, checked_frame_ids
-from ivcl_fast.data.decode.interface import NVDECS, TOLERANCE, Decoder, decoding_gpu
-from ivcl_fast.data.decode.pyav import PyAVDecoder
+from ivcl_fast.data.decode.media import (
+    FrameIds,
+    OpenMedia,
+    checked_frame_ids,
+    with_huffman_tables,
+)
+from ivcl_fast.data.decode.pyav import TOLERANCE, PyAVDecoder, open_media
 from ivcl_fast.data.decode.video import OpenVideo
-from ivcl_fast.data.workers import usable_cpus
+from ivcl_fast.data.workers import NVDECS, usable_cpus
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +47,8 @@ NOT_THE_GPU = (
 not support the bit depth, size or profile of a video."""
 
 
-class DALIDecoder(Decoder):
-    """See :class:`~ivcl_fast.data.decode.interface.Decoder`.
+class DALIDecoder(PyAVDecoder):
+    """The same interface as PyAV's decoder.
 
     PyAV decodes what DALI cannot, on the CPU; each reason is logged once. What a GPU decodes
     depends on its generation, its driver and the container, so DALI's frames of the first file of
@@ -54,9 +58,9 @@ class DALIDecoder(Decoder):
     part_bytes = 2**30  # DALI reads the file again for every part
 
     def __init__(self, image_size: int, gpu: int | None = None) -> None:
-        """``gpu``: index of the GPU, if there is one; by default the current one."""
+        """``gpu``: index of the GPU; None decodes on the CPU."""
         super().__init__(image_size)
-        self.gpu = decoding_gpu(None) if gpu is None else gpu
+        self.gpu = gpu
         self._pipelines: dict[str, Any] = {}
         self._agrees: dict[tuple[str, str], bool] = {}
         """Whether DALI's frames match FFmpeg's, by codec and container."""
@@ -83,12 +87,19 @@ class DALIDecoder(Decoder):
                 log.warning("PyAV decodes a file instead of DALI: %s", reason)
             return self._by_pyav(opened, frame_ids, crop)
 
+    def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
+        with open_media(media) as opened:
+            frames, crop = opened.info.frames, opened.info.square(square)
+            for start in range(0, frames, self.part_frames):
+                ids = range(start, min(start + self.part_frames, frames))
+                yield self.decode_open(opened, ids, crop)
+
     def _by_pyav(self, opened: OpenMedia, frame_ids: FrameIds, crop: Crop) -> torch.Tensor:
-        decoder = PyAVDecoder(self.image_size)
         if opened.has_images:
-            return decoder.decode_open(opened, frame_ids, crop)
+            return super().decode_open(opened, frame_ids, crop)
         # Reopen, because the index of a video is not enough to decode it.
-        return decoder.decode(Media(opened.path.stem, (opened.path,)), frame_ids, crop)
+        with open_media(Media(opened.path.stem, (opened.path,))) as again:
+            return super().decode_open(again, frame_ids, crop)
 
     def decode_by_dali(
         self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE

@@ -1,6 +1,6 @@
 """The choice between DALI and PyAV.
 
-The decoders agree within :data:`~ivcl_fast.data.decode.interface.TOLERANCE`; they differ in chroma
+The decoders agree within :data:`~ivcl_fast.data.decode.pyav.TOLERANCE`; they differ in chroma
 upsampling and rounding, so a store records its decoder.
 """
 
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from typing import get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from ivcl_fast.data.decode.interface import NVDECS, ChosenDecoder, Decoder, DecoderName
-from ivcl_fast.data.workers import usable_cpus
+from ivcl_fast.data.workers import NVDECS, usable_cpus
 from ivcl_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from ivcl_fast.data.decode.pyav import PyAVDecoder
+
+DecoderName = Literal["auto", "dali", "pyav"]
+ChosenDecoder = Literal["dali", "pyav"]
 
 
 def resolve_decoder(decoder: DecoderName) -> ChosenDecoder:
@@ -40,10 +45,22 @@ def default_workers(decoder: ChosenDecoder) -> int:
     return min(cpus, NVDECS) if decoder == "dali" and torch.cuda.is_available() else cpus
 
 
+def decoding_gpu(device: torch.device | None) -> int | None:
+    """Return the index of the GPU on which a run on ``device`` decodes; None without a GPU.
+
+    The index is passed to worker processes and threads, whose current GPU may differ.
+    """
+    if not torch.cuda.is_available():
+        return None
+    if device is not None and device.type == "cuda" and device.index is not None:
+        return device.index
+    return torch.cuda.current_device()
+
+
 _kept = threading.local()
 
 
-def make_decoder(decoder: ChosenDecoder, image_size: int, gpu: int | None = None) -> Decoder:
+def make_decoder(decoder: ChosenDecoder, image_size: int, gpu: int | None = None) -> PyAVDecoder:
     """Return a decoder for this thread.
 
     ``gpu``: index of the GPU for DALI; by default the current one. Each thread keeps its last
@@ -58,7 +75,7 @@ def make_decoder(decoder: ChosenDecoder, image_size: int, gpu: int | None = None
         else:
             from ivcl_fast.data.decode.dali import DALIDecoder
 
-            _kept.decoder = DALIDecoder(image_size, gpu)
+            _kept.decoder = DALIDecoder(image_size, decoding_gpu(None) if gpu is None else gpu)
         _kept.key = key
     return _kept.decoder
 

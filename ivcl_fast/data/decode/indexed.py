@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.images import check_image, is_image
-from ivcl_fast.data.decode.info import (
+from ivcl_fast.data.decode.decoder import ChosenDecoder
+from ivcl_fast.data.decode.media import (
     FrameIds,
     OpenMedia,
     VideoInfo,
     check_file,
+    check_image,
     checked_frame_ids,
+    is_image,
 )
-from ivcl_fast.data.decode.interface import ChosenDecoder
-from ivcl_fast.data.decode.media import open_media, readable
+from ivcl_fast.data.decode.pyav import open_media, readable
 from ivcl_fast.data.decode.video import OpenVideo
 
 
@@ -61,7 +62,7 @@ def _places(opened: OpenVideo) -> np.ndarray | None:
 
 @contextmanager
 def open_indexed(media: Media, indexed: Indexed, decoder: ChosenDecoder) -> Iterator[OpenMedia]:
-    """Open media like :func:`~ivcl_fast.data.decode.media.open_media`, without probing."""
+    """Open media like :func:`~ivcl_fast.data.decode.pyav.open_media`, without probing."""
     path = media.files[0]
     if indexed.places is not None or (decoder == "dali" and not is_image(path)):
         with readable(media):

@@ -1,77 +1,128 @@
-"""Open media: a video file, or an image file per frame.
+"""Open media, and image files: one per frame, PNG or JPEG.
 
-Incomplete media are refused, because labels may describe the last frame.
+Incomplete media are refused, because labels may describe the last frame. Video files are in
+:mod:`~ivcl_fast.data.decode.video`, which imports PyAV.
 """
 
 from __future__ import annotations
 
+import io
+import stat
+import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from ivcl_fast.data.crop import Orientation
-from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.images import (
-    check_image,
-    exif_orientation,
-    image_codec,
-    image_size,
-    is_image,
-)
-from ivcl_fast.data.decode.info import (
-    FrameIds,
-    OpenMedia,
-    VideoInfo,
-    check_file,
-    checked_frame_ids,
-)
-from ivcl_fast.errors import UserError
+import numpy as np
 
+from ivcl_fast.data.crop import UPRIGHT, Crop, Orientation, Square, square_crop
+from ivcl_fast.data.dataset import VideoError
 
-@contextmanager
-def open_media(media: Media) -> Iterator[OpenMedia]:
-    """Open media to probe and decode them.
+FrameIds = Sequence[int] | np.ndarray | None
+"""Indices of frames; None selects all."""
+MAX_PIXELS = 2**26
+"""Largest frame; larger ones come from damaged headers and would exhaust the memory."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+MAX_PADDING = 3
+"""Writers of Motion-JPEG pad a packet to a multiple of 2 (FFmpeg) or 4 (Blender) bytes."""
+DEFINE_HUFFMAN_TABLES, START_OF_SCAN = 0xC4, 0xDA
+EXIF_ORIENTATIONS = {
+    1: UPRIGHT, 2: Orientation(0, True), 3: Orientation(2), 4: Orientation(2, True),
+    5: Orientation(1, True), 6: Orientation(3), 7: Orientation(3, True), 8: Orientation(1),
+}  # fmt: skip
 
-    Raises :class:`VideoError` for media that cannot be used, and :class:`UserError` if the system
-    cannot read a file, which may be intact.
-    """
-    from ivcl_fast.data.decode.video import OpenVideo  # slow: imports PyAV
-
-    if not media.files:
-        raise VideoError("its frames are missing")
-    with readable(media):
-        if is_image(media.files[0]):
-            yield OpenImages(media.files)
-        else:
-            yield OpenVideo(media.files[0])
-
-
-@contextmanager
-def readable(media: Media) -> Iterator[None]:
-    """Raise :class:`UserError` instead of :class:`VideoError` if the system cannot read a file.
-
-    FFmpeg treats a disk error as the end of the file.
-    """
-    try:
-        yield
-    except VideoError:
-        for path in media.files:
-            try:
-                if path.is_file():  # opening a pipe would wait for a writer
-                    with path.open("rb") as file:
-                        while file.read(2**20):
-                            pass
-            except (FileNotFoundError, ValueError):  # ValueError: a zero byte in its name
-                continue
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        raise
+# Marker and length, then the tables of ITU-T T.81, Annex K.3: class and id, number of codes of 1 to
+# 16 bits, values.
+STANDARD_HUFFMAN_TABLES = bytes.fromhex("""
+    ffc4 01a2
+    00 00010501010101010100000000000000 000102030405060708090a0b
+    01 00030101010101010101010000000000 000102030405060708090a0b
+    10 0002010303020403050504040000017d 01020300041105122131410613516107227114328191a1082342b1c115
+    52d1f02433627282090a161718191a25262728292a3435363738393a434445464748494a535455565758595a636465
+    666768696a737475767778797a838485868788898a92939495969798999aa2a3a4a5a6a7a8a9aab2b3b4b5b6b7b8b9
+    bac2c3c4c5c6c7c8c9cad2d3d4d5d6d7d8d9dae1e2e3e4e5e6e7e8e9eaf1f2f3f4f5f6f7f8f9fa
+    11 00020102040403040705040400010277 000102031104052131061241510761711322328108144291a1b1c10923
+    3352f0156272d10a162434e125f11718191a262728292a35363738393a434445464748494a535455565758595a6364
+    65666768696a737475767778797a82838485868788898a92939495969798999aa2a3a4a5a6a7a8a9aab2b3b4b5b6b7
+    b8b9bac2c3c4c5c6c7c8c9cad2d3d4d5d6d7d8d9dae2e3e4e5e6e7e8e9eaf2f3f4f5f6f7f8f9fa
+""")
 
 
-def probe(media: Media) -> VideoInfo:
-    """Return what media contain; raises :class:`VideoError` for unusable ones."""
-    with open_media(media) as opened:
-        return opened.info
+@dataclass(frozen=True)
+class VideoInfo:
+    """What media contain."""
+
+    frames: int
+    fps: float
+    """The average; 0 if unknown and for image files."""
+    codec: str
+    """FFmpeg's name of the codec: mjpeg (also for JPEG files), png, vp9, av1, ..."""
+    width: int
+    height: int
+    """As stored, before any rotation."""
+    rotation: int = 0
+    mirrored: bool = False
+    """See :attr:`orientation`; for image files, that of the first."""
+    warning: str = ""
+    """Anomalies of a video that can still be decoded completely."""
+
+    @property
+    def orientation(self) -> Orientation:
+        """The rotation and mirroring that make the frames upright."""
+        return Orientation(self.rotation, self.mirrored)
+
+    def square(self, square: Square) -> Crop:
+        """Return the crop of the upright frames for this square."""
+        return square_crop(square, *self.orientation.turned(self.height, self.width))
+
+
+class OpenMedia(ABC):
+    """Media that :func:`~ivcl_fast.data.decode.video.open_media` opened."""
+
+    path: Path
+    """The file, or the first of the image files."""
+    has_images: bool
+    """Whether every frame is an encoded image."""
+
+    @cached_property
+    def info(self) -> VideoInfo:
+        """What the media contain; raises :class:`VideoError` if they are incomplete.
+
+        Reads the header of the first image, or all packets of a video.
+        """
+        info = self._read_info()
+        if not 0 < info.width * info.height <= MAX_PIXELS:
+            raise VideoError(
+                f"expected frames of up to {MAX_PIXELS:,} pixels, got {info.width} x {info.height}"
+            )
+        return info
+
+    @abstractmethod
+    def _read_info(self) -> VideoInfo: ...
+
+    def frame_name(self, number: int) -> str:
+        """Return the name of a frame for errors: its file or its number."""
+        return f"frame {number}"
+
+    def all_images(self) -> Iterator[bytes]:
+        """Yield all encoded frames, one at a time."""
+        yield from self.images()
+
+    @abstractmethod
+    def images(self, frame_ids: FrameIds = None) -> list[bytes]:
+        """Return encoded frames; requires :attr:`has_images`.
+
+        Raises :class:`VideoError` for an incomplete file, ``IndexError`` for a missing frame.
+        """
+
+    def orientation(self, image: bytes) -> Orientation:
+        """Return the orientation of one of :meth:`images`."""
+        return self.info.orientation
 
 
 class OpenImages(OpenMedia):
@@ -89,7 +140,7 @@ class OpenImages(OpenMedia):
         for path in self.files:
             check_file(path, f"{path.name} ")
         (first,) = self.images([0])
-        size = image_size(first)
+        size = read_header(first).size
         return VideoInfo(len(self.files), 0.0, image_codec(first), *size, *exif_orientation(first))
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
@@ -110,3 +161,97 @@ class OpenImages(OpenMedia):
 
     def orientation(self, image: bytes) -> Orientation:
         return exif_orientation(image)
+
+
+def checked_frame_ids(frame_ids: FrameIds, frames: int) -> Sequence[int] | np.ndarray:
+    """Return the indices of frames; raises ``IndexError`` for a missing one."""
+    if frame_ids is None:
+        return range(frames)
+    if len(frame_ids) and not 0 <= min(frame_ids) <= max(frame_ids) < frames:
+        raise IndexError(f"expected frames 0 to {frames - 1}, got {list(frame_ids)}")
+    return frame_ids
+
+
+def check_file(path: Path, name: str = "") -> None:
+    """Raise :class:`VideoError` unless the path is a non-empty regular file.
+
+    ``name``: start of the message.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise VideoError(f"{name}cannot be opened: {error.strerror}") from None
+    except ValueError:  # a zero byte in the path, from a damaged list
+        raise VideoError(f"{name}cannot be opened: its name is invalid") from None
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
+        raise VideoError(f"{name}is not a regular file")
+    if not status.st_size:
+        raise VideoError(f"{name}is empty (0 bytes)")
+
+
+# --- Encoded images -------------------------------------------------------------------------------
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image, by its suffix."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def image_codec(image: bytes) -> str:
+    """Return FFmpeg's name of the codec; raises :class:`VideoError` unless it is PNG or JPEG."""
+    if image.startswith(PNG_START):
+        return "png"
+    if image.startswith(JPEG_START):
+        return "mjpeg"
+    raise VideoError("expected a PNG or JPEG image")
+
+
+def check_image(image: bytes, name: str) -> None:
+    """Raise :class:`VideoError` unless the image is complete from its first to its last marker."""
+    complete = (image.startswith(PNG_START) and image.endswith(PNG_END)) or (
+        image.startswith(JPEG_START) and JPEG_END in image[-len(JPEG_END) - MAX_PADDING :]
+    )
+    if not complete:
+        raise VideoError(f"{name} is not a complete JPEG or PNG image")
+
+
+def read_header(image: bytes) -> Any:
+    """Read the header with Pillow, without decoding the pixels: a ``PIL.Image.Image``."""
+    from PIL import Image  # late: training from a store needs no Pillow
+
+    try:
+        return Image.open(io.BytesIO(image), formats=("JPEG", "PNG"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise VideoError(f"has a damaged header: {type(error).__name__}") from None
+
+
+def exif_orientation(image: bytes, otherwise: Orientation = UPRIGHT) -> Orientation:
+    """Read the orientation from the EXIF data; return ``otherwise`` if that is impossible.
+
+    FFmpeg reads it too, but PyAV does not report whether it mirrors the image.
+    """
+    from PIL import ExifTags, Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(read_header(image).info.get("exif", b""))
+        value = exif.get(ExifTags.Base.Orientation)
+    except (VideoError, OSError, SyntaxError, ValueError, struct.error):
+        value = None
+    return EXIF_ORIENTATIONS.get(value or 0, otherwise)
+
+
+def with_huffman_tables(jpeg: bytes) -> bytes:
+    """Insert the standard Huffman tables into a JPEG image that has none.
+
+    Motion-JPEG may omit them, as Blender does, which rendered CATER. FFmpeg adds them; nvJPEG
+    rejects the image. Other images are returned unchanged.
+    """
+    at = len(JPEG_START)
+    while jpeg.startswith(JPEG_START) and at + 4 <= len(jpeg):  # segments up to the scan
+        if jpeg[at + 1] == DEFINE_HUFFMAN_TABLES:
+            return jpeg
+        if jpeg[at + 1] == START_OF_SCAN:
+            return jpeg[:at] + STANDARD_HUFFMAN_TABLES + jpeg[at:]
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return jpeg

@@ -1,11 +1,16 @@
-"""The PyAV decoder: everything that FFmpeg decodes, on the CPU."""
+"""Open media, and decode them with PyAV: everything that FFmpeg decodes, on the CPU.
+
+A frame or a crop of it is resized to a square with antialiasing (a triangle filter). Transparency
+is dropped, not blended. Rotation flags and EXIF orientations are applied.
+"""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -15,31 +20,110 @@ from av.video.reformatter import VideoReformatter
 
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, Square, square_crop
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.images import frame_orientation, image_codec
-from ivcl_fast.data.decode.info import (
+from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
-    UNDECODABLE,
     FrameIds,
+    OpenImages,
     OpenMedia,
+    VideoInfo,
     checked_frame_ids,
+    image_codec,
+    is_image,
 )
-from ivcl_fast.data.decode.interface import Decoder
-from ivcl_fast.data.decode.media import open_media
-from ivcl_fast.data.decode.video import OpenVideo
+from ivcl_fast.data.decode.video import UNDECODABLE, OpenVideo, frame_orientation
+from ivcl_fast.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-class PyAVDecoder(Decoder):
-    """See :class:`~ivcl_fast.data.decode.interface.Decoder`."""
+class Tolerance(NamedTuple):
+    """Largest difference between the frames of the decoders, in levels of 255."""
+
+    mean: float
+    maximum: int
+
+
+TOLERANCE = Tolerance(mean=0.6, maximum=48)
+
+
+@contextmanager
+def open_media(media: Media) -> Iterator[OpenMedia]:
+    """Open media to probe and decode them.
+
+    Raises :class:`VideoError` for media that cannot be used, and :class:`UserError` if the system
+    cannot read a file, which may be intact.
+    """
+    if not media.files:
+        raise VideoError("its frames are missing")
+    with readable(media):
+        first = media.files[0]
+        yield OpenImages(media.files) if is_image(first) else OpenVideo(first)
+
+
+@contextmanager
+def readable(media: Media) -> Iterator[None]:
+    """Raise :class:`UserError` instead of :class:`VideoError` if the system cannot read a file.
+
+    FFmpeg treats a disk error as the end of the file.
+    """
+    try:
+        yield
+    except VideoError:
+        for path in media.files:
+            try:
+                if path.is_file():  # opening a pipe would wait for a writer
+                    with path.open("rb") as file:
+                        while file.read(2**20):
+                            pass
+            except (FileNotFoundError, ValueError):  # ValueError: a zero byte in its name
+                continue
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise
+
+
+def probe(media: Media) -> VideoInfo:
+    """Return what media contain; raises :class:`VideoError` for unusable ones."""
+    with open_media(media) as opened:
+        return opened.info
+
+
+class PyAVDecoder:
+    """Decodes media to square frames of one size; not thread-safe.
+
+    Example::
+
+        >>> decoder = make_decoder("pyav", 64)
+        >>> decoder.decode(Media("a", (Path("a.avi"),)), [0, 12, 24]).shape
+        torch.Size([3, 3, 64, 64])
+    """
+
+    part_bytes = 2**26
+    """Largest size of each of :meth:`parts`, in bytes."""
 
     def __init__(self, image_size: int) -> None:
-        super().__init__(image_size)
+        self.image_size = image_size
         self._reformatter = VideoReformatter()
+
+    @property
+    def part_frames(self) -> int:
+        """Number of frames in each of :meth:`parts` but the last."""
+        return max(1, self.part_bytes // (3 * self.image_size**2))
+
+    def decode(self, media: Media, frame_ids: FrameIds = None, crop: Crop = WHOLE) -> torch.Tensor:
+        """Decode the given frames in the given order, or all: uint8 RGB ``[F, 3, S, S]``.
+
+        ``crop``: the part of the upright frames to decode. The result is on the decoder's device.
+        Raises :class:`~ivcl_fast.data.dataset.VideoError` if a file is incomplete or cannot be
+        decoded, and ``IndexError`` for a missing frame.
+        """
+        with open_media(media) as opened:
+            return self.decode_open(opened, frame_ids, crop)
 
     def decode_open(
         self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
     ) -> torch.Tensor:
+        """Decode media that are already open, like :meth:`decode`."""
         if isinstance(opened, OpenVideo) and not opened.has_images:
             frames = self._select(opened, frame_ids, crop)
         else:
@@ -49,7 +133,11 @@ class PyAVDecoder(Decoder):
         return torch.from_numpy(np.stack(frames))
 
     def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
-        """Decode in one pass, because seeking is not exact in every video."""
+        """Decode all frames in parts of limited size: uint8 RGB ``[F, 3, S, S]``, in order.
+
+        Raises :class:`VideoError` like :meth:`decode`, possibly after some parts. There is one
+        pass, because seeking is not exact in every video.
+        """
         frames: Iterator[tuple[VideoFrame, Orientation]]
         with open_media(media) as opened:
             if isinstance(opened, OpenVideo) and not opened.has_images:

@@ -14,6 +14,7 @@ In other videos, decoding starts at the key frame before a frame, if timestamps 
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,18 +29,20 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from ivcl_fast.data.crop import UPRIGHT
+from ivcl_fast.data.crop import UPRIGHT, Orientation
 from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.decode.images import check_image, exif_orientation, frame_orientation
-from ivcl_fast.data.decode.info import (
+from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
-    UNDECODABLE,
     FrameIds,
     OpenMedia,
     VideoInfo,
     check_file,
+    check_image,
     checked_frame_ids,
+    exif_orientation,
 )
+
+UNDECODABLE = "FFmpeg cannot decode one of its frames"
 
 FORMATS = "avi,matroska,webm,mov,mp4,mpeg,mpegts,flv,ogg,gif,ivf,m4v,mjpeg,asf,h264,hevc,obu"
 """Allowed containers by FFmpeg's names; none of them can refer to other files."""
@@ -359,6 +362,19 @@ def open_stream(path: Path, **options: str) -> tuple[InputContainer, VideoStream
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return container, stream
+
+
+def frame_orientation(frame: VideoFrame) -> Orientation:
+    """Return the orientation of a video frame from its display matrix."""
+    turns = round(frame.rotation / 90)
+    try:
+        data: Any = frame.side_data
+        a, b, _, c, d = struct.unpack_from("=5i", data["DISPLAYMATRIX"])
+    except (KeyError, ValueError):  # no matrix, or side data that PyAV does not know
+        return Orientation(turns % 4)
+    mirrored = a * d < b * c
+    # FFmpeg's angle refers to the stored rows, which mirroring reverses.
+    return Orientation((turns + 2 * mirrored) % 4, mirrored)
 
 
 def _slots(dts: Sequence[int | None], chunks: int) -> list[int]:

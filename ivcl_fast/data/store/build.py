@@ -11,8 +11,12 @@ import torch
 
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, summary
-from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
-from ivcl_fast.data.decode.interface import DecoderName, decoding_gpu
+from ivcl_fast.data.decode.decoder import (
+    DecoderName,
+    decoding_gpu,
+    default_workers,
+    resolve_decoder,
+)
 from ivcl_fast.data.store.cache import forget_copies, local_store
 from ivcl_fast.data.store.folder import Folder
 from ivcl_fast.data.store.frame_store import FrameStore

@@ -27,8 +27,7 @@ import torch
 
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.decoder import make_decoder, resolve_decoder
-from ivcl_fast.data.decode.interface import DecoderName
+from ivcl_fast.data.decode.decoder import DecoderName, make_decoder, resolve_decoder
 
 BLOCK = 1 << 20
 """Bytes to read at a time."""

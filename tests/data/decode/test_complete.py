@@ -16,8 +16,8 @@ from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.indexed import index_one, open_indexed
-from ivcl_fast.data.decode.info import VideoInfo
-from ivcl_fast.data.decode.media import probe
+from ivcl_fast.data.decode.media import VideoInfo
+from ivcl_fast.data.decode.pyav import probe
 from ivcl_fast.errors import UserError
 from tests.support.painted import (
     VP9,

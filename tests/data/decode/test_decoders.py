@@ -13,12 +13,9 @@ from PIL import Image
 from ivcl_fast.data.crop import WHOLE, Crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.images import (
-    with_huffman_tables,
-)
 from ivcl_fast.data.decode.indexed import index_one, open_indexed
-from ivcl_fast.data.decode.interface import TOLERANCE
-from ivcl_fast.data.decode.media import open_media
+from ivcl_fast.data.decode.media import with_huffman_tables
+from ivcl_fast.data.decode.pyav import TOLERANCE, open_media
 from ivcl_fast.data.sampling import frame_ids
 from tests.support.marks import DALI, NEEDS_DALI
 from tests.support.painted import (

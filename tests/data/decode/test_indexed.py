@@ -8,7 +8,7 @@ import torch
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.indexed import Indexed, index_one, open_indexed
-from ivcl_fast.data.decode.media import probe
+from ivcl_fast.data.decode.pyav import probe
 from tests.support.painted import (
     VP9,
     media,

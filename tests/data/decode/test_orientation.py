@@ -17,8 +17,7 @@ from PIL import Image, ImageOps
 from ivcl_fast.data.crop import WHOLE, Crop, square_crop
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.interface import TOLERANCE
-from ivcl_fast.data.decode.media import probe
+from ivcl_fast.data.decode.pyav import TOLERANCE, probe
 from tests.support.marks import DALI
 from tests.support.painted import VP9, media, scenes
 

@@ -10,8 +10,8 @@ import pytest
 
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.info import VideoInfo
-from ivcl_fast.data.decode.media import probe
+from ivcl_fast.data.decode.media import VideoInfo
+from ivcl_fast.data.decode.pyav import probe
 from tests.support.painted import (
     VP9,
     media,

@@ -17,7 +17,7 @@ import torch
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.interface import Decoder
+from ivcl_fast.data.decode.media import Decoder
 from ivcl_fast.data.store import build as building
 from ivcl_fast.data.store import shards, source
 from ivcl_fast.data.store.build import append_frames, build_part, build_store

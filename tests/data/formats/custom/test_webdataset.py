@@ -162,7 +162,7 @@ def test_a_shard_that_tarfile_would_read_in_part_is_refused(damage, tmp_path):
     if damage == "header":
         contents[3 * 2048 + 100] ^= 1
     elif damage == "joined":
-        contents *= 2
+        contents = contents * 2
     path.write_bytes(contents)
     if damage == "link":
         with tarfile.open(path, "a") as tar:
