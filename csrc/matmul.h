@@ -65,20 +65,22 @@ __attribute__((noinline)) void microkernel(int64_t k_extent, OperandA<Op> a, Ope
     }
   };
   if constexpr (Op::kPack == 1) {
-    Vec total[kRows][kCols] = {};
-    for (;;) {  // one call of `accumulate`: of a second copy, GCC keeps accumulators in memory
+    Vec total[kRows][kCols];  // of earlier chains
+    // One call of `accumulate`: of a second copy, GCC keeps accumulators in memory.
+    for (bool is_first = true;; is_first = false) {
       const int64_t steps = std::min(k_extent, kMaxFp32Chain);
       accumulate(steps);
       k_extent -= steps;
+      if (!is_first)
+        IVCL_UNROLL for (int r = 0; r < kRows; ++r)
+          IVCL_UNROLL for (int c = 0; c < kCols; ++c) acc[r][c] += total[r][c];
       if (k_extent == 0) break;
       IVCL_UNROLL for (int r = 0; r < kRows; ++r)
         IVCL_UNROLL for (int c = 0; c < kCols; ++c) {
-          total[r][c] += acc[r][c];
+          total[r][c] = acc[r][c];
           acc[r][c] = Vec{};
         }
     }
-    IVCL_UNROLL for (int r = 0; r < kRows; ++r)
-      IVCL_UNROLL for (int c = 0; c < kCols; ++c) acc[r][c] += total[r][c];
   } else {
     accumulate(k_extent);
   }

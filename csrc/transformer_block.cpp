@@ -48,73 +48,64 @@ void forward(const BlockSizes& s, const Rows& rows, const X* x,
     float* norm_buffer = scratch.alloc<float>(kGroupRows * row_stride(width));
     const HeadForward<T, false> head(s.tokens, s.dim(), no_dropout, scratch);
 
-    return [=, &s, &rows, &qkv, &proj, &fc1, &fc2, scratch = std::move(scratch)](int64_t chunk) {
-      const int64_t first_frame = s.first_frame(chunk), last_frame = s.first_frame(chunk + 1);
-      const int64_t first_token = first_frame * s.tokens;
-      const int64_t tokens = last_frame * s.tokens - first_token;
-      const int64_t first_row = rows.first[chunk], count = rows.first[chunk + 1] - first_row;
-      const int64_t* token = rows.token.data() + first_row;
-      const int64_t* place = rows.place.data() + first_row;
+    return [=, &s, &rows, &qkv, &proj, &fc1, &fc2, scratch = std::move(scratch)](int64_t number) {
+      const Chunk chunk(s, rows, number);
       const int64_t stride = s.attended_stride();
       const Matrix<T> attended =
-          keep ? Matrix<T>{out.attended + first_token * stride, stride,
-                           s.frames * s.tokens - first_token}
+          keep ? Matrix<T>{out.attended + chunk.first_token * stride, stride,
+                           s.frames * s.tokens - chunk.first_token}
                : own_attended;
       const Matrix<X> middle =
-          keep ? Matrix<X>{out.middle + first_row * width, width, count} : own_middle;
+          keep ? Matrix<X>{out.middle + chunk.first_row * width, width, chunk.rows} : own_middle;
 
-      if (keep) clear_padding(attended, tokens, 4 * width);
-      norm_rows<X>(tokens, width, s.eps, vector(kNorm1Weight), vector(kNorm1Bias),
-                   [&](int64_t i) { return x + (first_token + i) * width; }, normed, norm_buffer);
-      product(tokens, 3 * width, width, normed, qkv.operand(), buffer,
+      if (keep) clear_padding(attended, chunk.tokens, 4 * width);
+      norm_rows<X>(chunk.tokens, width, s.eps, vector(kNorm1Weight), vector(kNorm1Bias),
+                   [&](int64_t i) { return x + (chunk.first_token + i) * width; }, normed,
+                   norm_buffer);
+      product(chunk.tokens, 3 * width, width, normed, qkv.operand(), buffer,
               for_each_register(3 * width, [=, bias = vector(kQkvBias)](int64_t row, int64_t col,
                                                                         Vec acc, auto n) {
                 store(attended.row(row) + col, acc + load(bias + col), n);
               }));
-      {
-        const HeadScope<MatmulOp<T>> scope(s.tokens, s.dim());
-        for (int64_t i = 0; i < (last_frame - first_frame) * s.heads; ++i) {
-          const int64_t first = i / s.heads * s.tokens;
-          T* q = attended.row(first) + i % s.heads * s.dim();
-          head({q, q + width, q + 2 * width, stride, attended.readable - first, 0}, q + 3 * width,
-               stride);
-        }
-      }
+      for_each_head<T>(s, chunk, [&](int64_t row, int64_t col) {
+        T* q = attended.row(row) + col;
+        head({q, q + width, q + 2 * width, stride, attended.readable - row, 0}, q + 3 * width,
+             stride);
+      });
       Matrix<T> attention{attended.data + 3 * width, stride, attended.readable};
       if (rows.selected) {
-        for (int64_t i = 0; i < count; ++i)
-          std::memcpy(selected.row(i), attention.row(token[i] - first_token), width * sizeof(T));
+        select_rows(chunk, attention, width, selected);
         attention = selected;
       }
-      product(count, width, width, attention, proj.operand(), buffer,
+      product(chunk.rows, width, width, attention, proj.operand(), buffer,
               for_each_register(width, [=, bias = vector(kProjBias)](int64_t row, int64_t col,
                                                                      Vec acc, auto n) {
-                const Vec residual = load(x + token[row] * width + col, n);
+                const Vec residual = load(x + chunk.token[row] * width + col, n);
                 store(middle.row(row) + col, residual + (acc + load(bias + col)), n);
               }));
-      norm_rows<X>(count, width, s.eps, vector(kNorm2Weight), vector(kNorm2Bias),
+      norm_rows<X>(chunk.rows, width, s.eps, vector(kNorm2Weight), vector(kNorm2Bias),
                    [&](int64_t i) { return middle.row(i); }, normed, norm_buffer);
       const int64_t hidden_stride = row_stride(hidden);
       const Matrix<T> pre_activation =
-          keep ? Matrix<T>{out.hidden + first_row * hidden_stride, hidden_stride, count}
+          keep ? Matrix<T>{out.hidden + chunk.first_row * hidden_stride, hidden_stride, chunk.rows}
                : activated;
-      product(count, hidden, width, normed, fc1.operand(), buffer,
+      product(chunk.rows, hidden, width, normed, fc1.operand(), buffer,
               for_each_register(hidden, [=, bias = vector(kFc1Bias)](int64_t row, int64_t col,
                                                                      Vec acc, auto) {
                 store(pre_activation.row(row) + col, acc + load(bias + col));
               }));
-      if (keep) clear_padding(pre_activation, count, hidden);
+      if (keep) clear_padding(pre_activation, chunk.rows, hidden);
       // Not in the epilogue, where GELU's constants and a product's sums need the same registers.
-      for (int64_t row = 0; row < count; ++row)
+      for (int64_t row = 0; row < chunk.rows; ++row)
         for (int64_t col = 0; col < hidden; col += kLanes) {
           const Vec u = load(pre_activation.row(row) + col);
           store(activated.row(row) + col, u * normal<T>(u).value);
         }
-      product(count, width, hidden, activated, fc2.operand(), buffer,
+      product(chunk.rows, width, hidden, activated, fc2.operand(), buffer,
               for_each_register(width, [=, y = out.y, bias = vector(kFc2Bias)](
                                            int64_t row, int64_t col, Vec acc, auto n) {
                 const Vec residual = load(middle.row(row) + col, n);
-                store(y + place[row] * width + col, residual + (acc + load(bias + col)), n);
+                store(y + chunk.place[row] * width + col, residual + (acc + load(bias + col)), n);
               }));
     };
   });

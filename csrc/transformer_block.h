@@ -101,6 +101,22 @@ struct Rows {
   }
 };
 
+// The frames, tokens and rows of a chunk.
+struct Chunk {
+  int64_t frames, first_token, tokens, first_row, rows;
+  const int64_t *token, *place;  // of its rows, as in `Rows`
+
+  Chunk(const BlockSizes& s, const Rows& all, int64_t i)
+      : frames(s.first_frame(i + 1) - s.first_frame(i)),
+        first_token(s.first_frame(i) * s.tokens),
+        tokens(frames * s.tokens),
+        first_row(all.first[i]),
+        rows(all.first[i + 1] - first_row),
+        token(all.token.data() + first_row),
+        place(all.place.data() + first_row) {}
+  int64_t token_in_chunk(int64_t row) const { return token[row] - first_token; }
+};
+
 // --- Parameters ----------------------------------------------------------------------------------
 
 using Parameters = std::vector<Tensor>;
@@ -234,6 +250,21 @@ void for_each_task(int64_t count, double task_ns, const Make& make) {
     const auto run = make();
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) run(i);
   });
+}
+
+// Calls f(row, col) for every head of a chunk's frames: the first token and column of its values.
+template <class T, class F>
+void for_each_head(const BlockSizes& s, const Chunk& chunk, const F& f) {
+  const HeadScope<MatmulOp<T>> scope(s.tokens, s.dim());
+  for (int64_t frame = 0; frame < chunk.frames; ++frame)
+    for (int64_t head = 0; head < s.heads; ++head) f(frame * s.tokens, head * s.dim());
+}
+
+// Copies the rows' tokens from x, which has a row for each token of the chunk.
+template <class T>
+void select_rows(const Chunk& chunk, const Matrix<T>& x, int64_t cols, const Matrix<T>& out) {
+  for (int64_t i = 0; i < chunk.rows; ++i)
+    std::memcpy(out.row(i), x.row(chunk.token_in_chunk(i)), cols * sizeof(T));
 }
 
 // The LayerNorm of rows of x, whose addresses row_of(i) returns, in `out`. `buffer` has room for

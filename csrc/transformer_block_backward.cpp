@@ -97,29 +97,24 @@ void backward(const BlockSizes& s, const Rows& rows, const X* dy, const Paramete
     const WeightGradient<T> weight_gradient(most, widest, scratch);
     const HeadBackward<T, false> head(s.tokens, s.dim(), no_dropout, scratch);
 
-    const auto chunk_gradients = [=, &s, &rows, &qkv, &proj, &fc1, &fc2](int64_t chunk,
+    const auto chunk_gradients = [=, &s, &rows, &qkv, &proj, &fc1, &fc2](int64_t number,
                                                                          float* total) {
-      const int64_t first_frame = s.first_frame(chunk), last_frame = s.first_frame(chunk + 1);
-      const int64_t first_token = first_frame * s.tokens;
-      const int64_t tokens = last_frame * s.tokens - first_token;
-      const int64_t first_row = rows.first[chunk], count = rows.first[chunk + 1] - first_row;
-      const int64_t* token = rows.token.data() + first_row;
-      const int64_t* place = rows.place.data() + first_row;
+      const Chunk chunk(s, rows, number);
       const int64_t stride = s.attended_stride(), hidden_stride = row_stride(hidden);
-      const X* x = kept.x + first_token * width;
-      const X* middle = kept.middle + first_row * width;
-      const T* pre_activation = kept.hidden + first_row * hidden_stride;
-      T* const qkv_rows = const_cast<T*>(kept.attended) + first_token * stride;
-      const int64_t readable = s.frames * s.tokens - first_token;
+      const X* x = kept.x + chunk.first_token * width;
+      const X* middle = kept.middle + chunk.first_row * width;
+      const T* pre_activation = kept.hidden + chunk.first_row * hidden_stride;
+      T* const qkv_rows = const_cast<T*>(kept.attended) + chunk.first_token * stride;
+      const int64_t readable = s.frames * s.tokens - chunk.first_token;
 
       // MLP.
-      for (int64_t i = 0; i < count; ++i)
+      for (int64_t i = 0; i < chunk.rows; ++i)
         for_each_vec(width, [&](int64_t c, auto n) {
-          store(dy_rows.row(i) + c, load(dy + place[i] * width + c, n));
+          store(dy_rows.row(i) + c, load(dy + chunk.place[i] * width + c, n));
         });
-      product(count, hidden, width, dy_rows, fc2.operand(), buffer,
+      product(chunk.rows, hidden, width, dy_rows, fc2.operand(), buffer,
               store_to(dhidden.data, dhidden.stride, dhidden.stride));
-      for (int64_t row = 0; row < count; ++row)
+      for (int64_t row = 0; row < chunk.rows; ++row)
         for (int64_t col = 0; col < hidden; col += kLanes) {
           const Vec u = load(pre_activation + row * hidden_stride + col);
           const Gate gate = normal<T>(u);
@@ -127,13 +122,13 @@ void backward(const BlockSizes& s, const Rows& rows, const X* dy, const Paramete
           T* grad = dhidden.row(row) + col;
           store(grad, load(grad) * (gate.value + u * gate.slope));
         }
-      weight_gradient(count, dy_rows, width, activated, hidden, total + s.offset(kFc2Weight),
+      weight_gradient(chunk.rows, dy_rows, width, activated, hidden, total + s.offset(kFc2Weight),
                       total + s.offset(kFc2Bias));
-      norm_rows<X>(count, width, s.eps, norm2_weight, norm2_bias,
+      norm_rows<X>(chunk.rows, width, s.eps, norm2_weight, norm2_bias,
                    [&](int64_t i) { return middle + i * width; }, normed, norm_buffer);
-      weight_gradient(count, dhidden, hidden, normed, width, total + s.offset(kFc1Weight),
+      weight_gradient(chunk.rows, dhidden, hidden, normed, width, total + s.offset(kFc1Weight),
                       total + s.offset(kFc1Bias));
-      product(count, width, hidden, dhidden, fc1.operand(), buffer,
+      product(chunk.rows, width, hidden, dhidden, fc1.operand(), buffer,
               store_to(dnormed.data, dnormed.stride, dnormed.stride));
       float* const norm_grads = norm_buffer + kGroupRows * row_stride(width);
       const auto add_norm_sums = [&](Parameter weight) {
@@ -144,14 +139,14 @@ void backward(const BlockSizes& s, const Rows& rows, const X* dy, const Paramete
             store(norm_sums.row(i) + c, Vec{});
           });
       };
-      for_each_group(0, count, [&](int64_t row, auto group) {
+      for_each_group(0, chunk.rows, [&](int64_t row, auto group) {
         normalise_backward<group>(
             width, s.eps, norm2_weight, norm_sums.row(0), norm_sums.row(1), norm_buffer,
             norm_grads, row_stride(width),
             [&](int r, int64_t c, auto n) { return load(middle + (row + r) * width + c, n); },
             [&](int r, int64_t c, auto n) { return load(dnormed.row(row + r) + c, n); },
             [&](int r, int64_t c, auto n, Vec grad) {
-              grad += load(dy + place[row + r] * width + c, n);
+              grad += load(dy + chunk.place[row + r] * width + c, n);
               store(dmiddle.row(row + r) + c, grad);
               store(dmiddle_rows.row(row + r) + c, grad);
             });
@@ -161,53 +156,47 @@ void backward(const BlockSizes& s, const Rows& rows, const X* dy, const Paramete
       // Attention. Of selected tokens, several rows may be the same.
       Matrix<T> attention{qkv_rows + 3 * width, stride, readable};
       if (rows.selected) {
-        for (int64_t i = 0; i < count; ++i)
-          std::memcpy(selected.row(i), attention.row(token[i] - first_token), width * sizeof(T));
+        select_rows(chunk, attention, width, selected);
         attention = selected;
       }
-      weight_gradient(count, dmiddle_rows, width, attention, width, total + s.offset(kProjWeight),
-                      total + s.offset(kProjBias));
+      weight_gradient(chunk.rows, dmiddle_rows, width, attention, width,
+                      total + s.offset(kProjWeight), total + s.offset(kProjBias));
       Matrix<float> dresidual = dmiddle;
       if (!rows.selected) {
-        product(count, width, width, dmiddle_rows, proj.operand(), buffer,
+        product(chunk.rows, width, width, dmiddle_rows, proj.operand(), buffer,
                 store_to(dattention.data, dattention.stride, width));
       } else {
         dresidual = sums;
-        const Matrix<float> sum{sums.row(tokens), sums.stride, 0};
-        std::memset(sums.data, 0, 2 * tokens * sums.stride * sizeof(float));
-        for (int64_t i = 0; i < count; ++i)
+        const Matrix<float> sum{sums.row(chunk.tokens), sums.stride, 0};
+        std::memset(sums.data, 0, 2 * chunk.tokens * sums.stride * sizeof(float));
+        for (int64_t i = 0; i < chunk.rows; ++i)
           for_each_vec(width, [&](int64_t c, auto) {
-            float* at = sums.row(token[i] - first_token) + c;
+            float* at = sums.row(chunk.token_in_chunk(i)) + c;
             store(at, load(at) + load(dmiddle.row(i) + c));
           });
-        product(count, width, width, dmiddle_rows, proj.operand(), buffer,
+        product(chunk.rows, width, width, dmiddle_rows, proj.operand(), buffer,
                 for_each_register(width, [=](int64_t row, int64_t col, Vec acc, auto) {
-                  float* at = sum.row(token[row] - first_token) + col;
+                  float* at = sum.row(chunk.token_in_chunk(row)) + col;
                   store(at, load(at) + acc);
                 }));
-        for (int64_t i = 0; i < tokens; ++i)
+        for (int64_t i = 0; i < chunk.tokens; ++i)
           for_each_vec(width, [&](int64_t c, auto) {
             store(dattention.row(i) + c, load(sum.row(i) + c));
           });
       }
-      {
-        const HeadScope<MatmulOp<T>> scope(s.tokens, s.dim());
-        for (int64_t i = 0; i < (last_frame - first_frame) * s.heads; ++i) {
-          const int64_t first = i / s.heads * s.tokens, col = i % s.heads * s.dim();
-          const T* q = qkv_rows + first * stride + col;
-          T* dq = dqkv.row(first) + col;
-          head({q, q + width, q + 2 * width, stride, readable - first, 0},
-               dattention.row(first) + col, dattention.stride, dq, dq + width, dq + 2 * width,
-               dqkv.stride);
-        }
-      }
-      norm_rows<X>(tokens, width, s.eps, norm1_weight, norm1_bias,
+      for_each_head<T>(s, chunk, [&](int64_t row, int64_t col) {
+        const T* q = qkv_rows + row * stride + col;
+        T* dq = dqkv.row(row) + col;
+        head({q, q + width, q + 2 * width, stride, readable - row, 0}, dattention.row(row) + col,
+             dattention.stride, dq, dq + width, dq + 2 * width, dqkv.stride);
+      });
+      norm_rows<X>(chunk.tokens, width, s.eps, norm1_weight, norm1_bias,
                    [&](int64_t i) { return x + i * width; }, normed, norm_buffer);
-      weight_gradient(tokens, dqkv, 3 * width, normed, width, total + s.offset(kQkvWeight),
+      weight_gradient(chunk.tokens, dqkv, 3 * width, normed, width, total + s.offset(kQkvWeight),
                       total + s.offset(kQkvBias));
-      product(tokens, width, 3 * width, dqkv, qkv.operand(), buffer,
+      product(chunk.tokens, width, 3 * width, dqkv, qkv.operand(), buffer,
               store_to(dnormed.data, dnormed.stride, dnormed.stride));
-      for_each_group(0, tokens, [&](int64_t row, auto group) {
+      for_each_group(0, chunk.tokens, [&](int64_t row, auto group) {
         normalise_backward<group>(
             width, s.eps, norm1_weight, norm_sums.row(0), norm_sums.row(1), norm_buffer,
             norm_grads, row_stride(width),
@@ -215,7 +204,7 @@ void backward(const BlockSizes& s, const Rows& rows, const X* dy, const Paramete
             [&](int r, int64_t c, auto n) { return load(dnormed.row(row + r) + c, n); },
             [&](int r, int64_t c, auto n, Vec grad) {
               grad += load(dresidual.row(row + r) + c, n);
-              store(dx + (first_token + row + r) * width + c, grad, n);
+              store(dx + (chunk.first_token + row + r) * width + c, grad, n);
             });
       });
       add_norm_sums(kNorm1Weight);
