@@ -13,11 +13,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+import ivcl_fast
 from benchmarks import baselines
 from benchmarks.measure import ARITHMETIC, BF16, DEVICE, Benchmark, Call, Setup
 from benchmarks.results import Skip
 from benchmarks.sizes import BATCHES, ON_GPU, Batch, first
-from ivcl_fast import IVCL, IVCLConfig, accelerate, reference
+from ivcl_fast import IVCLConfig, accelerate, reference
 from ivcl_fast.kernels import _ext, _triton
 from ivcl_fast.models import flops
 from ivcl_fast.training import step_graph
@@ -72,10 +73,11 @@ is the one with an explicit softmax."""
 # --- Pretraining ----------------------------------------------------------------------------------
 
 
-def model_of(variant: Variant, cfg: IVCLConfig) -> nn.Module:
+def model_of(variant: Variant, cfg: IVCLConfig, is_classifier: bool = False) -> nn.Module:
     """Return the model that a variant trains, on this device."""
+    module: Any = ivcl_fast if variant.ours else reference
     with DEVICE:  # random weights take longer on a CPU than training on a GPU
-        model: Any = IVCL(cfg) if variant.ours else reference.IVCL(cfg)
+        model = (module.IVCLClassifier if is_classifier else module.IVCL)(cfg)
     if variant.ours and variant.compiled:
         model.compile_blocks()
     for part in () if variant.ours else model.modules():
@@ -204,6 +206,40 @@ def inference() -> Setup:
     return Setup(builds, run(plain.eval(), bf16=False))
 
 
+# --- Finetuning -----------------------------------------------------------------------------------
+
+RIVALS = OURS, EXPLICIT, SDPA, EXPLICIT_COMPILED, SDPA_COMPILED
+FINETUNING = {
+    "finetuning step": (16, False), "last-frame step": (1, False), "frozen-encoder step": (16, True)
+}  # fmt: skip
+"""Number of frames, and whether the model gets slots instead of frames (on a CPU)."""
+
+
+def finetuning(frames: int, is_frozen: bool) -> Setup:
+    """Set up a step of the classifier on clips of ``frames`` frames."""
+    cfg, clips, _ = first()
+    cfg = replace(cfg, num_frames=frames, num_query_frames=1)
+    torch.manual_seed(0)
+    plain: Any = model_of(FLOAT32, cfg, is_classifier=True)
+    shape = clips, frames, cfg.num_patches, cfg.patch_dim
+    inputs = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
+    labels = torch.arange(clips, device=DEVICE) % 36
+    with torch.no_grad():
+        inputs = plain.slots(inputs) if is_frozen else inputs
+        expected = nn.functional.cross_entropy(plain(inputs), labels)
+
+    def build(variant: Variant) -> list[Call]:
+        model = model_of(variant, cfg, is_classifier=True)
+        model.load_state_dict(plain.state_dict())
+
+        def loss() -> Tensor:
+            return nn.functional.cross_entropy(model(inputs).float(), labels)
+
+        return [baselines.train_step(loss, baselines.adamw(model), variant.bf16)]
+
+    return Setup({variant.name: partial(build, variant) for variant in RIVALS}, expected)
+
+
 # --- One block ------------------------------------------------------------------------------------
 
 SEPARATE = "ours, separate ops"  # on a CPU, where a block is one op
@@ -241,7 +277,8 @@ def blocks() -> Setup:
 
 def benchmarks() -> list[Benchmark]:
     """Return all benchmarks of this module."""
-    name, (_, clips, _) = next(iter(BATCHES.items()))
+    name, (cfg, clips, _) = next(iter(BATCHES.items()))
+    batches = [*BATCHES.items(), *([] if ON_GPU else [(name, Batch(cfg, 4 * clips))])]
     return [
         Benchmark(
             name=f"one block, {name}, {clips} clips", implementations=BLOCKS, setup=blocks,
@@ -252,5 +289,13 @@ def benchmarks() -> list[Benchmark]:
             implementations=tuple(variant.name for variant in INFERENCE),
             tolerance=0.05, facts={"count": clips, "unit": "clips"},
         ),
-        *(pretraining_benchmark(name, batch, 30) for name, batch in BATCHES.items()),
+        *(
+            Benchmark(
+                name=f"{step}, {name}, {clips} clips", setup=partial(finetuning, *how),
+                implementations=tuple(variant.name for variant in RIVALS), max_seconds=20,
+                facts={"count": clips, "unit": "clips"},
+            )
+            for step, how in ({} if ON_GPU else FINETUNING).items()
+        ),
+        *(pretraining_benchmark(name, batch, 30) for name, batch in batches),
     ]  # fmt: skip

@@ -17,6 +17,7 @@ from ivcl_fast.kernels import (
     patch_loss,
     restore_tokens,
     short_attention,
+    transformer_block,
 )
 
 EPS, MEAN, STD = 1e-6, 0.45, 0.225
@@ -48,7 +49,9 @@ class Op(NamedTuple):
     arguments: Callable[..., tuple] = lambda *inputs: inputs
     """From the inputs to the arguments of the op and its reference."""
     is_loss: bool = False
-    """Whether only the first output is tested."""
+    """Whether the op is a mean; only the first output is tested."""
+    saves: bool = False
+    """Whether the outputs after the first are only for its backward pass."""
 
     def fused(self, *inputs: Any) -> Any:
         return self.first(self.op(*self.arguments(*inputs)))
@@ -57,7 +60,7 @@ class Op(NamedTuple):
         return self.first(self.ref(*self.arguments(*inputs)))
 
     def first(self, out: Any) -> Any:
-        return out[0] if self.is_loss else out
+        return out[0] if self.is_loss or self.saves else out
 
 
 def floats(*shapes: Any, dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -125,6 +128,26 @@ def qkv(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> list:
 
 def dropped(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> list:
     return [*qkv(shape, dtype, device), 0.3, torch.tensor(-(2**62), device=device)]
+
+
+def block_inputs(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> list:
+    """Weights of unit gain, and biases and norms that are not trivial."""
+    frames, count, heads, head_dim, hidden = shape
+    d = heads * head_dim
+    sizes = (
+        (d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (hidden, d), (hidden,),
+        (d, hidden), (d,),
+    )  # fmt: skip
+    x, *parameters = floats((frames, count, d), *sizes, dtype=dtype, device=device)
+    for parameter in parameters:
+        parameter *= 0.3 if parameter.ndim == 1 else parameter.shape[1] ** -0.5
+    parameters[0] += 1
+    parameters[6] += 1
+    return [x, *parameters, heads]
+
+
+def block_arguments(x: Tensor, *rest: Any) -> tuple:
+    return x, *rest[:12], None, rest[12], EPS, x.dtype, True
 
 
 NORM_SHAPES = [(1, 1), (3, 5, 12), (1, 1, 60), (3, 5, 127), (2, 17, 768), (150, 60), (1, 4096)]
@@ -223,6 +246,15 @@ OPS = {
             (2, 65, 2, 16), (2, 66, 2, 80), (2, 127, 2, 32),
         ],
         (301, 17, 3, 32),
+    ),
+    "transformer_block": Op(
+        ops.transformer_block.default, module("transformer_block")._ref_forward,
+        lambda x, *rest: transformer_block(x, rest[:12], rest[12]), block_inputs,
+        [
+            (1, 1, 1, 8, 4), (3, 5, 2, 6, 13), (5, 18, 2, 16, 64), (9, 7, 3, 5, 13),
+            (3, 66, 3, 32, 384), (2, 160, 4, 12, 100), (2, 12, 1, 127, 33), (40, 18, 4, 32, 512),
+        ],
+        (301, 17, 3, 32, 50), block_arguments, saves=True,
     ),
 }  # fmt: skip
 SMALL = 1

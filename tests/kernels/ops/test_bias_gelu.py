@@ -9,8 +9,11 @@ from tests.support.numerics import check_op
 
 
 def test_extremes_stay_finite(device):
-    x = torch.tensor([[-1e15, -1e4, -30.0, -8.0, 0.0, 8.0, 30.0, 1e4, 1e15]], device=device)
-    check_op(OPS["bias_gelu"].fused, OPS["bias_gelu"].plain, [x, torch.zeros(9, device=device)])
+    """Also where the square of a value overflows, or its density underflows."""
+    for values in ([-1e20, 1e20], [-1e15, -1e4, 1e4, 1e15], [-30, -14, -8, 0, 8, 14, 30]):
+        x = torch.tensor([values], dtype=torch.float32, device=device)
+        zeros = torch.zeros(len(values), device=device)
+        check_op(OPS["bias_gelu"].fused, OPS["bias_gelu"].plain, [x, zeros])
 
 
 def test_the_gradient_beyond_the_knee(device):

@@ -109,18 +109,6 @@ def test_a_frozen_weight_costs_nothing(as_on_amx):
 
 
 @needs_cpp
-@pytest.mark.parametrize(
-    ("isa", "dtype", "calls"),
-    [("amx", torch.float32, 0), ("amx", torch.bfloat16, 1), ("avx512bf16", torch.bfloat16, 0)],
-)
-def test_only_bfloat16_training_on_amx_uses_the_op(isa, dtype, calls, monkeypatch):
-    monkeypatch.setattr(_ext, "ISA", isa)
-    layer, before = torch.nn.Linear(8, 8).to(dtype), dispatches()
-    linear(torch.randn(4, 8, dtype=dtype), layer.weight, layer.bias).sum().backward()
-    assert (dispatches() - before)["linear_gradients", "cpp"] == calls
-
-
-@needs_cpp
 def test_float32_weights_use_the_op_where_they_are_cast_together(as_on_amx):
     """Elsewhere autocast's copy of a weight serves all calls, and a copy in each costs more."""
     layer, x = torch.nn.Linear(8, 8), torch.randn(4, 8).bfloat16()

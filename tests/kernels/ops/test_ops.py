@@ -43,6 +43,8 @@ def test_parity(op, shape, dtype, device):
 @every_op
 def test_mixed_dtypes(op, device):
     """Any float tensor may be float32 among others of 16 bits."""
+    if op == "transformer_block":
+        pytest.skip("its parameters have one dtype")
     inputs = small(op, HALF, device)
     for at, x in enumerate(inputs):
         if isinstance(x, Tensor) and x.is_floating_point():
@@ -132,6 +134,8 @@ def test_the_public_function_calls_the_kernels(op, device):
     how = implementation(device)
     if how == "cpp" and OPS[op].op._opname not in _ext.OPS:
         how = "ref"  # an op that only a GPU uses
+    if op == "transformer_block" and how == "triton":
+        how = None  # an op for CPUs
     calls = [implementation for _, implementation in (dispatches() - before).elements()]
     assert calls == [how] * (2 if how else 0)
 
@@ -155,7 +159,7 @@ def test_same_bits_for_any_number_of_threads(op, dtype):
 
 @needs_cpp
 def test_every_op_is_tested():
-    elsewhere = {"linear_gradients", "render_scene", "sample_masks", "transformer_block"}
+    elsewhere = {"linear_gradients", "render_scene", "sample_masks"}
     here = {op.op._opname for op in OPS.values()}
     assert {name.removesuffix("_backward") for name in _ext.OPS} <= here | elsewhere
 

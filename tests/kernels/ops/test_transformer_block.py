@@ -1,3 +1,5 @@
+"""Selected tokens, autocast, and what is not served. The rest is in ``test_ops.py``."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,27 +9,16 @@ from ivcl_fast.kernels import _ext, dispatches
 from ivcl_fast.kernels.transformer_block import NAMES, _ref, unsupported_reason
 from ivcl_fast.kernels.transformer_block import transformer_block as public
 from tests.kernels.ops.conftest import check_threads, needs_cpp
+from tests.kernels.ops.table import OPS
 from tests.support.numerics import check_op, run_with_grads
 
 op = torch.ops.ivcl_fast.transformer_block.default
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def parameters(width, hidden, dtype):
-    """Weights of unit gain, and biases and norms that are not trivial."""
-    sizes = [
-        (width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,),
-        (width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,),
-    ]  # fmt: skip
-    made = [torch.randn(size) * (0.3 if len(size) == 1 else size[-1] ** -0.5) for size in sizes]
-    made[0] += 1
-    made[6] += 1
-    return [parameter.to(dtype) for parameter in made]
-
-
-def inputs(frames, tokens, heads, head_dim, hidden, dtype):
-    width = heads * head_dim
-    return [torch.randn(frames, tokens, width, dtype=dtype), *parameters(width, hidden, dtype)]
+def inputs(*shape, dtype=torch.float32):
+    """Of frames, tokens, heads, columns of a head, and hidden columns; without the heads."""
+    return OPS["transformer_block"].inputs(shape, dtype=dtype, device="cpu")[:-1]
 
 
 def check(args, heads, index=None, ours=public):
@@ -38,50 +29,16 @@ def check(args, heads, index=None, ours=public):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "frames, tokens, heads, head_dim, hidden",
-    [
-        (1, 1, 1, 8, 4), (5, 18, 2, 16, 64), (9, 7, 3, 5, 13), (3, 66, 3, 32, 384),
-        (2, 160, 4, 12, 100), (2, 12, 1, 127, 33), (40, 18, 4, 32, 512),
-    ],
-)  # fmt: skip
-def test_shapes(frames, tokens, heads, head_dim, hidden, dtype):
-    args = inputs(frames, tokens, heads, head_dim, hidden, dtype)
-    check(args, heads)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(4, 3), (0,), (200,)])
 def test_selected_tokens(shape, dtype):
     """In any order, some never and some more than once."""
     index = torch.randint(0, 12 * 17, shape)
-    check(inputs(12, 17, 2, 16, 40, dtype), 2, index)
-
-
-def test_no_sequences():
-    args = inputs(0, 5, 2, 16, 64, torch.float32)
-    (out,), grads = run_with_grads(lambda x, *p: public(x, p, 2), args)
-    assert out.shape == (0, 5, 32) and all(not grad.any() for grad in grads)
-
-
-def test_non_contiguous():
-    x, *p = inputs(9, 7, 2, 16, 24, torch.float32)
-    p[2] = p[2].T.contiguous().T
-    check([x.transpose(0, 1)[::2], *p], 2)
-
-
-def test_gradient_may_be_expanded():
-    args = inputs(5, 7, 2, 16, 24, torch.float32)
-
-    def reference(x, *p):
-        return _ref(x, *p, None, 2, 1e-6, x.dtype).sum()
-
-    check_op(lambda x, *p: public(x, p, 2).sum(), reference, args)
+    check(inputs(12, 17, 2, 16, 40, dtype=dtype), 2, index)
 
 
 @needs_cpp
 def test_autocast_keeps_the_stream_in_float32():
-    args = inputs(6, 18, 2, 16, 64, torch.float32)
+    args = inputs(6, 18, 2, 16, 64)
 
     def autocast(x, p, heads, index=None):
         with torch.autocast("cpu", torch.bfloat16):
@@ -97,7 +54,7 @@ def test_autocast_keeps_the_stream_in_float32():
 @needs_cpp
 def test_sequences_do_not_mix():
     """Changing one sequence changes no bit of the others' outputs and gradients."""
-    x, *p = inputs(7, 12, 2, 16, 24, torch.float32)
+    x, *p = inputs(7, 12, 2, 16, 24)
     changed = x.clone()
     changed[3] += 1e3
     cotangent = [torch.randn_like(x)]
@@ -111,10 +68,9 @@ def test_sequences_do_not_mix():
 
 @needs_cpp
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("selected", [None, 500])
-def test_same_bits_for_any_number_of_threads(selected, dtype):
-    args = inputs(301, 17, 3, 32, 50, dtype)
-    index = None if selected is None else torch.randint(0, 301 * 17, (selected,))
+def test_same_bits_of_selected_tokens_for_any_number_of_threads(dtype):
+    args = inputs(301, 17, 3, 32, 50, dtype=dtype)
+    index = torch.randint(0, 301 * 17, (500,))
     cotangent = [torch.randn_like(public(args[0], args[1:], 3, index=index))]
 
     def bits():
@@ -126,50 +82,22 @@ def test_same_bits_for_any_number_of_threads(selected, dtype):
 
 @needs_cpp
 def test_what_is_kept_depends_on_gradients():
-    x, *p = inputs(3, 12, 2, 16, 24, torch.float32)
+    x, *p = inputs(3, 12, 2, 16, 24)
     kept = op(x, *p, None, 2, 1e-6, x.dtype, True)
     not_kept = op(x, *p, None, 2, 1e-6, x.dtype, False)
     assert torch.equal(kept[0], not_kept[0])
     assert all(t.numel() for t in kept) and not any(t.numel() for t in not_kept[1:])
 
 
-def test_gradcheck():
-    args = [a.double().requires_grad_() for a in inputs(2, 3, 2, 2, 5, torch.float32)]
+def test_gradcheck_of_selected_tokens():
+    args = [a.double().requires_grad_() for a in inputs(2, 3, 2, 2, 5)]
     index = torch.tensor([4, 0, 4])
-    torch.autograd.gradcheck(lambda x, *p: public(x, p, 2), args)
     torch.autograd.gradcheck(lambda x, *p: public(x, p, 2, index=index), args)
-
-
-@pytest.mark.parametrize("keep", [False, True])
-def test_opcheck(keep):
-    args = inputs(3, 5, 2, 16, 24, torch.float32)
-    if keep:
-        args = [a.requires_grad_() for a in args]
-    torch.library.opcheck(op, (*args, torch.tensor([[3, 1]]), 2, 1e-6, torch.float32, keep))
-
-
-def test_fullgraph():
-    args = inputs(3, 5, 2, 16, 24, torch.float32)
-    check(args, 2, ours=torch.compile(public, fullgraph=True))
-
-
-@needs_cpp
-def test_second_derivatives_are_the_references():
-    args = [a.requires_grad_() for a in inputs(2, 3, 2, 4, 5, torch.float32)]
-
-    def second(function):
-        (grad,) = torch.autograd.grad(function().square().sum(), args[0], create_graph=True)
-        return torch.autograd.grad(grad.square().sum(), args)
-
-    ours = second(lambda: public(args[0], args[1:], 2))
-    plain = second(lambda: _ref(*args, None, 2, 1e-6, torch.float32))
-    for a, b in zip(ours, plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
 
 @needs_cpp
 def test_what_is_not_served_runs_in_pytorch_for_a_reason():
-    x, *p = inputs(1, 600, 1, 8, 16, torch.float32)
+    x, *p = inputs(1, 600, 1, 8, 16)
     assert unsupported_reason(x, p, 1, x.dtype) == "600 tokens are not 1 to 512"
     before = dispatches()
     assert public(x, p, 1).shape == x.shape
@@ -181,7 +109,7 @@ def test_what_is_not_served_runs_in_pytorch_for_a_reason():
 @needs_cpp
 @pytest.mark.parametrize("name", ["x", *NAMES, "index", "num_heads"])
 def test_bad_arguments_are_named(name):
-    x, *p = inputs(2, 5, 2, 16, 24, torch.float32)
+    x, *p = inputs(2, 5, 2, 16, 24)
     values = dict(zip(NAMES, p, strict=True)) | {"x": x, "index": torch.tensor([1]), "num_heads": 2}
     bad = {"x": x[0], "index": torch.tensor([10]), "num_heads": 5}
     wrong = values | {name: bad.get(name, torch.zeros(7, 3))}
