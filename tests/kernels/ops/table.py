@@ -251,7 +251,7 @@ OPS = {
         ops.transformer_block.default, module("transformer_block")._ref_forward,
         lambda x, *rest: transformer_block(x, rest[:12], rest[12]), block_inputs,
         [
-            (1, 1, 1, 8, 4), (3, 5, 2, 6, 13), (5, 18, 2, 16, 64), (9, 7, 3, 5, 13),
+            (1, 1, 1, 8, 4), (3, 5, 2, 3, 7), (5, 18, 2, 16, 64), (9, 7, 3, 5, 13),
             (3, 66, 3, 32, 384), (2, 160, 4, 12, 100), (2, 12, 1, 127, 33), (40, 18, 4, 32, 512),
         ],
         (301, 17, 3, 32, 50), block_arguments, saves=True,
