@@ -7,20 +7,19 @@ runs copy only what has changed.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
 from ivcl_fast.data.dataset import Dataset, Media
 from ivcl_fast.data.decode.media import is_image
+from ivcl_fast.data.store.folder import Folder, remote_errors
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import locked, read_bytes, write_text
+from ivcl_fast.files import errors_name, locked, read_bytes, write_text
 from ivcl_fast.progress import Bar
-from ivcl_fast.text import first_line
 
 FOLDER = "remote"
 """Folder of the copies, inside ``data_dir``."""
@@ -58,7 +57,7 @@ class Remote(NamedTuple):
         copy = place.parent if is_list else place
         copy.mkdir(parents=True, exist_ok=True)
         # The lock lets only one rank copy.
-        with _one_line_errors(self.url, copy), locked(copy, busy="copied"):
+        with remote_errors(self.url), errors_name(copy), locked(copy, busy="copied"):
             source = _Folder(self.url.rpartition("/")[0] if is_list else self.url)
             if not is_list:
                 _copy_changed(source, source.files(), copy)
@@ -76,24 +75,6 @@ class Remote(NamedTuple):
             _copy_changed(source, wanted, copy)
 
 
-@contextmanager
-def _one_line_errors(url: str, copy: Path) -> Iterator[None]:
-    """Turn the errors of any storage back end into :class:`UserError`."""
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(
-            f"{url}: expected pip install 'ivcl_fast[remote]' and the package of that storage, "
-            f"such as s3fs or gcsfs, got {error}"
-        ) from None
-    except UserError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(error.errno, error.strerror, str(copy)) from None
-        raise UserError(f"{url}: cannot be read: {first_line(error)}") from None
-
-
 def _listed(media: Media) -> Path:
     """Return what a list names: a file, or a folder of frames that was copied before."""
     first = media.files[0]
@@ -104,10 +85,7 @@ class _Folder:
     """A remote folder."""
 
     def __init__(self, url: str) -> None:
-        from fsspec.core import url_to_fs
-
-        self.system, root = url_to_fs(url)
-        self.root = root.rstrip("/")
+        self.system, self.root = Folder(url).remote
 
     def files(self, below: str = "", maxdepth: int | None = None) -> Found:
         """List the files of the folder, or of one below it, except for hidden ones."""
@@ -116,7 +94,7 @@ class _Folder:
         found = {path[len(self.root) :].lstrip("/"): about for path, about in listed.items()}
         found = {n: about for n, about in found.items() if _is_inside(n) and "/." not in f"/{n}"}
         if not found:
-            raise FileNotFoundError("no such folder, or it is empty")
+            raise UserError(f"{self.root}: expected a folder with files, got none")
         return found
 
     def named(self, name: str) -> Found:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -29,9 +28,9 @@ from ivcl_fast.models.reference import patchify
 log = logging.getLogger(__name__)
 
 TRIES = 3
-"""Number of failed decodings, or of lost workers in a row, after which media are dropped."""
+"""Number of lost workers in a row after which media are dropped."""
 STOP_SECONDS = 0.2
-"""Seconds after which an abandoned epoch or a decoder that hangs is noticed."""
+"""Seconds after which an abandoned epoch is noticed."""
 _CROP = 2  # a random stream besides those of the loader
 CROP_AREA, CROP_ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
 """Ranges of random crops: share of the frame's area; aspect ratio relative to the frame's."""
@@ -52,8 +51,6 @@ class Request:
     patch_size: int
     gpu: int | None
     """Index of the GPU that DALI decodes on."""
-    stall_seconds: float
-    """Time after which a decoder that returns nothing is considered hung."""
 
 
 class StreamLoader(ClipLoader):
@@ -64,8 +61,8 @@ class StreamLoader(ClipLoader):
 
     On the CPU, worker processes decode; one that dies or hangs is replaced, and its clip is decoded
     again. On a GPU, threads decode, each with a separate DALI pipeline and NVDEC, and frames stay
-    on the GPU. If decoding a clip fails :data:`TRIES` times, its media are dropped with a warning,
-    and batches become smaller.
+    on the GPU. Media that can no longer be decoded are dropped with a warning, and batches become
+    smaller.
     """
 
     def __init__(
@@ -83,7 +80,6 @@ class StreamLoader(ClipLoader):
         random_crop: bool = False,
         workers: int,
         gpu: int | None = None,
-        stall_seconds: float = STALL_SECONDS,
         dropped: dict[str, str] | None = None,
         **options: Any,
     ) -> None:
@@ -108,11 +104,9 @@ class StreamLoader(ClipLoader):
         self._ahead = PREFETCH * batch_size + workers
         self._on_gpu = torch.cuda.is_available() and decoder == "dali"
         """Whether DALI decodes on a GPU; frames that PyAV decodes are then copied there."""
-        self._losses: Counter[str] = Counter()
         self._processes = WorkerPool(workers)
         weakref.finalize(self, self._processes.close)
         self._threads: ThreadPoolExecutor | None = None
-        self.stall_seconds = stall_seconds
         super().__init__(clips, index, batch_size, num_frames, **options)
         self.dropped = {} if dropped is None else dropped
         """Media that have become unusable since they were indexed, with the reason."""
@@ -152,16 +146,15 @@ class StreamLoader(ClipLoader):
         if indexed.places is not None:
             indexed, frames = replace(indexed, places=indexed.places[frames]), None
         return Request(
-            media, indexed, frames, crop, self._decoder, self.image_size,
-            self.patch_size, self.gpu, self.stall_seconds,
-        )  # fmt: skip
+            media, indexed, frames, crop, self._decoder, self.image_size, self.patch_size, self.gpu
+        )
 
     def _decoded(
         self, requests: Iterator[Request], stop: threading.Event
     ) -> Iterator[torch.Tensor | None]:
         """Yield the rows of the requests in order, or None for media that cannot be decoded."""
         waiting: deque[tuple[Request, Future[Any]]] = deque()
-        since = time.monotonic()
+        losses = Counter[str]()
         try:
             while not stop.is_set():
                 for request in itertools.islice(requests, self._ahead - len(waiting)):
@@ -169,24 +162,19 @@ class StreamLoader(ClipLoader):
                 if not waiting:
                     return
                 request, first = waiting[0]
-                if first.done():
-                    waiting.popleft()
-                    if (reason := loss(first.exception())) is not None:
-                        if self._count_loss(request.media, reason):
-                            waiting.appendleft((request, self._submit(request)))
-                            continue
-                        yield None
-                    else:
-                        yield self._result(request.media, first.result())
-                    since = time.monotonic()
-                elif self._in_threads and time.monotonic() - since > self.stall_seconds:
-                    raise UserError(  # a thread cannot be killed
-                        f"{request.media.files[0]}: expected a decoded clip within "
-                        f"{self.stall_seconds:g} seconds, got none; with --decoder pyav and 2 "
-                        "--workers or more, a decoder that hangs is replaced"
-                    )
+                if not wait([first], STOP_SECONDS).done:
+                    continue
+                waiting.popleft()
+                if (reason := loss(first.exception())) is None:
+                    yield self._result(request.media, first.result())
+                    continue
+                losses[request.media.name] += 1
+                log.warning("%s: decoding failed: %s", request.media.files[0], reason)
+                if losses[request.media.name] < TRIES:
+                    waiting.appendleft((request, self._submit(request)))
                 else:
-                    wait([first], STOP_SECONDS)
+                    reason = f"decoding failed {TRIES} times: {reason}"
+                    yield self._result(request.media, reason)
         finally:
             for _, future in waiting:
                 future.cancel()
@@ -212,42 +200,26 @@ class StreamLoader(ClipLoader):
 
     def _result(self, media: Media, rows: Any) -> torch.Tensor | None:
         """Return the rows of a clip; drop its media and return None if ``rows`` is a reason."""
-        self._losses.pop(media.name, None)
-        if isinstance(rows, str):
-            self._drop(media, rows)
-            return None
-        return torch.as_tensor(rows)
-
-    def _count_loss(self, media: Media, reason: str) -> bool:
-        """Count a lost worker; return whether to decode again, or drop the media."""
-        self._losses[media.name] += 1
-        log.warning("%s: decoding failed: %s", media.files[0], reason)
-        if self._losses[media.name] < TRIES:
-            return True
-        self._drop(media, f"decoding failed {TRIES} times: {reason}")
-        return False
-
-    def _drop(self, media: Media, reason: str) -> None:
+        if not isinstance(rows, str):
+            return torch.as_tensor(rows)
         if media.name not in self.dropped:
-            self.dropped[media.name] = reason
-            log.warning("%s: dropped, no longer usable: %s", media.files[0], reason)
+            self.dropped[media.name] = rows
+            log.warning("%s: dropped, no longer usable: %s", media.files[0], rows)
+        return None
 
 
 def decode_clip(request: Request) -> torch.Tensor | str:
-    """Decode uint8 rows ``[T, N, 3PP]``; returns the reason if :data:`TRIES` attempts failed.
+    """Decode uint8 rows ``[T, N, 3PP]``; returns the reason if that fails.
 
     Raises :class:`UserError` if the system cannot read the file, which may be intact.
     """
-    reason = ""
-    for _ in range(TRIES):
-        try:
-            decoder = make_decoder(request.decoder, request.image_size, request.gpu)
-            with open_indexed(request.media, request.indexed, request.decoder) as opened:
-                frames = decoder.decode_open(opened, request.frames, request.crop)
-            return patchify(frames, request.patch_size)
-        except (VideoError, IndexError) as error:
-            reason = str(error)
-    return reason
+    try:
+        decoder = make_decoder(request.decoder, request.image_size, request.gpu)
+        with open_indexed(request.media, request.indexed, request.decoder) as opened:
+            frames = decoder.decode_open(opened, request.frames, request.crop)
+        return patchify(frames, request.patch_size)
+    except (VideoError, IndexError) as error:
+        return str(error)
 
 
 _of_thread = threading.local()
@@ -272,7 +244,7 @@ def decode_clip_on_own_stream(request: Request) -> torch.Tensor | str:
 
 def decode_in_worker(request: Request) -> np.ndarray | str:
     """Like :func:`decode_clip`, but return an array: processes exchange it faster than a tensor."""
-    with time_limit(request.stall_seconds):
+    with time_limit(STALL_SECONDS):
         rows = decode_clip(request)
     return rows if isinstance(rows, str) else rows.cpu().numpy()
 

@@ -178,12 +178,6 @@ def test_missing_scenes_are_logged_once(cater, tmp_path, caplog):
     assert len(caplog.messages) == 1
 
 
-def test_tasks_with_their_own_media_have_their_own_stores(folder):
-    for task in ("compositional", "fewshot_base"):
-        data = opened(config("synthetic:something-else", folder, task=task))
-        assert data.bad_files_path.parent.name == f"store-32-p8-pyav-{task}"
-
-
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -221,9 +215,7 @@ def test_settings_can_be_chosen_without_the_split_of_the_results(folder, monkeyp
             dict(train_split="trian"),
             "^--train-split: expected one of auto, train, val, .*, got 'trian'",
         ),
-        (dict(curve_split="test"), "^--curve-split: expected one of .*, got 'test'"),
         (dict(curve_split="train_subsetV"), "^--curve-split: .* got train, which shares 4 with "),
-        (dict(train_split="val", curve_split="train"), "^--train-split: .* shares 5 with "),
         (dict(train_split="val"), "^--train-split: .* shares 5 with val"),
     ],
 )

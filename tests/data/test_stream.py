@@ -119,13 +119,6 @@ def test_dali_decodes_too(videos, decoder):
         assert (found.rows.cpu().int() - expected.rows.int()).abs().float().mean() < 2
 
 
-def test_resuming_inside_an_epoch(videos):
-    loader = make(videos)
-    whole = list(loader.epoch(2))
-    for start in range(len(loader) + 1):
-        assert same(list(loader.epoch(2, start)), whole[start:])
-
-
 MANY = [Clip(f"c{i}", f"v{GOOD[i % len(GOOD)]}", 0) for i in range(60)]
 
 

@@ -116,6 +116,6 @@ def remote_errors(url: str) -> Iterator[None]:
         ) from None
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if "://" not in url or full or isinstance(error, FileNotFoundError):
+        if "://" not in url or full:
             raise
         raise UserError(f"{url}: {first_line(error)}") from None

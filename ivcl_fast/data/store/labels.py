@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ivcl_fast.data.store.shards import read_index
 from ivcl_fast.data.store.table import (
     Columns,
     Index,
+    Lazy,
     Strings,
     hashes_of,
     read_table,
@@ -82,7 +83,7 @@ def _rows(name: str, rows: Iterable[tuple[float, ...]], kind: type) -> dict[str,
     return {name: values, f"{name}_end": np.cumsum([len(row) for row in rows], dtype=np.int64)}
 
 
-class StoredClips(Sequence[Clip]):
+class StoredClips(Lazy[Clip]):
     """The clips of a split, created on access."""
 
     def __init__(self, columns: Columns, split: str, target: str) -> None:
@@ -101,14 +102,7 @@ class StoredClips(Sequence[Clip]):
     def __len__(self) -> int:
         return len(self._names)
 
-    @overload
-    def __getitem__(self, at: int) -> Clip: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Clip]: ...
-    def __getitem__(self, at: int | slice) -> Clip | list[Clip]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        at = range(len(self))[at]
+    def get(self, at: int) -> Clip:
         labels, frames = (
             tuple(values[ends[at - 1] if at else 0 : ends[at]].tolist())
             for values, ends in self._values

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 Columns = Mapping[str, np.ndarray]
+Value = TypeVar("Value", covariant=True)
 
 
 def table_bytes(columns: Columns, about: Mapping[str, Any]) -> bytes:
@@ -37,7 +39,24 @@ def read_table(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(f"not a table: {error!r}") from None
 
 
-class Strings(Sequence[str]):
+class Lazy(ABC, Sequence[Value]):
+    """A sequence whose values are made on access."""
+
+    @abstractmethod
+    def get(self, at: int) -> Value:
+        """Return a value, at an index from 0."""
+
+    @overload
+    def __getitem__(self, at: int) -> Value: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Value]: ...
+    def __getitem__(self, at: int | slice) -> Value | list[Value]:
+        if isinstance(at, slice):
+            return [self.get(i) for i in range(*at.indices(len(self)))]
+        return self.get(range(len(self))[at])
+
+
+class Strings(Lazy[str]):
     """A sequence of strings, decoded on access."""
 
     def __init__(self, columns: Columns, name: str) -> None:
@@ -47,14 +66,7 @@ class Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: int | slice) -> str | list[str]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        at = range(len(self))[at]
+    def get(self, at: int) -> str:
         start = int(self._ends[at - 1]) if at else 0
         return self._text[start : int(self._ends[at])].tobytes().decode(errors="surrogateescape")
 

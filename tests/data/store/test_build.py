@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -106,12 +107,6 @@ def test_every_kind_of_media_in_one_store(tmp_path, monkeypatch):
         jpg=(5, 3), motion=(1, 9), phone=(3, 12), png=(4, 10), web=(3, 12)
     )
     assert list(store.bad_files) == ["broken"] and "frame 7" in store.bad_files["broken"]
-
-
-def test_a_second_call_opens(built, videos):
-    before = {path.name: path.stat().st_mtime_ns for path in built.path.iterdir()}
-    build(videos, built.path)
-    assert {path.name: path.stat().st_mtime_ns for path in built.path.iterdir()} == before
 
 
 # --- sources other than videos ------------------------------------------------------------------
@@ -228,32 +223,32 @@ def test_added_changed_removed_and_repaired(own, tmp_path):
     assert numbers_of_rows(opened.rows("v3", [4])) == [(3, 4)]
 
 
-def test_every_image_of_a_sequence_is_watched(own, tmp_path):
-    (tmp_path / "new").mkdir()
-    old, new = write_images(tmp_path, "p", 7, 4), write_images(tmp_path / "new", "p", 8, 4)
-    listed = [old, own[0]]
-    assert shown(build(listed, tmp_path / "store")) == expected(p=(7, 4), v0=(0, 5))
-    new.files[2].replace(old.files[2])
-    assert shown(build(listed, tmp_path / "store"))["p"] == [(7, 0), (7, 1), (8, 2), (7, 3)]
-    old.files[3].unlink()
-    assert list(build(listed, tmp_path / "store").bad_files) == ["p"]
-
-
-def test_videos_that_were_copied_are_not_decoded_again(tmp_path, monkeypatch):
-    """All have other times; one of them has another size, too."""
-    videos = [media(write_painted(tmp_path / f"v{i:02d}.avi", i, 3)) for i in range(20)]
-    monkeypatch.setattr(shards, "SHARDS", 20)
-    build(videos, tmp_path / "store")
-    for one in videos:
-        os.utime(one.files[0], ns=(0, 0))
-    write_painted(videos[7].files[0], 40, 4)
+def test_videos_that_were_moved_are_not_decoded_again(own, tmp_path, monkeypatch):
+    """All have another folder and another time; one of them has other contents of the same size,
+    and a file of a sequence is gone."""
+    own.append(write_images(tmp_path, "p", 7, 4))
+    monkeypatch.setattr(shards, "SHARDS", len(own))
+    build(own, tmp_path / "store")
     decoded: list[str] = []
     monkeypatch.setattr(
         building, "append_frames",
         lambda *of: [decoded.append(of[1]), append_frames(*of)][1],
     )  # fmt: skip
-    store = build(videos, tmp_path / "store")
-    assert decoded == ["v07"] and shown(store)["v07"] == [(40, i) for i in range(4)]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in (file for one in own for file in one.files):
+        shutil.copyfile(path, moved / path.name)
+    own[6].files[3].unlink()
+    (moved / own[6].files[3].name).unlink()
+    video = bytearray((moved / "v3.avi").read_bytes())
+    video[-1] ^= 1
+    (moved / "v3.avi").write_bytes(video)
+    now = [Media(one.name, tuple(moved / path.name for path in one.files)) for one in own]
+    store = build(now, tmp_path / "store")
+    assert decoded == ["v3", "p"] and list(store.bad_files) == ["p"]
+    before = {path.name: path.stat().st_mtime_ns for path in store.path.iterdir()}
+    build(now, store.path)
+    assert {path.name: path.stat().st_mtime_ns for path in store.path.iterdir()} == before
 
 
 def test_videos_that_are_gone(own, tmp_path):
