@@ -298,27 +298,17 @@ def _open_store(
         check_frames(dataset.root, *sizes, config.crop)
         store = FrameStore(dataset.root, config.placement, device, step_bytes)
         return store.index, store.path, partial(StoreLoader, store)
+    options: dict[str, Any] = dict(placement=config.placement, device=device, step_bytes=step_bytes)
     if drawn := drawn_media(dataset):
-        options = {"placement": config.placement, "device": device, "step_bytes": step_bytes}
         source = drawn.only([one.name for one in dataset.media()])
         store = _draw_store(source, config, model, **options)
-        return store.index, store.path, partial(StoreLoader, store)
-    media, own_task = dataset.media(), dataset.task if dataset_format.media_by_task else None
-    named: dict[str, Any] = {"task": own_task, "crop": config.crop}
-    out, decoder = find_store(dataset.root, sizes, config.decoder, **named)
-    with Bar("decoding", 0, "videos") as bar:
-        store = build_store(
-            media,
-            out,
-            *sizes,
-            decoder=decoder,
-            workers=config.workers,
-            progress=bar,
-            placement=config.placement,
-            device=device,
-            crop=config.crop,
-            step_bytes=step_bytes,
-        )
+    else:
+        task = dataset.task if dataset_format.media_by_task else None
+        crop = config.crop
+        out, decoder = find_store(dataset.root, sizes, config.decoder, task=task, crop=crop)
+        options |= dict(decoder=decoder, workers=config.workers, crop=crop)
+        with Bar("decoding", 0, "videos") as bar:
+            store = build_store(dataset.media(), out, *sizes, progress=bar, **options)
     return store.index, store.path, partial(StoreLoader, store)
 
 

@@ -136,24 +136,6 @@ def test_shuffled_clips_that_share_frames_stay_together(store):
         assert torch.equal(whole.clip_ids, torch.cat([part.clip_ids for part in parts]))
 
 
-@pytest.mark.parametrize(
-    ("clips", "options"),
-    [
-        (ASKED, {"batch_size": 3}),  # no whole videos in a batch
-        (ASKED[:-1], {}),  # one video with fewer clips
-        ([*ASKED[:-1], Clip("q", "v10", 0, (0, 7, 4, 8))], {}),  # one with more frames
-    ],
-)
-def test_where_frames_are_not_shared(clips, options, store):
-    options = {"num_frames": 4, "batch_size": 4} | options
-    found, expected = (
-        list(make(store, clips, share_frames=share, shuffle=False, **options).epoch(0))
-        for share in (True, False)
-    )
-    assert all(batch.frame_index is None for batch in found)
-    assert same(found, expected)
-
-
 @pytest.mark.parametrize(("parts", "share"), [(3, True), (8, False)])
 def test_a_batch_in_parts(store, parts, share):
     (batch,) = asked(store, batch_size=12, shuffle=False, share_frames=share).epoch(0)

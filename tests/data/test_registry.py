@@ -108,9 +108,3 @@ def test_the_home_folder_in_a_source(monkeypatch):
 def test_unknown_sources_and_tasks(name, task, what):
     with pytest.raises(UserError, match=what):
         find_task(name, task)
-
-
-def test_the_default_task():
-    assert find_task("acre:x", "auto") == "acre"
-    assert find_task("synthetic", "auto") == "localize"
-    assert find_task("synthetic", "actions_present") == "actions_present"

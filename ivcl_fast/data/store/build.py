@@ -43,12 +43,6 @@ log = logging.getLogger(__name__)
 Engine = Literal["local", "ray"]
 
 
-def check_sizes(image_size: int, patch_size: int) -> None:
-    """Raise :class:`UserError` unless the image size is a multiple of the patch size."""
-    if image_size < 1 or patch_size < 1 or image_size % patch_size:
-        raise UserError(f"image_size: expected a multiple of {patch_size}, got {image_size}")
-
-
 def default_store_path(
     root: Path,
     image_size: int,
@@ -163,7 +157,8 @@ def build_part(
     Returns the number of videos that other parts have yet to decode; the part for which it is 0
     completes the store.
     """
-    check_sizes(image_size, patch_size)
+    if image_size % patch_size:
+        raise UserError(f"image_size: expected a multiple of {patch_size}, got {image_size}")
     if workers is not None and workers < 1:
         raise UserError(f"workers: expected at least 1, got {workers}")
     if isinstance(source, Sequence):

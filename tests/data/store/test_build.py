@@ -21,9 +21,8 @@ from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.media import Decoder
 from ivcl_fast.data.store import build as building
 from ivcl_fast.data.store import shards, source
-from ivcl_fast.data.store.build import append_frames, build_part, build_store
+from ivcl_fast.data.store.build import append_frames, build_store
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.data.store.shards import INDEX, Part
 from ivcl_fast.data.store.source import VideoSource, squares
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
@@ -170,26 +169,6 @@ def test_two_builds_make_one_store_together(videos, built, tmp_path):
     with ThreadPoolExecutor() as pool:
         both = [pool.submit(build, videos, tmp_path) for _ in range(2)]
     assert all(one.result().path == tmp_path for one in both)
-    assert contents(tmp_path) == contents(built.path)
-
-
-def test_three_parts_one_of_them_interrupted(videos, built, tmp_path):
-    """The part that is started again completes the store; the others do not wait for it."""
-    seen: list[tuple[int, int]] = []
-
-    def part(number: int, progress=None) -> int:
-        return build_part(Part(number, 3), videos, tmp_path, *SIZES, "pyav", 1, progress)
-
-    def interrupt(done: int, total: int) -> None:
-        seen.append((done, total))
-        if done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        part(1, interrupt)
-    assert seen[0] == (0, 24) and len(seen) == 2
-    assert part(0) > part(2) > 0 and not (tmp_path / INDEX).exists()
-    assert part(1) == 0
     assert contents(tmp_path) == contents(built.path)
 
 
