@@ -19,7 +19,7 @@ from tests.support.painted import write_painted
 @pytest.fixture
 def bucket(tmp_path):
     """Four videos in two classes, a list of them, a hidden file, and one outside the folder."""
-    memory = fsspec.filesystem("memory")
+    memory = fsspec.filesystem("memory", use_listings_cache=False)  # the instance in use
     memory.store.clear()
     for number, name in enumerate(("up/a", "up/b", "down/c", "down/d")):
         video = write_painted(tmp_path / "v.avi", number, 4)
