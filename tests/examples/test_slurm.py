@@ -117,7 +117,7 @@ def is_done(job: str, environment: dict[str, str]) -> bool:
 def test_training_that_is_stopped_continues_by_itself(slurm, tmp_path, reason):
     """After the signal that precedes the time limit, and after a job of a better partition."""
     write_cater(tmp_path / "cater", SyntheticCater(train=4, val=2), workers=1)
-    flags = "--quick", "--stage", "pretrain", "--name", "run", "--pretrain-clips", "1600"
+    flags = "--quick", "--stage", "pretrain", "--name", "run", "--pretrain-clips", "640"
     more = "--data", "cater:cater", "--save-every", "10", "--batch-size", "4"
     job = submit(slurm, tmp_path, SCRIPTS / "train.sbatch", *flags, *more)
     metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
