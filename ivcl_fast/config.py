@@ -98,6 +98,9 @@ class IVCLConfig:
     """Pretraining objective: masked patches (ivcl; mae: image MAE; joint: one space-time encoder),
     frames drawn from competing slots (slot_attention), or labels (classification: attributes;
     detection: object in each patch; objects: object in each slot)."""
+    video_slots: bool = False
+    """With slot_attention, start the slots of a frame from those of the frame before, so that they
+    stay with their objects."""
     attention: AttentionBackend = "auto"
     """Attention backend; auto chooses by the sequence length."""
     low_precision_residual: bool = False
@@ -121,6 +124,8 @@ class IVCLConfig:
         require(self.num_patches <= MAX_PATCHES, "image_size", patches, image)
         frames, query = self.num_frames, self.num_query_frames
         require(query <= frames, "num_query_frames", f"at most num_frames {frames}", query)
+        competes = self.objective == "slot_attention"
+        require(competes or not self.video_slots, "video_slots", "objective slot_attention", "True")
         require(0.0 < self.mask_ratio < 1.0, "mask_ratio", "above 0 and below 1", self.mask_ratio)
         for name in ("mlp_ratio", "pixel_std"):
             require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
@@ -187,16 +192,19 @@ class IVCLConfig:
                 raise UserError(f"{name}: not a field of IVCLConfig, which has {', '.join(known)}")
         return cls(**fields)
 
-    def check_video(self, video: Tensor, frame_index: Tensor | None = None) -> None:
+    def check_video(
+        self, video: Tensor, frame_index: Tensor | None = None, any_length: bool = False
+    ) -> None:
         """Raise :class:`UserError` unless a model with this config accepts the video.
 
         ``video``: frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
         ``[B, T, N, 3*P*P]``. With ``frame_index`` (int64 ``[B, C, T]``, the frames of each of C
-        clips) a video may have any number of frames. Values are checked where
+        clips) or ``any_length`` a video may have any number of frames. Values are checked where
         :func:`can_read_values` allows it.
         """
         shape = list(video.shape[1:]) if isinstance(video, Tensor) else None
-        length = self.num_frames if frame_index is None or not shape else shape[0]
+        is_free = frame_index is not None or any_length
+        length = shape[0] if shape and is_free else self.num_frames
         frames = [length, 3, self.image_size, self.image_size]
         rows = [length, self.num_patches, self.patch_dim]
         is_float = shape == frames and video.is_floating_point()

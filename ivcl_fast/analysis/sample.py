@@ -29,11 +29,17 @@ class Sample:
     """The frames of each clip."""
 
     @classmethod
-    def of(cls, run: FinishedRun, split: str, count: int) -> Sample:
-        """Return the first ``count`` clips of a split."""
+    def of(cls, run: FinishedRun, split: str, count: int, most_frames: int | None = None) -> Sample:
+        """Return the first ``count`` clips of a split.
+
+        A clip has ``most_frames`` frames, or all frames of a shorter video; by default as many as
+        the model takes.
+        """
         clips = run.data.usable_clips(split, count)
         scenes = [run.data.scene(clip.name, run.data.num_frames(clip.media)) for clip in clips]
         length = run.config.model.num_frames
+        if most_frames is not None:
+            length = min(most_frames, *map(cater_frames.frame_count, scenes))
         ids = [frame_ids(cater_frames.frame_count(scene), length).tolist() for scene in scenes]
         clips = [replace(c, frames=tuple(i)) for c, i in zip(clips, ids, strict=True)]
         return cls(clips, scenes, ids)
@@ -46,7 +52,7 @@ class Sample:
         with Bar(what, len(self.clips), "clips") as bar:
             for start in range(0, len(self.clips), BATCH):
                 some = self.clips[start : start + BATCH]
-                rows = run.data.rows(some, run.config.model.num_frames).to(run.device)
+                rows = run.data.rows(some, len(self.ids[0])).to(run.device)
                 if len(rows) < len(some):  # streamed, not stored
                     raise UserError(
                         f"{run.data.dataset.root}: a video can no longer be decoded ({what})"

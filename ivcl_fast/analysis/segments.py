@@ -1,64 +1,227 @@
-"""Compare the segments of competing slots with the objects.
+"""Compare the segments of slots with the objects, also while objects are hidden.
 
-Shapes: M frames, P pixels.
+Shapes: T frames of a clip.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
 from ivcl_fast.analysis.sample import Sample
 from ivcl_fast.data.crop import Square, square_crop
-from ivcl_fast.data.synthetic.cater.write import spec_of
+from ivcl_fast.data.formats import cater_frames
+from ivcl_fast.data.formats.cater_labels import Scene
+from ivcl_fast.data.synthetic.cater.motion import LAST_FRAME
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, spec_of
+from ivcl_fast.evaluation import permanence, segmentation
 from ivcl_fast.evaluation.metrics import Score
+from ivcl_fast.evaluation.permanence import HiddenRun
+
+Values = dict[str, list[Tensor]]
+"""Values by column of a table, one tensor for each clip."""
+SegmentScores = dict[str, dict[str, dict[str, Score]]]
+"""Scores by table, row (model) and column."""
+
+OBJECTS, REIDENTIFICATION, HIDDEN = "objects in slots", "re-identification", "hidden positions"
+"""Tables."""
+FROZEN = "frozen at the last visible place"
+"""Baseline: a hidden object stays where it was last visible."""
+LENGTHS = {
+    "all": (0.0, np.inf),
+    "up to 30 frames": (0.0, 30.0),
+    "31 to 100 frames": (30.0, 100.0),
+    "over 100 frames": (100.0, np.inf),
+}
+"""Groups of occlusions by length in frames of CATER's timeline: above the first, up to the
+second."""
+KINDS = "occluded", "contained", "carried"
+"""Ways in which an object is hidden: behind others, in a cone, in a cone that slides."""
+MOST_CLIPS, MOST_FRAMES = 100, 38
 
 
 @torch.no_grad()
-def score_segments(run: FinishedRun, count: int, models: Models) -> dict[str, dict[str, Score]]:
-    """Return FG-ARI and ARI of the segments of slots and background, by model and metric.
+def score_segments(run: FinishedRun, count: int, models: Models) -> SegmentScores:
+    """Score the segments of slots, on the first evaluation clips of synthetic data.
 
-    FG-ARI is the adjusted Rand index over the pixels of objects; ARI is over all pixels, with the
-    floor as another object. Scores models that decode each slot, on frames of the first ``count``
-    evaluation clips of synthetic data, where masks of the objects are known.
+    Masks of the objects are rendered again. The segments of models that decode each slot are what
+    slots draw in evenly spaced frames of a video; those of other models are the patches to which
+    each slot attends most, in the frames that the model takes.
     """
-    decoders: dict[str, Any] = {n: model for n, model in models.items() if hasattr(model, "draw")}
     spec, split = spec_of(run.data.dataset.root), run.data.eval_split
-    if not decoders or spec is None or spec.camera == "none":
+    if spec is None or spec.camera == "none":
         return {}
-    sample, size = Sample.of(run, split, count), run.config.model.image_size
+    drawing: Models = {name: model for name, model in models.items() if hasattr(model, "draw")}
+    models, frames = (drawing, MOST_FRAMES) if drawing else (models, None)
+    sample, size = (
+        Sample.of(run, split, min(count, MOST_CLIPS), frames),
+        run.config.model.image_size,
+    )
+    slots = run.config.model.num_slots
     truth = zip(sample.scenes, sample.ids, strict=True)
-    found = {name: {"FG-ARI": list[Tensor](), "ARI": list[Tensor]()} for name in decoders}
+    names = list(models)
+    found = {table: {name: Values() for name in names} for table in (OBJECTS, REIDENTIFICATION)}
+    found[HIDDEN] = {name: Values() for name in [*names, FROZEN]}
     for rows in sample.batches(run, f"segments of {split}"):
         # The clips come first, so that zip does not take a scene too many.
         for clip, (scene, ids) in zip(rows.split(1), truth, strict=False):
-            masks = spec.object_masks(scene["image_index"], ids)
-            true = at_pixels(masks, size, run.config.data.crop).flatten(1)
+            true = Truth(spec, scene, ids, size, run.config.data.crop)
             with torch.autocast(run.device.type, torch.bfloat16, enabled=run.amp):
-                for name, model in decoders.items():
-                    segments = model.draw(clip)[1][0].argmax(dim=1).flatten(1).cpu()
-                    found[name]["FG-ARI"].append(adjusted_rand_index(segments, true))
-                    found[name]["ARI"].append(adjusted_rand_index(segments, true + 1))
+                segments = {name: segments_of(model, clip) for name, model in models.items()}
+            for name, of_model in segments.items():
+                add(found[OBJECTS][name], agreement(of_model, true.masks))
+                owners = true.owners(of_model, slots)
+                add(found[REIDENTIFICATION][name], reidentified(owners, true))
+                boxes = permanence.segment_boxes(of_model, slots)
+                held = [permanence.held_boxes(boxes, owners, hidden) for hidden in true.hidden]
+                add(found[HIDDEN][name], hidden_positions(held, true))
+            add(found[HIDDEN][FROZEN], hidden_positions(true.frozen(), true))
+    chance = {OBJECTS: 0.0, REIDENTIFICATION: 1 / slots, HIDDEN: 0.0}
     return {
-        name: {metric: mean_of_clips(of_clips) for metric, of_clips in of_model.items()}
-        for name, of_model in found.items()
+        table: {name: means(values, chance[table]) for name, values in of_table.items()}
+        for table, of_table in found.items()
     }
 
 
-def mean_of_clips(of_clips: list[Tensor]) -> Score:
-    """Return the mean over frames with a score, with an interval that resamples whole clips."""
-    number = torch.arange(len(of_clips)).repeat_interleave(len(of_clips[0]))
-    ari = torch.cat(of_clips)
-    return Score.mean(ari[~ari.isnan()], 0.0, groups=number[~ari.isnan()])
+class Truth:
+    """The objects in frames of a synthetic clip, in pixels of the model's input."""
+
+    def __init__(
+        self, spec: SyntheticCater, scene: Scene, ids: Sequence[int], size: int, crop: Square
+    ) -> None:
+        self.ids, self.size = ids, size
+        self.step = LAST_FRAME / (cater_frames.frame_count(scene) - 1)
+        """Frames of CATER's timeline from one frame of the video to the next."""
+        number, count = scene["image_index"], len(scene["objects"])
+        self.masks = at_pixels(spec.object_masks(number, ids), size, crop)
+        """int64 ``[T, size, size]``: the visible object in each pixel, -1 for none."""
+        pixels = torch.stack([(self.masks == i).flatten(1).sum(1) for i in range(count)], dim=1)
+        self.visible = pixels >= permanence.SEEN
+        """bool ``[T, O]``."""
+        self.unseen = pixels == 0
+        """bool ``[T, O]``: where the position of a hidden object is asked for."""
+        self.hidden = permanence.hidden_runs(self.visible)
+        self.boxes: dict[int, Tensor] = {}
+        """Boxes of the objects that are ever hidden, ``[T, 4]`` each, as if nothing hid them."""
+        for i in {run.object for run in self.hidden}:
+            alone = at_pixels(spec.object_masks(number, ids, alone=i), size, crop)
+            self.boxes[i] = permanence.segment_boxes((alone == i).long() - 1, 1)[:, 0]
+        inside = [cater_frames.contained(scene, i) for i in ids]
+        moved = [cater_frames.carried(scene, i) for i in ids]
+        names = [o["instance"] for o in scene["objects"]]
+        self.kinds = [
+            [KINDS[(name in in_cone) + (name in in_moving)] for name in names]
+            for in_cone, in_moving in zip(inside, moved, strict=True)
+        ]
+        """How each object is hidden, if it is, by frame and object."""
+
+    def owners(self, found: Tensor, slots: int) -> Tensor:
+        """Return the slot that owns each object ``[T, O]``, given segments ``[T, size, size]``."""
+        shared = segmentation.shared_pixels(
+            found.flatten(1), self.masks.flatten(1), slots + 1, self.visible.shape[1]
+        )
+        return permanence.owner_slots(shared[:, 1:], slots).masked_fill(~self.visible, -1)
+
+    def frozen(self) -> list[Tensor]:
+        """Return the box in which each hidden object was last visible, in each frame of its run."""
+        return [
+            self.boxes[run.object][[run.first - 1]].expand(run.last - run.first + 1, -1)
+            for run in self.hidden
+        ]
+
+    def length(self, run: HiddenRun) -> float:
+        """Return the length of a run before the object reappears, in frames of CATER's timeline."""
+        assert run.reappears is not None
+        return (self.ids[run.reappears] - self.ids[run.first]) * self.step
+
+
+def segments_of(model: Any, clip: Tensor) -> Tensor:
+    """Return the segment of each pixel of a clip: int64 ``[T, size, size]``, on the CPU.
+
+    Segments are slots and, after them, a background.
+    """
+    if hasattr(model, "draw"):
+        return model.draw(clip)[1][0].argmax(dim=1).cpu()
+    patches = slot_attention(model, clip)[0].argmax(dim=1).cpu()  # [T, N]
+    grid, patch = model.cfg.grid, model.cfg.patch_size
+    image = patches.unflatten(1, (grid, grid))
+    return image.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
+
+
+def agreement(found: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """Return the agreement of segments with objects ``[T, h, w]``, by frame and for the video."""
+    scores = {}
+    for prefix, pictures in (("", len(found)), ("video ", 1)):
+        segments, objects = found.reshape(pictures, -1), true.reshape(pictures, -1)
+        scores[f"{prefix}FG-ARI"] = segmentation.adjusted_rand_index(segments, objects)
+        scores[f"{prefix}ARI"] = segmentation.adjusted_rand_index(segments, objects + 1)
+        scores[f"{prefix}mBO"] = segmentation.mean_best_overlap(segments, objects)
+    return scores
+
+
+def reidentified(owners: Tensor, true: Truth) -> dict[str, Tensor]:
+    """Return whether each object that reappears has its slot again, by length of the occlusion."""
+    runs = [run for run in true.hidden if run.reappears is not None]
+    same = [permanence.is_reidentified(owners, true.visible, run) for run in runs]
+    return {
+        name: torch.tensor(
+            [s for s, run in zip(same, runs, strict=True) if low < true.length(run) <= high]
+        ).double()
+        for name, (low, high) in LENGTHS.items()
+    }
+
+
+def hidden_positions(boxes: Iterable[Tensor], true: Truth) -> dict[str, Tensor]:
+    """Return precision and distance of boxes in hidden frames, by the way objects are hidden.
+
+    ``boxes``: ``[n, 4]`` for each of the hidden runs.
+    """
+    rows: list[tuple[str, Tensor, Tensor]] = []
+    for run, found in zip(true.hidden, boxes, strict=True):
+        frames = range(run.first, run.last + 1)
+        real = true.boxes[run.object][run.first : run.last + 1]
+        precision = permanence.average_precision(permanence.box_overlap(found, real))
+        distance = permanence.centre_distance(found, real, true.size)
+        kinds = [true.kinds[frame][run.object] for frame in frames]
+        unseen = true.unseen[run.first : run.last + 1, run.object].tolist()
+        rows += compress(zip(kinds, precision, distance, strict=True), unseen)
+    return {
+        f"{metric}, {kind}": torch.tensor([row[i] for row in rows if row[0] == kind]).double()
+        for i, metric in ((1, "mAP"), (2, "distance"))
+        for kind in KINDS
+    }
+
+
+def add(values: Values, of_clip: dict[str, Tensor]) -> None:
+    for column, found in of_clip.items():
+        values.setdefault(column, []).append(found)
+
+
+def means(values: Values, chance: float) -> dict[str, Score]:
+    """Return the mean of each column, with an interval that resamples whole clips.
+
+    Columns without a value are left out.
+    """
+    scores = {}
+    for column, of_clips in values.items():
+        clip = torch.cat([torch.full((len(v),), i) for i, v in enumerate(of_clips)])
+        every = torch.cat(of_clips)
+        known = ~every.isnan()
+        if known.any():
+            percent = column.startswith("mAP") or column in LENGTHS
+            scores[column] = Score.mean(every[known], chance, percent, groups=clip[known])
+    return scores
 
 
 def at_pixels(masks: np.ndarray, size: int, square: Square) -> Tensor:
-    """Resize masks of frames, ``[M, height, width]``, to the models' input: ``[M, size, size]``.
+    """Resize masks of frames, ``[T, height, width]``, to the models' input: ``[T, size, size]``.
 
     A pixel takes the value at its centre. ``square``: the crop that models see.
     """
@@ -67,32 +230,3 @@ def at_pixels(masks: np.ndarray, size: int, square: Square) -> Tensor:
     row = (shape[0] * (top + at) / height).astype(np.intp)
     column = (shape[1] * (left + at) / width).astype(np.intp)
     return torch.from_numpy(masks[:, row[:, None], column])
-
-
-def adjusted_rand_index(found: Tensor, true: Tensor) -> Tensor:
-    """Return the adjusted Rand index of segments over the pixels of objects.
-
-    It is 1 if the segments are exactly the objects, and 0 on average for random segments (Hubert
-    and Arabie, 1985). Without the floor it is the FG-ARI of "Multi-Object Representation Learning
-    with Iterative Variational Inference" (Greff et al., 2019).
-
-    Args:
-        found: int64 ``[M, P]``, the segment of each pixel, from 0.
-        true: int64 ``[M, P]``, the object of each pixel, from 0; -1 for none.
-
-    Returns:
-        float64 ``[M]``; NaN for frames with fewer than two objects in view.
-    """
-    objects = F.one_hot(true + 1)[..., 1:].double()  # drop pixels without an object
-    counts = objects.mT @ F.one_hot(found).double()  # [M, objects, segments]
-    pairs, true_pairs, found_pairs, all_pairs = (
-        (n * (n - 1) / 2).flatten(1).sum(dim=1)
-        for n in (counts, counts.sum(dim=2), counts.sum(dim=1), counts.sum(dim=(1, 2))[:, None])
-    )
-    by_chance = true_pairs * found_pairs / all_pairs
-    ari = (pairs - by_chance) / ((true_pairs + found_pairs) / 2 - by_chance)
-    ari = torch.where(
-        (pairs == true_pairs) & (pairs == found_pairs), 1.0, ari
-    )  # also without pairs
-    in_view = (counts.sum(dim=2) > 0).sum(dim=1)
-    return torch.where(in_view > 1, ari, torch.nan)

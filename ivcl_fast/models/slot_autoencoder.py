@@ -4,7 +4,11 @@ The encoder sees each frame unmasked and separately. A frame is decoded from its
 background shared by all frames. Each slot only has to explain a part of the frame, so that slots
 learn to represent one object each without labels (Locatello et al., NeurIPS 2020, whose slots also
 decode the background). :class:`~ivcl_fast.reference.IVCLClassifier` then starts from the encoder.
-Shapes are written as in :mod:`~ivcl_fast.reference`.
+
+With ``video_slots``, the slots of a frame start from those of the frame before, and a contrastive
+loss makes a slot resemble itself in the next frame more than any other ("Temporally Consistent
+Object-Centric Learning by Contrasting Slots", Manasyan et al., CVPR 2025). Shapes are written as in
+:mod:`~ivcl_fast.reference`.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from ivcl_fast.models.reference import (
     as_pixels,
     grid_positions,
     init_linears,
-    patch_rows,
+    patchify,
     unpatchify,
 )
 
@@ -34,6 +38,9 @@ BACKGROUND_WEIGHT = 0.1
 """Weight of the background's absolute error, which makes it the median of the frames, without the
 traces of moving objects that a mean has."""
 
+CONTRAST_WEIGHT, TEMPERATURE = 0.01, 0.1
+"""Weight and temperature of the contrastive loss of ``video_slots``."""
+
 
 class Drawn(NamedTuple):
     """Output of :class:`SlotAutoencoder`."""
@@ -41,7 +48,7 @@ class Drawn(NamedTuple):
     loss: Tensor
     """Float32 scalar: mean squared error over all pixels of all frames, plus a tenth of the
     share-weighted variance of the mixed colours, plus a tenth of the background's mean absolute
-    error."""
+    error; with ``video_slots`` also a hundredth of :func:`slot_contrast`."""
     pred: Tensor
     """``[B, T, N, 3*P*P]``, the decoded frames: (pixels - pixel_mean) / pixel_std."""
     shares: Tensor
@@ -93,6 +100,18 @@ class MixtureDecoder(nn.Module):
         return Drawn(loss, frames.flatten(-2), shares)
 
 
+def slot_contrast(slots: Tensor) -> Tensor:
+    """Contrastive loss (InfoNCE) of slots ``[B, T, S, D]`` of neighbouring frames, a scalar.
+
+    For each slot, all slots of all clips in the next frame are candidates; the true one has the
+    same number.
+    """
+    x = F.normalize(slots.float(), dim=-1).transpose(0, 1).flatten(1, 2)  # [T, B*S, D]
+    logits = (x[:-1] @ x[1:].mT).float() / TEMPERATURE  # [T-1, B*S, B*S]
+    own = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
+    return F.cross_entropy(logits.flatten(0, 1), own.flatten())
+
+
 class SlotAutoencoder(nn.Module):
     """The pretraining model of ``objective="slot_attention"``: encoder, mixture decoder and loss.
 
@@ -108,16 +127,23 @@ class SlotAutoencoder(nn.Module):
         init_linears(self)
 
     def forward(self, video: Tensor) -> Drawn:
-        """Decode every frame of a video (see :class:`~ivcl_fast.reference.IVCL`)."""
-        rows = patch_rows(video, self.cfg)
+        """Decode every frame of a video (see :class:`~ivcl_fast.reference.IVCL`) of any length."""
+        rows = self.rows(video)
         slots = self.encoder.slots(rows)
         true = (as_pixels(rows) - self.cfg.pixel_mean) / self.cfg.pixel_std
         loss, *drawn = self.decoder(slots.flatten(0, 1), true.flatten(0, 1))
+        if self.cfg.video_slots and slots.shape[1] > 1:
+            loss = loss + CONTRAST_WEIGHT * slot_contrast(slots)
         return Drawn(loss, *(x.unflatten(0, slots.shape[:2]) for x in drawn))
+
+    def rows(self, video: Tensor) -> Tensor:
+        """Patch rows ``[B, T, N, 3*P*P]`` of a video with any number of frames."""
+        self.cfg.check_video(video, any_length=True)
+        return video if video.ndim == 4 else patchify(video, self.cfg.patch_size)
 
     def encode(self, video: Tensor) -> Tensor:
         """Slots of every frame ``[B, T, S, D]``."""
-        return self.encoder.slots(patch_rows(video, self.cfg))
+        return self.encoder.slots(self.rows(video))
 
     @torch.no_grad()
     def draw(self, video: Tensor) -> tuple[Tensor, Tensor]:

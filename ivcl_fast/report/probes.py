@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ivcl_fast.analysis.cater_probes import GUESS, PROBES, Scores
+from ivcl_fast.analysis.segments import SegmentScores
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.files import write_json, write_text
@@ -21,10 +22,20 @@ ABOUT = (
     "the pretrained model's."
 )
 ABOUT_SEGMENTS = (
-    "Agreement between the segments of slots and background and the objects. FG-ARI is the "
-    "adjusted Rand index over the pixels of objects: 1 for a perfect match, 0 on average for "
-    "random segments. ARI is over all pixels, with the floor as another object. Frames with fewer "
-    "than two visible objects are left out."
+    "Segments are the pixels in which a slot, or the background, has the largest share; for models "
+    "that do not decode slots, the patches to which each slot attends most. *FG-ARI*: adjusted "
+    "Rand index over the pixels of objects, 1 for a perfect match and 0 on average for random "
+    "segments. *ARI*: over all pixels, with the floor as another object. Frames with fewer than "
+    "two visible objects are left out. *mBO*: intersection over union of each object with its best "
+    "segment, averaged over objects. *Video*: all frames as one picture, so that an object must "
+    "keep its segment. A slot owns an object if it draws more of it than any other segment does, "
+    "and more of it than of any other object. *Re-identification*: the fraction of occlusions "
+    "after which an object has the same owner as before, by length in frames of CATER's timeline "
+    "of 301; chance is a random slot. *Hidden positions*: the box of what the last owner draws in "
+    "frames in which no pixel of its object is visible (behind others: *occluded*; in a cone: "
+    "*contained*; in a cone that slides: *carried*), and its true box. *mAP*: fraction of "
+    "frames in which their intersection over union exceeds a threshold, averaged over the "
+    "thresholds 0.1 to 0.3; *distance* is between their centres, in widths of the picture."
 )
 
 
@@ -40,23 +51,33 @@ def probe_table(groups: dict[str, dict[str, Score]]) -> Table:
     return Table(["features", *(f"frames: {group}" for group in groups)], [*rows, chance])
 
 
+def segment_table(rows: dict[str, dict[str, Score]]) -> Table:
+    """Return a table with a row per model and a column per measure, without empty columns."""
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    cells = [
+        [name, *(str(row.get(column, "")) for column in columns)] for name, row in rows.items()
+    ]
+    return Table(["model", *columns], cells)
+
+
 def write(
     folder: Path,
     run_name: str,
     about_run: str,
     scores: Scores,
     clips: tuple[int, int],
-    segments: dict[str, dict[str, Score]],
+    segments: SegmentScores,
 ) -> None:
     """Write ``probes.md`` and ``probes.json`` to ``folder``; print the tables.
 
     ``about_run``: description of the models; ``clips``: numbers of clips for fitting and scoring;
-    ``segments``: scores of the slots' segments, by model and metric.
+    ``segments``: scores of the slots' segments.
     """
     folder.mkdir(parents=True, exist_ok=True)
     json = {name: scores_as_json(groups) for name, groups in scores.items()}
     head = {"about": about_run, "train_clips": clips[0], "eval_clips": clips[1]}
-    head |= {"segments": scores_as_json(segments)} if segments else {}
+    if segments:
+        head["segments"] = {table: scores_as_json(of) for table, of in segments.items()}
     write_json(folder / "probes.json", head | {"scores": json})
     parts = [
         f"# Linear probes of the slots of {run_name}",
@@ -68,10 +89,7 @@ def write(
         f"{name} ({PROBES[name].target.metric})": probe_table(groups)
         for name, groups in scores.items()
     }
-    if segments:
-        metrics = next(iter(segments.values()))
-        rows = [[name, *map(str, of_model.values())] for name, of_model in segments.items()]
-        tables["objects in slots"] = Table(["model", *metrics], rows)
+    tables |= {name: segment_table(rows) for name, rows in segments.items()}
     for title, table in tables.items():
         table.print(f"{title}, 95 % intervals in brackets")
         parts += [f"## {title}", str(table)]

@@ -61,6 +61,19 @@ def contained(scene: Scene, frame: int) -> set[str]:
     return set(containers_at_end({"movements": movements_until(scene, frame)}))
 
 
+def carried(scene: Scene, frame: int) -> set[str]:
+    """Return the instances of the objects inside a cone that slides in this frame."""
+    around = containers_at_end({"movements": movements_until(scene, frame)})
+    found = set()
+    for instance in around:
+        cone = instance
+        while cone in around:
+            cone = around[cone]
+        if any(m[0] == "_slide" and m[2] < frame <= m[3] for m in scene["movements"][cone]):
+            found.add(instance)
+    return found
+
+
 def movements_until(scene: Scene, frame: int) -> dict[str, list[list[Any]]]:
     """Return the movements that began before this frame, as if the scene ended there.
 

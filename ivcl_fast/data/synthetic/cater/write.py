@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -150,18 +150,25 @@ class SyntheticCater(DrawnSpec):
         path = draw_camera_path(self.seed, number, self.camera == "moving")
         return path if len(path) == 1 else path[frame_times(frames)]
 
-    def object_masks(self, number: int, frames: Sequence[int]) -> np.ndarray:
+    def object_masks(
+        self, number: int, frames: Sequence[int], alone: int | None = None
+    ) -> np.ndarray:
         """Render the object masks of some frames of a video, which the data set does not store.
 
-        Returns int64 ``[frames, height, width]``: the object's number in the scene, -1 for the
-        floor.
+        ``alone``: the only object to render, so that nothing hides it. Returns int64
+        ``[frames, height, width]``: the object's number in the scene, -1 for the floor.
         """
         form = _FORMATS[self.size]
         scene = self.video(number).scene(frame_times(form.frames)[list(frames)])
+        if alone is not None:
+            places, rotations = (x[:, [alone]] for x in (scene.locations, scene.rotations))
+            things = (scene.things[alone],)
+            scene = replace(scene, things=things, locations=places, rotations=rotations)
         every, size = range(len(frames)), (form.width, form.height)
         segments = render(scene, every, *size, pictures=False, segments=True).segments
         assert segments is not None
-        return segments.astype(np.int64)
+        masks = segments.astype(np.int64)
+        return masks if alone is None else np.where(masks == 0, alone, masks)
 
     def item_files(self, number: int, media: bool) -> tuple[str, ...]:
         return (scene_name(number), *(f"videos/{video_name(number)}",) * media)

@@ -1,0 +1,120 @@
+"""Owners, re-identification and hidden positions: cases by hand, and against plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ivcl_fast.evaluation import permanence
+from ivcl_fast.evaluation.permanence import HiddenRun
+from ivcl_fast.evaluation.segmentation import shared_pixels
+
+NAN = float("nan")
+
+
+def test_hidden_runs_begin_after_an_object_was_seen() -> None:
+    visible = torch.tensor([[0, 1, 0, 0, 1, 0], [0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0]]).bool().T
+    assert permanence.hidden_runs(visible) == [
+        HiddenRun(0, 2, 3, 4), HiddenRun(0, 5, 5, None),
+        HiddenRun(2, 1, 1, 2), HiddenRun(2, 3, 5, None),
+    ]  # fmt: skip
+
+
+def test_a_slot_owns_one_object_that_is_mostly_its_own() -> None:
+    shared = torch.tensor(
+        [
+            [[5, 1, 0], [0, 6, 1]],  # one each
+            [[5, 0, 0], [6, 0, 1]],  # slot 0 draws both: it owns the larger part
+            [[1, 0, 7], [0, 2, 1]],  # the background has object 0
+            [[0, 0, 0], [0, 0, 3]],  # object 0 is hidden
+        ]
+    ).double()
+    owners = permanence.owner_slots(shared, slots=2)
+    assert owners.tolist() == [[0, 1], [-1, 0], [-1, 1], [-1, -1]]
+
+
+def test_reidentification_compares_the_nearest_owners() -> None:
+    visible = torch.tensor([1, 1, 0, 1, 1, 0, 0, 1, 0]).bool()[:, None]
+    runs = permanence.hidden_runs(visible)
+    for owners, expected in (
+        ([3, 2, -1, 2, 2, -1, -1, 1, -1], [True, False]),
+        ([2, -1, -1, -1, 2, -1, -1, -1, 2], [True, False]),  # not later than the next occlusion
+        ([-1, -1, -1, 2, 2, -1, -1, 2, -1], [False, True]),
+    ):
+        slots = torch.tensor(owners)[:, None]
+        same = [permanence.is_reidentified(slots, visible, run) for run in runs[:2]]
+        assert same == expected
+
+
+def test_reidentification_of_random_owners_is_that_of_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    visible, owners = rng.random((60, 8)) < 0.6, rng.integers(-1, 3, (60, 8))
+    owners[~visible] = -1
+    expected = []
+    for seen, slots in zip(visible.T, owners.T, strict=True):
+        text = "".join(
+            "." if s and o < 0 else str(o) if s else " " for s, o in zip(seen, slots, strict=True)
+        )
+        for place, character in enumerate(text):
+            if character != " " and text[place - 1 : place] == " " and text[:place].strip():
+                before = text[:place].replace(" ", "").replace(".", "")[-1:]
+                after = text[place:].partition(" ")[0].replace(".", "")[:1]
+                expected.append(before != "" and before == after)
+    seen = torch.tensor(visible)
+    found = [
+        permanence.is_reidentified(torch.tensor(owners), seen, run)
+        for run in permanence.hidden_runs(seen)
+        if run.reappears is not None
+    ]
+    assert found == expected and 0 < sum(found) < len(found)
+
+
+def test_boxes_of_segments() -> None:
+    found = torch.full((2, 4, 5), -1)
+    found[0, 1:3, 2:5], found[1, 0, 0], found[1, 3, 1] = 1, 0, 0
+    boxes = permanence.segment_boxes(found, 2)
+    torch.testing.assert_close(
+        boxes,
+        torch.tensor([[[NAN] * 4, [2, 1, 5, 3]], [[0, 0, 2, 4], [NAN] * 4]]).double(),
+        equal_nan=True,
+    )
+
+
+def test_a_slot_that_draws_nothing_is_where_it_was() -> None:
+    boxes = torch.full((5, 2, 4), NAN)
+    boxes[:, 1] = 9
+    boxes[0, 0], boxes[2, 0] = 1, 2
+    owners = torch.tensor([[0], [-1], [-1], [-1], [-1]])
+    held = permanence.held_boxes(boxes, owners, HiddenRun(0, 1, 4, None))
+    assert held[:, 0].tolist() == [1, 2, 2, 2]
+    nobody = torch.full((5, 1), -1)
+    assert permanence.held_boxes(boxes, nobody, HiddenRun(0, 1, 4, None)).isnan().all()
+
+
+def test_overlap_of_boxes_is_that_of_their_pixels() -> None:
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.integers(0, 12, (2, 50, 2, 2)), axis=2)
+    corners[:, :, 1] += 1
+    ours = permanence.box_overlap(*torch.tensor(corners.reshape(2, 50, 4)).double())
+    for overlap, pair in zip(ours, corners.swapaxes(0, 1), strict=True):
+        masks = np.zeros((2, 13, 13), bool)
+        for mask, ((left, top), (right, bottom)) in zip(masks, pair, strict=True):
+            mask[top:bottom, left:right] = True
+        expected = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+        assert overlap.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_precision_and_distance_by_hand() -> None:
+    overlap = torch.tensor([0.0, 0.1, 0.22, 0.9]).double()
+    assert permanence.average_precision(overlap).tolist() == pytest.approx([0, 0, 0.6, 1])
+    found = torch.tensor([[0, 0, 2, 2], [NAN] * 4]).double()
+    true = torch.tensor([[3, 4, 5, 6], [4, 4, 6, 8]]).double()
+    assert permanence.centre_distance(found, true, 10).tolist() == pytest.approx([0.5, 0.1])
+    assert permanence.box_overlap(found, true).tolist() == [0, 0]
+
+
+def test_one_slot_for_everything_owns_only_the_largest_object() -> None:
+    true = torch.tensor([[0, 0, 0, 1, 1, -1]])
+    shared = shared_pixels(torch.zeros_like(true), true, segments=3, objects=2)[:, 1:]
+    assert permanence.owner_slots(shared, slots=2).tolist() == [[0, -1]]
