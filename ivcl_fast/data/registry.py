@@ -91,10 +91,10 @@ def _something_else() -> DatasetFormat:
 
 
 def _custom(module: str, name: str, **how: Any) -> DatasetFormat:
-    """Make a format for your own videos from a class in a module of ``formats.custom``."""
+    """Make a format for videos with one label each, or none, from a class of ``formats``."""
     from ivcl_fast.data.formats.custom.labelled import TASK
 
-    open = getattr(import_module(f"ivcl_fast.data.formats.custom.{module}"), name)
+    open = getattr(import_module(f"ivcl_fast.data.formats.{module}"), name)
     how = {"options": ("val_fraction",)} | how
     return DatasetFormat(open, (TASK,), parts=True, mirror=True, **how)
 
@@ -129,12 +129,14 @@ _FORMATS: dict[str, Callable[[], DatasetFormat]] = {
     "cater": _cater,
     "acre": _acre,
     "something-else": _something_else,
-    "videos": partial(_custom, "video_folder", "VideoFolder"),
-    "csv": partial(_custom, "video_list", "VideoList", place="FILE"),
-    "webdataset": partial(_custom, "webdataset", "WebDataset", place="PATTERN"),
+    "la-cater": partial(_custom, "la_cater", "LaCater"),
+    "davis": partial(_custom, "davis", "Davis"),
+    "videos": partial(_custom, "custom.video_folder", "VideoFolder"),
+    "csv": partial(_custom, "custom.video_list", "VideoList", place="FILE"),
+    "webdataset": partial(_custom, "custom.webdataset", "WebDataset", place="PATTERN"),
     "hf": partial(
         _custom,
-        "hugging_face",
+        "custom.hugging_face",
         "HuggingFaceVideos",
         place="NAME_OR_DIR",
         options=("val_fraction", "data_dir"),
