@@ -40,6 +40,8 @@ SIZES = (
 """Config fields that must be equal in both models."""
 OWN_ENCODER = "joint", "slot_attention"
 """Objectives with a different encoder, which finetuning must share."""
+PREDICTOR = "encoder.slot_attention.predictor.norm1.weight"
+"""A key of encoders with ``video_slots``."""
 
 
 def check_source(source: str) -> None:
@@ -112,6 +114,8 @@ def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str
         return "its slots compete for patches (objective slot_attention), and this model's do not"
     if competition in own and competition not in weights:
         return "its slots do not compete for patches, this model's do (objective slot_attention)"
+    if competition in own and (PREDICTOR in own) != (PREDICTOR in weights):
+        return "only one of the two models has video_slots"
     for part in ("encoder", "temporal"):
         there, here = (
             len({key.split(".")[2] for key in keys if key.startswith(f"{part}.blocks.")})
@@ -153,7 +157,9 @@ def default_sizes(source: str) -> tuple[str | None, dict[str, Any]]:
     known = description(source)
     theirs, record = known.get("cfg", {}), known.get("training")
     preset = str(record.get("preset")) if isinstance(record, dict) else ""
-    names = *SIZES, "image_size", *(["objective"] if theirs.get("objective") in OWN_ENCODER else [])
+    names = [*SIZES, "image_size"]
+    if theirs.get("objective") in OWN_ENCODER:
+        names += "objective", "video_slots"
     sizes = {name: theirs[name] for name in names if name in theirs}
     return preset if preset in PRESETS else None, sizes
 

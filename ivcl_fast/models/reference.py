@@ -194,7 +194,8 @@ class Encoder(Transformer):
         scale = 0.5 if self.competing else 0.02  # competing slots must differ initially
         self.slot_tokens = nn.Parameter(scale * torch.randn(1, cfg.num_slots, cfg.embed_dim))
         if self.competing:
-            self.slot_attention = SlotAttention(cfg.embed_dim)
+            block = Block(cfg.embed_dim, cfg.num_heads, cfg.mlp_ratio) if cfg.video_slots else None
+            self.slot_attention = SlotAttention(cfg.embed_dim, predictor=block)
         if self.joint:
             self.time_embed = nn.Parameter(sincos_positions(cfg.num_frames, cfg.embed_dim))
 

@@ -1,15 +1,20 @@
 """Slot attention in plain PyTorch: slots compete for a frame's patches.
 
-"Object-Centric Learning with Slot Attention" (Locatello et al., NeurIPS 2020). Shapes are written
-as in :mod:`~ivcl_fast.reference`, whose encoder uses this; it imports nothing of the package.
+"Object-Centric Learning with Slot Attention" (Locatello et al., NeurIPS 2020). In videos, the slots
+of a frame may start from those of the frame before, as in "Conditional Object-Centric Learning from
+Video" (SAVi; Kipf et al., ICLR 2022). Shapes are written as in :mod:`~ivcl_fast.reference`, whose
+encoder uses this; it imports nothing of the package.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROUNDS = 3
+ROUNDS, LATER_ROUNDS = 3, 1
+"""Rounds of attention in a frame, and in later frames of a video if slots go on from frame to
+frame."""
 SHARE_EPS = 1e-6
 """Added to each share, so that the mean is defined for a slot without patches."""
 
@@ -37,10 +42,15 @@ class LayerNorm(nn.LayerNorm):
 
 
 class SlotAttention(nn.Module):
-    """Iterative attention in which slots compete for patches."""
+    """Iterative attention in which slots compete for patches.
 
-    def __init__(self, dim: int) -> None:
+    With a ``predictor``, which maps slots to slots, the slots of a frame start from its prediction
+    for those of the frame before; otherwise all frames start from the same slots.
+    """
+
+    def __init__(self, dim: int, predictor: nn.Module | None = None) -> None:
         super().__init__()
+        self.predictor = predictor
         self.features = nn.Sequential(
             nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), LayerNorm(dim)
         )
@@ -55,18 +65,34 @@ class SlotAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, slots: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Map initial slots ``[1, S, D]`` and patches ``[..., N, D]`` to slots ``[..., S, D]``.
+        """Map initial slots ``[1, S, D]`` and patches ``[B, T, N, D]`` to slots ``[B, T, S, D]``.
 
-        Also returns the final share of each slot in each patch, ``[..., S, N]``, which sum to 1
+        Also returns the final share of each slot in each patch, ``[B, T, S, N]``, which sum to 1
         over slots.
         """
         x = self.features(patches)
         key, value = self.key(x) * x.shape[-1] ** -0.5, self.value(x)
-        slots = slots.expand(*x.shape[:-2], -1, -1)
-        for _ in range(ROUNDS):
+        if self.predictor is None:
+            slots = slots.expand(*x.shape[:-2], -1, -1)
+            slots, share = self.compete(slots, key, value, ROUNDS)
+            return self.norm(slots), share
+        slots, frames = slots.expand(len(x), -1, -1), []
+        for frame in range(x.shape[1]):
+            rounds = LATER_ROUNDS if frame else ROUNDS
+            slots, share = self.compete(slots, key[:, frame], value[:, frame], rounds)
+            frames.append((slots, share))
+            slots = self.predictor(slots)
+        slots, share = (torch.stack(of_frames, dim=1) for of_frames in zip(*frames, strict=True))
+        return self.norm(slots), share
+
+    def compete(
+        self, slots: Tensor, key: Tensor, value: Tensor, rounds: int
+    ) -> tuple[Tensor, Tensor]:
+        """Update slots ``[..., S, D]`` by the patches' keys and values ``[..., N, D]``."""
+        for _ in range(rounds):
             share = (self.query(slots) @ key.mT).softmax(dim=-2)  # over the slots, not the patches
             weight = share + SHARE_EPS
             seen = (weight / weight.sum(dim=-1, keepdim=True)).to(value.dtype) @ value
             updated = self.update(seen, slots)
             slots = updated + self.mlp(updated)
-        return self.norm(slots), share
+        return slots, share

@@ -71,7 +71,7 @@ def test_segments_are_compared_with_the_objects_of_their_frames(
     held = SimpleNamespace(
         dataset=dataset,
         eval_split="val",
-        usable_clips=lambda split: clips,
+        usable_clips=lambda split, count: clips[:count],
         num_frames=lambda media: 38,
         scene=lambda name, frames: dataset.scene(name, frames),
         rows=lambda some, length: torch.tensor(

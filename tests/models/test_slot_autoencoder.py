@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import ivcl_fast
@@ -17,6 +19,7 @@ from tests.models.test_model import SIZES, video
 from tests.support.marks import needs_kernels
 
 CFG = IVCLConfig.preset("tiny", **SIZES | {"num_slots": 4}, objective="slot_attention")
+VIDEO = dataclasses.replace(CFG, video_slots=True)
 PACKAGES = pytest.mark.parametrize("package", [slot_autoencoder, ivcl_fast])
 
 
@@ -57,13 +60,67 @@ def test_slots_differ_by_their_first_values_alone(package):
 
 
 @PACKAGES
-def test_frames_are_seen_one_by_one(package):
-    model, frames = package.SlotAutoencoder(CFG), video()
+@pytest.mark.parametrize("cfg", [CFG, VIDEO])
+def test_what_slots_know_of_other_frames(package, cfg):
+    """Nothing if frames are separate; in a video, slots of later frames depend on earlier ones."""
+    model, frames = package.SlotAutoencoder(cfg), video()
     other = frames.clone()
     other[:, 1] = 255 - other[:, 1]
     before, after = model.encode(frames), model.encode(other)
-    torch.testing.assert_close(before[:, [0, 2]], after[:, [0, 2]])
-    assert not torch.allclose(before[:, 1], after[:, 1], atol=1e-3)
+    changed = [not torch.allclose(before[:, t], after[:, t], atol=1e-4) for t in range(3)]
+    assert changed == [False, True, cfg.video_slots]
+
+
+@PACKAGES
+def test_slots_of_a_video_start_from_the_prediction_for_the_frame_before(package):
+    torch.manual_seed(0)
+    model = package.SlotAutoencoder(VIDEO).eval()
+    part, patches = model.encoder.slot_attention, torch.randn(2, 4, 16, 32)
+    slots, shares = part(model.encoder.slot_tokens, patches)
+    state, expected = model.encoder.slot_tokens.expand(2, -1, -1), []
+    for frame in range(4):
+        x = part.features(patches[:, frame])
+        for _ in range(1 if frame else 3):
+            share = (part.query(state) @ part.key(x).mT / 32**0.5).softmax(dim=1)
+            weight = share + 1e-6
+            seen = weight / weight.sum(dim=2, keepdim=True) @ part.value(x)
+            state = part.update(seen, state)
+            state = state + part.mlp(state)
+        expected.append((part.norm(state), share))
+        state = part.predictor(state)
+    for ours, theirs in zip((slots, shares), zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(ours, torch.stack(theirs, dim=1), atol=1e-5, rtol=1e-5)
+
+
+@PACKAGES
+@pytest.mark.parametrize("cfg", [CFG, VIDEO])
+def test_videos_may_have_any_number_of_frames(package, cfg):
+    model, frames = package.SlotAutoencoder(cfg).eval(), video()
+    long = torch.cat([frames, frames], dim=1)
+    assert model(long).pred.shape == (2, 6, 16, 48) and model.draw(long)[1].shape[1] == 6
+    torch.testing.assert_close(model.encode(long)[:, :3], model.encode(frames))
+    torch.testing.assert_close(model.encode(frames[:, :1]), model.encode(frames)[:, :1])
+    assert model(frames[:, :1]).loss.isfinite()
+
+
+def test_slots_are_contrasted_with_all_slots_of_the_next_frame():
+    torch.manual_seed(0)
+    slots = torch.randn(2, 3, 4, 8)
+    losses = []
+    for clip, frame, slot in itertools.product(range(2), range(2), range(4)):
+        alike = [
+            [F.cosine_similarity(slots[clip, frame, slot], other, dim=0) / 0.1 for other in of_clip]
+            for of_clip in slots[:, frame + 1]
+        ]
+        losses.append(torch.tensor(alike).logsumexp(dim=(0, 1)) - alike[clip][slot])
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(slot_autoencoder.slot_contrast(slots), expected)
+    model, frames = slot_autoencoder.SlotAutoencoder(VIDEO), video()
+    with_contrast, encoded = model(frames).loss, model.encode(frames)
+    model.cfg = CFG
+    alone = model(frames).loss
+    contrast = slot_autoencoder.slot_contrast(encoded)
+    torch.testing.assert_close(with_contrast, alone + 0.01 * contrast)
 
 
 def test_the_update_is_pytorchs():
@@ -112,6 +169,8 @@ def test_a_classifier_goes_on_from_its_encoder(tmp_path):
     assert any(key.startswith("encoder.slot_attention.") for key in keys)
     assert set(classifier.load_pretrained(tmp_path)) == keys
     torch.testing.assert_close(classifier.slots(video()), model.encode(video()))
+    with pytest.raises(ValueError, match="only one of the two models has video_slots"):
+        ivcl_fast.IVCLClassifier(VIDEO, 5).load_pretrained(tmp_path)
     other = ivcl_fast.IVCLClassifier(dataclasses.replace(CFG, objective="ivcl"), 5)
     with pytest.raises(ValueError, match="its slots compete for patches"):
         other.load_pretrained(tmp_path)
@@ -120,10 +179,11 @@ def test_a_classifier_goes_on_from_its_encoder(tmp_path):
         classifier.load_pretrained(tmp_path / "other")
 
 
-def test_mixed_precision_is_as_exact_as_pytorchs():
+@pytest.mark.parametrize("cfg", [CFG, VIDEO])
+def test_mixed_precision_is_as_exact_as_pytorchs(cfg):
     torch.manual_seed(0)
-    plain = slot_autoencoder.SlotAutoencoder(CFG)
-    fast, exact = ivcl_fast.SlotAutoencoder(CFG), copy.deepcopy(plain).double()
+    plain = slot_autoencoder.SlotAutoencoder(cfg)
+    fast, exact = ivcl_fast.SlotAutoencoder(cfg), copy.deepcopy(plain).double()
     fast.load_state_dict(plain.state_dict())
     found = {}
     for name, model in (("plain", plain), ("fast", fast), ("exact", exact)):

@@ -165,9 +165,9 @@ def test_any_supervised_config(cfg, objective, clips):
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
-@given(configs(), st.integers(1, 3), st.integers(0, 99), st.integers(0, 3))
-def test_any_config_of_slots_that_compete(cfg, clips, seed, of_each):
-    cfg = dataclasses.replace(cfg, objective="slot_attention")
+@given(configs(), st.integers(1, 3), st.integers(0, 99), st.integers(0, 3), st.booleans())
+def test_any_config_of_slots_that_compete(cfg, clips, seed, of_each, video_slots):
+    cfg = dataclasses.replace(cfg, objective="slot_attention", video_slots=video_slots)
     check_slot_attention(cfg, clips, seed)
     check_finetuning(cfg, clips, seed, of_each)
 
