@@ -29,8 +29,8 @@ def training(cfg: IVCLConfig, num_classes: int | None = None, frames: float | No
         return count(cfg, pretraining_class(cfg), pretraining_loss)
     build = functools.partial(IVCLClassifier, num_classes=num_classes)
     whole = count(cfg, build, call)
-    # With a joint encoder, clips share no frames.
-    if frames is None or cfg.objective == "joint":
+    # With a joint encoder or slots of videos, clips share no frames.
+    if frames is None or cfg.objective == "joint" or cfg.video_slots:
         return whole
     encoder = count(cfg, build, lambda model, rows: model.slots(rows))
     return round(whole - encoder * (1 - frames / cfg.num_frames))

@@ -405,6 +405,8 @@ class IVCLClassifier(nn.Module):
         """The encoder's slots of each frame, ``[B, T, S, D]``; not for a joint encoder."""
         if self.cfg.are_slots(video, frame_index):  # stored ones may have any dtype
             slots = video.to(self.encoder.slot_tokens.dtype)
-        else:
-            slots = self.encoder.slots(patch_rows(video, self.cfg, frame_index))
-        return select_frames(slots, frame_index)
+            return select_frames(slots, frame_index)
+        rows = patch_rows(video, self.cfg, frame_index)
+        if self.cfg.video_slots:  # depend on earlier frames, so that clips share no frames
+            return self.encoder.slots(select_frames(rows, frame_index))
+        return select_frames(self.encoder.slots(rows), frame_index)
