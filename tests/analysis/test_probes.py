@@ -106,6 +106,8 @@ def test_truth_of_a_small_scene() -> None:
     assert shapes.values.tolist() == [[0, 1, 0, 1]] * 3  # cube, sphere, cylinder, cone
     assert shapes.groups["none in sight"].tolist() == [[True, False, True, False]] * 3
     assert frames.guess.tolist() == [0, 0.5, 1]
+    slid = [cater_frames.carried(scene_of_three_frames(), frame) for frame in range(3)]
+    assert slid == [set(), set(), {"spl_0"}]
 
 
 # --- Planted signals -----------------------------------------------------------------------------

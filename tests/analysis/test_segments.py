@@ -50,6 +50,17 @@ def test_masks_lie_where_decoders_put_frames(square: Square, size: int, tmp_path
         assert not ((mask == 1) ^ (seen[0] > 100))[(seen[0] - 100.0).abs() > 20].any(), column
 
 
+def test_an_object_alone_is_also_seen_where_others_hide_it() -> None:
+    spec = SyntheticCater()
+    masks = spec.object_masks(0, range(0, 38, 3))
+    for number in range(masks.max() + 1):
+        alone = spec.object_masks(0, range(0, 38, 3), alone=number)
+        assert set(np.unique(alone)) == {-1, number}
+        visible, whole = masks == number, alone == number
+        assert (visible & whole).sum() > 0.9 * visible.sum() and whole.sum() >= visible.sum()
+        assert whole.any(axis=(1, 2)).all()
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cater(tmp_path_factory.mktemp("cater"), SyntheticCater(train=12, val=10), 1)

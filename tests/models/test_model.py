@@ -187,9 +187,12 @@ def test_programs_take_any_number_of_videos(package, strict):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("objective", ["ivcl", "slot_attention"])
-def test_checkpointed_blocks_give_the_same_gradients(objective, compiled):
-    cfg = dataclasses.replace(CFG, objective=objective)
+@pytest.mark.parametrize(
+    ("objective", "video_slots"),
+    [("ivcl", False), ("slot_attention", False), ("slot_attention", True)],
+)
+def test_checkpointed_blocks_give_the_same_gradients(objective, video_slots, compiled):
+    cfg = dataclasses.replace(CFG, objective=objective, video_slots=video_slots)
     plain = pretraining_model(cfg)
     lean = copy.deepcopy(plain)
     lean.checkpoint_blocks()

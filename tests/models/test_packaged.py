@@ -46,6 +46,17 @@ def test_files_are_whole_and_small(name):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5e6
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_any_model_can_be_started_from_by_its_name(name):
+    backbone.check_source(f"ivcl_fast/{name}")
+    packaged = class_of_packaged(name).from_pretrained(f"ivcl_fast/{name}")
+    model = IVCLClassifier(packaged.cfg, 3)
+    model.load_pretrained(f"ivcl_fast/{name}")
+    for key, value in packaged.state_dict().items():
+        if key.startswith(("encoder.", "temporal.")):
+            torch.testing.assert_close(model.state_dict()[key], value, atol=0, rtol=0)
+
+
 def test_an_unknown_name_is_one_line_and_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"huge-localize: expected .*tiny-localize"):
         IVCLClassifier.from_pretrained("ivcl_fast/huge-localize")
