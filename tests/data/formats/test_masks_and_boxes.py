@@ -64,7 +64,7 @@ def test_la_cater_is_refused_in_one_line(la_cater: Path) -> None:
     (states / "containment_annotations.txt").write_text("CATER_new_000000 1,2\n")
     with pytest.raises(UserError, match="line 1: expected '<video><tab><frame>"):
         LaCater(la_cater).snitch_states(f"test_data/{NAMES[0]}")
-    (states / "visibility_rate_gt_0.txt").unlink()
+    (states / "containment_annotations.txt").unlink()
     with pytest.raises(UserError, match="no such file"):
         LaCater(la_cater).snitch_states(f"test_data/{NAMES[1]}")
 
