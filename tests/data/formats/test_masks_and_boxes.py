@@ -80,7 +80,7 @@ def test_davis_masks_are_numbers_of_objects(tmp_path: Path, resolution: str) -> 
         for number in (0, 2):  # as in YouTube-VOS, not all frames have a mask
             mask = Image.fromarray(pixels)
             if video == "bear":
-                mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+                mask.putpalette([value for n in range(256) for value in (n, 0, 0)])
             mask.save(masks / f"{number:05}.png")
     (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
     (tmp_path / "ImageSets" / "2017" / "val.txt").write_text("bear\n")
