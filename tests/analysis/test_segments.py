@@ -51,14 +51,17 @@ def test_masks_lie_where_decoders_put_frames(square: Square, size: int, tmp_path
 
 
 def test_an_object_alone_is_also_seen_where_others_hide_it() -> None:
-    spec = SyntheticCater()
-    masks = spec.object_masks(0, range(0, 38, 3))
+    spec, frames = SyntheticCater(), range(0, 38, 3)
+    masks, hidden = spec.object_masks(0, frames), 0
     for number in range(masks.max() + 1):
-        alone = spec.object_masks(0, range(0, 38, 3), alone=number)
+        alone = spec.object_masks(0, frames, alone=number)
         assert set(np.unique(alone)) == {-1, number}
         visible, whole = masks == number, alone == number
-        assert (visible & whole).sum() > 0.9 * visible.sum() and whole.sum() >= visible.sum()
+        # Where two objects meet, neither alone may cover most of a pixel.
+        assert (visible & whole).sum() > 0.9 * visible.sum()
         assert whole.any(axis=(1, 2)).all()
+        hidden += (~visible.any(axis=(1, 2))).sum()
+    assert hidden
 
 
 @pytest.fixture(scope="module")
