@@ -66,7 +66,7 @@ struct Frame {
       : look(look), lamps(lamps), backdrop(backdrop), ground(ground), count(0) {}
 
   void add(const Thing& thing) {
-    static constexpr float kCurves[] = {0, 1, 0.5f, 0, 2};
+    static constexpr float kCurves[] = {0, 1, 0.5f, 0, 1};
     const int i = count + 3;
     red[i] = thing.color[0], green[i] = thing.color[1], blue[i] = thing.color[2];
     metal[i] = thing.metal ? 1 : 0;

@@ -53,10 +53,8 @@ LOOK = {
     "mirror": 0.88,  # share of the light that metal reflects
 }
 GLOSS_COLOR = 0.8
-CURVES = 0.0, 1.0, 0.5, 0.0, 2.0
-"""Curvature of shapes of radius 1: of cubes, spheres, cylinders, cones and the snitch.
-
-That of a ring is the geometric mean of its two curvatures."""
+CURVES = 0.0, 1.0, 0.5, 0.0, 1.0
+"""Curvature of shapes of radius 1: of cubes, spheres, cylinders, cones and the snitch."""
 LAMP_WIDTH = 0.02
 """Factor by which a lamp's size widens highlights."""
 _EPSILON = 2e-3

@@ -16,15 +16,13 @@ from ivcl_fast.data.synthetic import ray_casting
 from ivcl_fast.data.synthetic import scene as world
 from ivcl_fast.data.synthetic.ground import TABLE
 from ivcl_fast.data.synthetic.ray_casting import FLOOR, MACHINE, Numbers
-from ivcl_fast.data.synthetic.scene import Scene, Thing
+from ivcl_fast.data.synthetic.scene import Scene
 from ivcl_fast.kernels import render_scene as render_op
 
 __all__ = ["FLOOR", "MACHINE", "Rendering", "render"]
 
 _SHAPES = ("cube", "sphere", "cylinder", "cone", "spl")
 _GROUNDS = ("axes", "plain", "machine_off", "machine_on")
-RINGS = 0.7
-"""Brightness of the snitch, fitted to Blender's: its rings take light from each other."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +96,12 @@ def pack(scene: Scene, frames: np.ndarray) -> Numbers:
         metal=np.array([thing.material == "metal" for thing in things], dtype=np.int64),
         radii=_float([thing.radius for thing in things]),
         halves=_float([1.0 if thing.tall else world.SHORT_CYLINDER for thing in things]),
-        colors=_float([_color(thing) for thing in things]).reshape(-1, 3) / 255,
+        colors=_float([world.COLORS[thing.color] for thing in things]).reshape(-1, 3) / 255,
         poses=_float(np.concatenate([centers[..., None, :], axes], axis=-2)),
         cameras=_float(np.stack([eyes, right / focal[0], up / focal[1], forward], axis=1)),
         lamps=_lamps(scene, target),
         ground=_GROUNDS.index(scene.ground),
     )
-
-
-def _color(thing: Thing) -> np.ndarray:
-    """The color of a thing, [3] from 0 to 255."""
-    return np.array(world.COLORS[thing.color]) * (RINGS if thing.shape == "spl" else 1.0)
 
 
 def _lamps(scene: Scene, target: np.ndarray) -> np.ndarray:

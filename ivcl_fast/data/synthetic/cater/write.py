@@ -80,7 +80,7 @@ class SyntheticCater(DrawnSpec):
 
     # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-cater-{size}-{camera}-{train}-{val}"
-    format_version = 4
+    format_version = 3
     unit = "videos"
     folders = ("videos", "scenes")
     index = "lists"
