@@ -212,7 +212,7 @@ class DataModule:
         if self.localizes:
             y, x = divmod(label, self.grid)
             return (self.grid - 1 - x) * self.grid + self.grid - 1 - y
-        if self.asks_for_snitch:
+        if self.asks_for_snitch and isinstance(label, tuple):
             x, y = label
             return -y, -x
         return label

@@ -140,8 +140,10 @@ class OpenImages(OpenMedia):
         for path in self.files:
             check_file(path, f"{path.name} ")
         (first,) = self.images([0])
-        size = read_header(first).size
-        return VideoInfo(len(self.files), 0.0, image_codec(first), *size, *exif_orientation(first))
+        width, height = read_header(first).size
+        rotation, mirrored = exif_orientation(first)
+        codec = image_codec(first)
+        return VideoInfo(len(self.files), 0.0, codec, width, height, rotation, mirrored)
 
     def images(self, frame_ids: FrameIds = None) -> list[bytes]:
         images = []

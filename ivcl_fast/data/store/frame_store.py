@@ -20,6 +20,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from ivcl_fast.data.store.cache import ORIGIN, RemoteShards, local_store
 from ivcl_fast.data.store.folder import Folder
 from ivcl_fast.data.store.placement import Placement, choose_placement
 from ivcl_fast.data.store.shards import checksum, read_index
-from ivcl_fast.data.store.table import Strings
+from ivcl_fast.data.store.table import Index, Strings
 from ivcl_fast.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -71,17 +72,16 @@ class FrameStore:
         """
         self.path = local_store(path)
         self._remote = RemoteShards(self.path) if (self.path / ORIGIN).exists() else None
-        self.index = read_index(self.path)
-        settings = self.index.about["settings"]
+        self.index: Index = read_index(self.path)
+        settings: dict[str, Any] = self.index.about["settings"]
         self.image_size: int = settings["image_size"]
         self.patch_size: int = settings["patch_size"]
         self.decoder: str = settings["decoder"]
         self.num_patches = (self.image_size // self.patch_size) ** 2
         self.patch_dim = 3 * self.patch_size**2
         self._row = self.num_patches * self.patch_dim
-        self._files: list[tuple[str, int, str]] = [
-            (file, size, sha256) for file, size, sha256, *_ in self.index.about["shards"]
-        ]
+        shards: list[list[Any]] = self.index.about["shards"]
+        self._files = [(str(file), int(size), str(sha256)) for file, size, sha256, *_ in shards]
         if self._remote is None:
             self._check_lengths()
         self.bytes: int = sum(size for _, size, _ in self._files)
@@ -99,7 +99,8 @@ class FrameStore:
         # Opened now, because a build may replace shards while this store is used.
         held = [] if self._remote or self._rows is not None else self._files[:OPEN_SHARDS]
         self._open = [(self.path / file).open("rb", buffering=0) for file, *_ in held]
-        weakref.finalize(self, lambda files: [file.close() for file in files], self._open)
+        for file in self._open:
+            weakref.finalize(self, file.close)
 
     @property
     def names(self) -> Strings:
@@ -207,11 +208,11 @@ class FrameStore:
 
     def _pread(self, number: int, row: np.ndarray, start: int) -> int:
         if number < len(self._open):
-            return os.preadv(self._open[number].fileno(), [row], start)
+            return os.preadv(self._open[number].fileno(), [row.data], start)
         path = self.path / self._files[number][0]
         try:
             with path.open("rb", buffering=0) as file:
-                return os.preadv(file.fileno(), [row], start)
+                return os.preadv(file.fileno(), [row.data], start)
         except FileNotFoundError:
             raise UserError(f"{path}: was deleted; start the command again") from None
 

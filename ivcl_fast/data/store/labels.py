@@ -79,7 +79,7 @@ def write_labels(
 def _rows(name: str, rows: Iterable[tuple[float, ...]], kind: type) -> dict[str, np.ndarray]:
     """Convert rows of different lengths to columns."""
     rows = list(rows)
-    values = np.array([value for row in rows for value in row], kind)
+    values: np.ndarray = np.array([value for row in rows for value in row], kind)
     return {name: values, f"{name}_end": np.cumsum([len(row) for row in rows], dtype=np.int64)}
 
 
@@ -159,7 +159,7 @@ class StoredDataset:
 
     def media(self) -> list[Media]:
         """Return the videos of the store; their ``files`` are empty."""
-        index = read_index(self.root)
+        index: Index = read_index(self.root)
         return [Media(name, ()) for name in sorted((*index.names, *index.bad_files))]
 
     def describe(self, label: int) -> str:
@@ -182,7 +182,8 @@ def read_labels(store: Path, task: str) -> tuple[dict[str, np.ndarray], dict[str
 
 def check_frames(store: Path, image_size: int, patch_size: int, crop: Square) -> None:
     """Raise :class:`UserError` if the frames of ``store:DIR`` do not fit the model."""
-    settings = read_index(store).about["settings"]
+    index: Index = read_index(store)
+    settings = index.about["settings"]
     asked = {"image_size": image_size, "patch_size": patch_size, "crop": crop}
     for name, value in asked.items():
         if settings[name] != value:

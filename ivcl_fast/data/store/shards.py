@@ -341,7 +341,7 @@ def read_index(folder: Path, kind: type[Kind] = Index) -> Kind:  # type: ignore[
     return index
 
 
-def check_clips(folder: Path, index: Index, source: Source) -> None:
+def check_clips(folder: str | Path, index: Index, source: Source) -> None:
     """Raise :class:`UserError` if most of the clips of a store no longer exist."""
     known = set(source.names)
     gone = sum(name not in known or source.state(name) == GONE for name in index.names)

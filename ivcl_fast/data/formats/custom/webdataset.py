@@ -74,14 +74,14 @@ class WebDataset(LabelledVideos):
 def find_shards(pattern: str) -> list[Path]:
     """Return the shards of a pattern in order; raises :class:`UserError` if one is missing."""
     try:
-        from braceexpand import UnbalancedBracesError, braceexpand
+        import braceexpand
     except ImportError:
         raise UserError(NOT_INSTALLED) from None
     if re.search(r"\d{7}\.\.|\.\.-?\d{7}", pattern):  # expanding it would take hours
         raise UserError(f"webdataset: {pattern}: expected ranges of numbers of up to 6 digits")
     shards: list[Path] = []
     try:
-        for one in braceexpand(pattern):  # one at a time: the first missing file ends it
+        for one in braceexpand.braceexpand(pattern):  # the first missing file ends it
             is_pattern = glob.has_magic(one) and not os.path.isfile(one)  # [ may be part of a name
             found = sorted(glob.glob(one)) if is_pattern else [one]
             if not found or not all(map(os.path.isfile, found)):
@@ -90,7 +90,7 @@ def find_shards(pattern: str) -> list[Path]:
                     "'DIR/*.tar', got no such file"
                 )
             shards += map(Path, found)
-    except UnbalancedBracesError as error:
+    except braceexpand.UnbalancedBracesError as error:  # type: ignore[attr-defined]
         raise UserError(f"webdataset: {pattern}: {error}") from None
     return list(dict.fromkeys(shards))
 
