@@ -243,7 +243,8 @@ def test_from_run_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comm
     page = (run / "probes" / "probes.md").read_text()
     assert max(map(len, out.splitlines())) <= 100
     _, *tables = page.split("\n## ")
-    for table, (name, groups) in zip(tables, kept["scores"].items(), strict=True):
+    scores = kept["scores"]
+    for table, (name, groups) in zip(tables[: len(scores)], scores.items(), strict=True):
         rows = [line for line in table.splitlines() if line.startswith("| ")]
         features = {key for of_group in groups.values() for key in of_group}
         assert table.startswith(name) and len(rows) == 1 + len(features) + 1  # and chance

@@ -146,4 +146,4 @@ def test_an_array_of_jobs_builds_a_store(slurm, tmp_path):
         slurm, tmp_path, "--array=1-2", SCRIPTS / "prepare.sbatch", "cater:cater", "--out", "store"
     )
     wait_until(lambda: output(["squeue", "--noheader", f"--jobs={job}"], slurm).strip() == b"")
-    assert (tmp_path / "store" / "meta.json").is_file(), (tmp_path / "log").read_text()
+    assert (tmp_path / "store" / "index.safetensors").is_file(), (tmp_path / "log").read_text()

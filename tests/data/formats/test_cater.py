@@ -43,7 +43,10 @@ def test_several_labels_and_none(root, caplog):
     assert "skipped 2 items without a label" in caplog.text
 
 
-@pytest.mark.parametrize(("task", "classes"), [(t, one.num_classes) for t, one in TASKS.items()])
+@pytest.mark.parametrize(
+    ("task", "classes"),
+    [(t, one.num_classes) for t, one in TASKS.items() if one.target != "numbers"],
+)
 @pytest.mark.parametrize("split", ["val", "train_subsetT"])
 def test_tasks_and_splits(root, task, classes, split):
     write_list(root, f"x.avi {classes - 1}\ny.avi 0\n", task, split)

@@ -18,7 +18,7 @@ import torch
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.media import Decoder
+from ivcl_fast.data.decode.pyav import PyAVDecoder
 from ivcl_fast.data.store import build as building
 from ivcl_fast.data.store import shards, source
 from ivcl_fast.data.store.build import append_frames, build_store
@@ -87,7 +87,7 @@ def inodes(folder: Path) -> dict[str, int]:
 
 def test_every_kind_of_media_in_one_store(tmp_path, monkeypatch):
     """Three frames at a time, so that long videos need no more memory than short ones."""
-    monkeypatch.setattr(Decoder, "part_bytes", 4 * FRAME_BYTES - 1)
+    monkeypatch.setattr(PyAVDecoder, "part_bytes", 4 * FRAME_BYTES - 1)
     pictures = [picture(3, i) for i in range(12)]
     broken = bytearray(write_painted(tmp_path / "broken.avi", 6, 8).read_bytes())
     at = broken.rindex(b"\xff\xdb")  # in the last frame, when others are written already

@@ -60,8 +60,10 @@ def test_non_contiguous(op, device):
         lambda x: x.transpose(0, 1).contiguous().transpose(0, 1) if x.ndim > 1 else x,
         lambda x: x[:1].expand_as(x) if x.ndim > 1 and len(x) == 3 else x,
     )
+    # Sums of few terms have errors that vary: the block's are compared at a shape of many.
+    shape = (3, 66, 3, 32, 384) if op == "transformer_block" else OPS[op].shapes[SMALL]
     for view in views:
-        inputs = tree_map_only(Tensor, view, small(op, device=device))
+        inputs = tree_map_only(Tensor, view, OPS[op].inputs(shape, torch.float32, device))
         check_op(OPS[op].fused, OPS[op].plain, inputs)
 
 
