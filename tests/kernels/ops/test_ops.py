@@ -63,7 +63,9 @@ def test_non_contiguous(op, device):
     # Sums of few terms have errors that vary: the block's are compared at a shape of many.
     shape = (3, 66, 3, 32, 384) if op == "transformer_block" else OPS[op].shapes[SMALL]
     for view in views:
-        inputs = tree_map_only(Tensor, view, OPS[op].inputs(shape, torch.float32, device))
+        inputs = tree_map_only(
+            Tensor, view, OPS[op].inputs(shape, dtype=torch.float32, device=device)
+        )
         check_op(OPS[op].fused, OPS[op].plain, inputs)
 
 
