@@ -84,7 +84,7 @@ def write_report(
 
 def results_section(results: Sequence[Result]) -> Section:
     """Return the results with their summary, for the page."""
-    return Section("Results", summary(results, str), results_table(results))
+    return Section("Results", summary(results, "“{}”".format), results_table(results))
 
 
 def summary(
@@ -104,7 +104,7 @@ def summary(
     }
     comparisons = []
     for title, value in others.items():
-        how = "above" if value < score.low else "below" if value > score.high else "not clearly off"
+        how = "above" if value < score.low else "below" if value > score.high else "level with"
         comparisons.append(f"{how} {title} ({score.format(value)})")
     clips = "all clips" if group == "all" else "clips that end with a hidden snitch"
     return (
