@@ -148,9 +148,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether this module should compute the gradients of a layer on ``x``.
 
-    Not for a frozen weight, for which PyTorch does not keep ``x``. Autocast caches its copy of a
-    float32 weight, but this module casts it in every call, so on a CPU it is faster only in
-    :func:`cast_together`.
+    Not for a frozen weight, for which PyTorch does not keep ``x``. On a CPU a float32 weight also
+    has to be cast by :func:`cast_together`: otherwise this module casts it in every call, whereas
+    autocast keeps its copy.
     """
     if not (weight.requires_grad and torch.is_grad_enabled()) or x.dtype != torch.bfloat16:
         return False

@@ -162,7 +162,7 @@ def mixture_loss_background_kernel(
 
 
 def _tiling(drawn: Tensor) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and tile of the kernels that hold the predictions of all slots for a block of pixels.
+    """Return the grid and tile sizes of the kernels; a program has a block of pixels of all slots.
 
     The grid has one axis, because CUDA limits a second one to 65,535 programs.
     """
@@ -279,7 +279,7 @@ def mixture_loss(
     """Mix frames from the slots' predictions and a background; compute the slot-attention loss.
 
     ``drawn`` float ``[F, S, N, 4*Q]``: three colours and a logit of each of Q pixels, by frame,
-    slot and patch. ``true`` float ``[F, N, 3*Q]``: the frames' pixels, also grouped by colour.
+    slot and patch. ``true`` float ``[F, N, 3*Q]``: the frames' pixels, colour by colour.
     ``background`` float ``[N, 3, Q]``: the colours of pixels that no slot claims, with the logit
     ``logit``. ``spread`` and ``weight`` scale the variance of the mixed colours and the
     background's absolute error in the loss.

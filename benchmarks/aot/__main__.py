@@ -34,7 +34,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Build(NamedTuple):
-    """A kernel launch of a training step, to compile for one chip."""
+    """A kernel as a training step launches it, to be compiled for one GPU."""
 
     op: str
     name: str

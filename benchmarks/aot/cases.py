@@ -19,7 +19,7 @@ from ivcl_fast.kernels.short_attention import max_tokens
 CLIPS = 8
 EPS = 1e-6
 OBJECT_SLOTS = 11
-"""Number of slots with one object each, which is more than the presets have."""
+"""Slots of slot attention: one for each of CATER's objects. The presets have fewer."""
 
 
 def cases(

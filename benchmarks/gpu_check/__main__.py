@@ -49,9 +49,9 @@ SWITCHES = "IVCL_FAST_TRITON=0, TORCH_COMPILE_DISABLE=1, CUDA_LAUNCH_BLOCKING=1"
 """Environment variables for locating a fault."""
 PROFILERS = (
     "nsys profile --cuda-graph-trace=node --output step "
-    "python -m benchmarks.gpu_check.parts speed /tmp/speed.jsonl",
+    "python -m benchmarks.gpu_check.parts speed speed.jsonl",
     "ncu --set full --kernel-name regex:short_attention --launch-skip 8 --launch-count 4 "
-    "--output attention python -m benchmarks.gpu_check.parts attention /tmp/attention.jsonl",
+    "--output attention python -m benchmarks.gpu_check.parts attention attention.jsonl",
 )
 """Commands for a time line of the steps and for the limits of single kernels. They exclude the
 profiler of the part ``profile``, so they run other parts."""

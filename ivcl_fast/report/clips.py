@@ -297,9 +297,9 @@ def slot_color(number: int) -> tuple[int, int, int]:
 
 
 def segment_overlay(segments: Tensor) -> Tensor:
-    """Return colours with opacity of segments ``[M, H, W]``, ``[M, 4, H, W]``.
+    """Return an RGBA overlay ``[M, 4, H, W]`` for segments ``[M, H, W]``.
 
-    Outlines are opaque, and the background is clear.
+    Outlines are opaque; the background is transparent.
     """
     outline = torch.zeros_like(segments, dtype=torch.bool)
     outline[:, 1:] |= segments[:, 1:] != segments[:, :-1]

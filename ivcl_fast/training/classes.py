@@ -32,9 +32,17 @@ class Classes:
 
     @classmethod
     def read(cls, folder: Path) -> Classes | None:
-        """Read the classes of the run in ``folder``, or return None if none are saved."""
+        """Read the classes of the run in ``folder``, or return None if none are saved.
+
+        Raises :class:`UserError` for those of a run of an older version.
+        """
         file = folder / ANSWERS
-        return cls(**read_json(file, "the classes of a run")) if file.is_file() else None
+        if not file.is_file():
+            return None
+        saved = read_json(file, "the classes of a run")
+        if "target" not in saved:
+            raise UserError(f"{file}: expected a run of this version, got one of an older version")
+        return cls(**saved)
 
     def check_same(self, source: str, dataset: Dataset) -> None:
         """Raise :class:`UserError` unless a data set has these classes, in the same order."""
