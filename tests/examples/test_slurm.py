@@ -1,4 +1,8 @@
-"""The Slurm scripts in ``examples/slurm``, on a real Slurm of one node that the tests start."""
+"""The Slurm scripts in ``examples/slurm``, on a real Slurm of one node that the tests start.
+
+They wait minutes for Slurm, which needs root and the sockets of the machine, so they run only when
+asked for, in one process: ``IVCL_FAST_TEST_SLURM=1 python -m pytest tests/examples/test_slurm.py``.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ SCRIPTS = ROOT / "examples" / "slurm"
 PROGRAMS = "slurmctld", "slurmd", "sbatch", "scontrol"
 MISSING = [name for name in PROGRAMS if shutil.which(name) is None]
 pytestmark = [
+    pytest.mark.skipif("IVCL_FAST_TEST_SLURM" not in os.environ, reason="IVCL_FAST_TEST_SLURM"),
     pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)}: install slurm-wlm"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd needs root"),
 ]
