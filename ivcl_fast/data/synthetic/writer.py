@@ -80,9 +80,6 @@ class SyntheticSpec(ABC):
     def item_files(self, number: int, media: bool) -> tuple[str, ...]:
         """Return the files that show that an item is complete, with or without its media."""
 
-    def finish(self, out: Path) -> None:  # noqa: B027
-        """Delete files that a complete data set does not need."""
-
     @abstractmethod
     def index_files(self, out: Path) -> Mapping[str, str]:
         """Return the text of each file of the index, by its path in the index folder."""
@@ -126,7 +123,6 @@ def write_dataset(
             ) from None
         if not (out / spec.index).is_dir():
             _write_index(out, spec)
-        spec.finish(out)
     return out
 
 

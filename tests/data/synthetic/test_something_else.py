@@ -1,21 +1,19 @@
-"""The clips, splits and boxes of a synthetic Something-Else."""
+"""The clips and splits of a synthetic Something-Else."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from ivcl_fast.data.formats.something_else import TASKS, SomethingElse
 from ivcl_fast.data.synthetic.something_else.actions import (
     ASPECT,
     COLORS,
-    PATTERNS,
     SHAPES,
     TEMPLATES,
     choose_nouns,
@@ -47,8 +45,6 @@ def test_files(something_else: Path) -> None:
     assert sorted(path.name for path in something_else.iterdir()) == [
         LOCK,
         VIDEOS,
-        "bounding_box_smthsmth_part1.json",
-        "bounding_box_smthsmth_part2.json",
         "dataset_splits",
         "synthetic.json",
     ]
@@ -61,7 +57,7 @@ def test_files(something_else: Path) -> None:
     assert len(frames) > 5
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "something_v2"])
+@pytest.mark.parametrize("task", sorted(TASKS.keys() - {"something_v2", "compositional_shuffled"}))
 def test_the_reader_reads_every_task(something_else: Path, task: str) -> None:
     data = SomethingElse(something_else, task)
     train, val = data.clips("train"), data.clips("validation")
@@ -75,37 +71,33 @@ def test_the_reader_reads_every_task(something_else: Path, task: str) -> None:
 
 
 def test_labels_are_balanced() -> None:
-    files = split_files(SyntheticSomethingElse(train=18 * 12 + 5, val=18 * 3))
-    for folder in ("compositional", "compositional_shuffled"):
-        train, val = (
-            Counter(e["template"] for e in files[f"{folder}/{s}"]) for s in ("train", "validation")
-        )
-        assert len(train) == 18
-        assert set(train.values()) == {12, 13}
-        assert set(val.values()) == {3}
-    assert files["compositional/train"] != files["compositional_shuffled/train"]
+    files = split_files(SyntheticSomethingElse(train=8 * 12 + 5, val=8 * 3))
+    train, val = (
+        Counter(e["template"] for e in files[f"compositional/{s}"]) for s in ("train", "validation")
+    )
+    assert len(train) == 8
+    assert set(train.values()) == {12, 13}
+    assert set(val.values()) == {3}
 
 
 def test_every_noun_of_a_verb_is_new_in_validation() -> None:
     files = split_files(SyntheticSomethingElse(train=900, val=900))
     sets = [set(files[f"compositional/objects{which}"]) for which in "AB"]
     assert not sets[0] & sets[1]
-    assert len(sets[0]) == len(sets[1]) == 96
+    assert len(sets[0]) == len(sets[1]) == 24
     group = {template.text: template.group for template in TEMPLATES}
     for held_out, split in enumerate(("train", "validation")):
         for entry in files[f"compositional/{split}"]:
             assert set(entry["placeholders"]) <= sets[group[entry["template"]] ^ held_out]
-    # Opposites share their nouns, so that these do not give them away.
-    assert len({t.group for t in TEMPLATES if "upside" in t.text}) == 1
-    # Every word occurs in both sets: a set is something_else of combinations.
+    # Every word occurs in both sets: a set consists of combinations.
     for which in (0, 1):
         nouns = nouns_of_set(which)
         words = [set(column) for column in zip(*nouns, strict=True)]
-        assert words == [set(PATTERNS), set(COLORS), set(SHAPES)]
+        assert words == [set(COLORS), set(SHAPES)]
 
 
 def test_few_shots_and_one_object() -> None:
-    files = split_files(SyntheticSomethingElse(train=18 * 12, val=18 * 2))
+    files = split_files(SyntheticSomethingElse(train=8 * 12, val=8 * 2))
     base, novel = (set(files[f"fewshot/{name}_labels"]) for name in ("base", "finetune"))
     assert not base & novel
     assert base | novel == set(files["compositional/labels"])
@@ -116,14 +108,13 @@ def test_few_shots_and_one_object() -> None:
     for split, one in (("train", True), ("validation", False)):
         for entry in files[f"compositional_oneobject/{split}"]:
             assert "new_placeholdes" in entry
-            # An unnamed thing is a cloth.
             assert any("circle" in noun for noun in entry["placeholders"]) == one
 
 
 def test_opposites_show_the_same_frames() -> None:
     """Opposites are the same act backwards or mirrored, so no single frame distinguishes them."""
     opposites = [(a, b) for a in TEMPLATES for b in TEMPLATES if a.act is b.act and a is not b]
-    assert len(opposites) == 4 * 2 + 4 * 3  # up/down, closer/away, (un)cover, in/out; push, pull
+    assert len(opposites) == 2 * 2 + 4 * 3  # up/down, closer/away; push, pull
     for a, b in opposites:
         nouns = choose_nouns(a, 0, np.random.default_rng(1))
         first, second = (play(t, nouns, 20, np.random.default_rng(2)) for t in (a, b))
@@ -149,60 +140,6 @@ def test_things_stay_in_the_frame_and_hands_come_and_go(template) -> None:
                 assert (np.abs(layer.y - 0.5) < 0.5 - 0.7 * layer.size).all()
 
 
-class FrameBoxes(NamedTuple):
-    """Boxes of a frame: corners float64 ``[N, 4]`` (x1, y1, x2, y2), and their categories."""
-
-    corners: np.ndarray
-    categories: list[str]
-
-
-def read_boxes(root: Path) -> dict[str, list[FrameBoxes]]:
-    """Boxes of every frame of every clip; checks the names of the frames."""
-    clips: dict[str, list[FrameBoxes]] = {}
-    for path in sorted(root.glob("bounding_box_smthsmth_part?.json")):
-        for clip, frames in json.loads(path.read_text()).items():
-            names = [f"{clip}/{number:04d}.jpg" for number in range(1, len(frames) + 1)]
-            assert [frame["name"] for frame in frames] == names
-            clips[clip] = []
-            for frame in frames:
-                boxes = [label["box2d"] for label in frame["labels"]]
-                corners = [[box[key] for key in ("x1", "y1", "x2", "y2")] for box in boxes]
-                categories = [label["standard_category"] for label in frame["labels"]]
-                clips[clip].append(FrameBoxes(np.reshape(corners, (-1, 4)), categories))
-    return clips
-
-
-def test_boxes_hold_what_moves(something_else: Path) -> None:
-    data = SomethingElse(something_else)
-    boxes = read_boxes(something_else)
-    assert len(boxes) == SPEC.videos
-    categories = Counter()
-    for clip in data.clips("train") + data.clips("validation"):
-        video = decode(something_else / VIDEOS / f"{clip.name}.webm", (142, 80), 8).astype(int)
-        frames = boxes[clip.name]
-        assert len(frames) == len(video)
-        name = data.describe(clip.label)
-        for f in frames:
-            categories.update(f.categories)
-            assert (f.corners >= 0).all()
-            assert (f.corners[:, 2:] <= (142, 80)).all()
-            assert (f.corners[:, 2:] > f.corners[:, :2]).all()
-        things = [c for c in frames[0].categories if c != "hand"]
-        if name == "Uncovering something":
-            assert things == []
-            assert "0000" in frames[-1].categories
-            continue  # the cloth has no box
-        middle = frames[len(frames) // 2]
-        inside = np.zeros(video.shape[1:3], dtype=bool)
-        for x1, y1, x2, y2 in np.concatenate([frames[0].corners, middle.corners]).astype(int):
-            inside[y1:y2, x1:x2] = True
-        change = np.abs(video[0] - video[len(frames) // 2]).max(axis=-1)
-        assert change[inside].mean() > 15, name
-        assert change[~inside].mean() < 8, name
-        assert np.mean(change[~inside] > 40) < 0.01, name
-    assert set(categories) == {"hand", "0000", "0001"}
-
-
 def test_full_size(tmp_path: Path, something_else: Path) -> None:
     """Full size shows the same acts as embedded size, larger and in more frames."""
     spec = SyntheticSomethingElse(train=1, val=0, seed=7, size="full")
@@ -211,6 +148,5 @@ def test_full_size(tmp_path: Path, something_else: Path) -> None:
     small = decode(something_else / VIDEOS / "1.webm", (142, 80), 8)
     assert 24 <= len(video) <= 60
     assert len(video) == pytest.approx(1.5 * len(small), abs=1.5)
-    full, embedded = (read_boxes(root)["1"] for root in (out, something_else))
-    np.testing.assert_allclose(full[0].corners / 3, embedded[0].corners, atol=2)
-    np.testing.assert_allclose(full[-1].corners / 3, embedded[-1].corners, atol=2)
+    shrunk = Image.fromarray(video[-1]).resize((142, 80))
+    assert np.abs(np.asarray(shrunk).astype(int) - small[-1]).mean() < 8

@@ -1,10 +1,9 @@
-"""Writes a synthetic Something-Else in the published format: VP9 clips, splits and boxes."""
+"""Writes a synthetic Something-Else in the published format: VP9 clips and splits, no boxes."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,21 +13,17 @@ import numpy as np
 from ivcl_fast.data.formats.something_else import VIDEOS
 from ivcl_fast.data.synthetic.something_else.actions import (
     TEMPLATES,
-    Layer,
     Noun,
     Template,
     choose_nouns,
     nouns_of_set,
     play,
 )
-from ivcl_fast.data.synthetic.something_else.render import Box, render
+from ivcl_fast.data.synthetic.something_else.render import render
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import SyntheticSpec, write_dataset
-from ivcl_fast.files import atomic_write, write_text
+from ivcl_fast.files import atomic_write
 
-_CLIP_BOXES = "boxes.part"
-"""Folder with a file of boxes per clip; deleted when all clips are complete."""
-_BOXES = "bounding_box_smthsmth_part{}.json"
 _SECONDS = 2.0, 5.0
 _ONE_OBJECT = "circle"
 """Training clips of the one-object split contain a thing of this shape, validation clips none."""
@@ -57,9 +52,9 @@ class SyntheticSomethingElse(SyntheticSpec):
 
     # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-something-else-{size}-{train}-{val}"
-    format_version = 2
+    format_version = 3
     unit = "videos"
-    folders = (VIDEOS, _CLIP_BOXES)
+    folders = (VIDEOS,)
     index = "dataset_splits"
 
     @property
@@ -68,44 +63,22 @@ class SyntheticSomethingElse(SyntheticSpec):
         return self.train + self.val
 
     def write_item(self, out: Path, media: bool, number: int) -> None:
-        """Write a video, then its boxes."""
+        """Write a video."""
         (width, height, fps), clip = _FORMATS[self.size], _plan(self, number)
         layers = play(clip.template, clip.nouns, round(clip.seconds * fps), clip.rng)
-        boxes: list[dict[str, Any]] = []
-
-        def pictures() -> Iterator[np.ndarray]:
-            for picture, visible in render(layers, width, height, clip.rng):
-                labels = [_label(clip, layers[n], box) for n, box in visible.items()]
-                boxes.append(_frame_boxes(clip, len(boxes) + 1, [x for x in labels if x]))
-                yield picture
-
         # Fast settings, without look-ahead.
         options = {"deadline": "realtime", "cpu-used": "8", "crf": "28", "b": "0"}
         options["lag-in-frames"] = "0"
         with atomic_write(out / VIDEOS / f"{clip.id}.webm", durable=False) as file:
             encode_video(
-                file, pictures(), container="webm", codec="libvpx-vp9", pixel_format="yuv420p",
-                fps=fps, options=options,
+                file, render(layers, width, height, clip.rng), container="webm",
+                codec="libvpx-vp9", pixel_format="yuv420p", fps=fps, options=options,
             )  # fmt: skip
-        write_text(out / _boxes_name(number), json.dumps(boxes), durable=False)
 
     def item_files(self, number: int, media: bool) -> tuple[str, ...]:
-        return f"{VIDEOS}/{number + 1}.webm", _boxes_name(number)
-
-    def finish(self, out: Path) -> None:
-        shutil.rmtree(out / _CLIP_BOXES, ignore_errors=True)
+        return (f"{VIDEOS}/{number + 1}.webm",)
 
     def index_files(self, out: Path) -> dict[str, str]:
-        """Join the boxes of the clips in two files (of four); return the split files."""
-        half = (self.videos + 1) // 2
-        for number, clips in enumerate((range(half), range(half, self.videos)), 1):
-            with atomic_write(out / _BOXES.format(number), durable=False) as file:
-                file.write(b"{")
-                for index in clips:
-                    comma = ", " if index > clips.start else ""
-                    boxes = (out / _boxes_name(index)).read_text()
-                    file.write(f'{comma}"{index + 1}": {boxes}'.encode())
-                file.write(b"}")
         return {f"{name}.json": json.dumps(content) for name, content in split_files(self).items()}
 
 
@@ -118,19 +91,15 @@ def write_something_else(
     """Write a synthetic Something-Else to a folder, or continue an interrupted call.
 
     Returns ``out``, with ``20bn-something-something-v2/<id>.webm`` (VP9), ``dataset_splits/``
-    (compositional, compositional_shuffled, compositional_oneobject, fewshot),
-    ``bounding_box_smthsmth_part{1,2}.json`` and ``synthetic.json``. For arguments and errors see
-    :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`; ``progress`` counts videos.
+    (compositional, compositional_oneobject, fewshot) and ``synthetic.json``. For arguments and
+    errors see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`; ``progress`` counts
+    videos.
 
     Example::
 
         >>> write_something_else(Path("data/sse"), SyntheticSomethingElse(train=180, val=36))
     """
     return write_dataset(out, spec, workers, progress)
-
-
-def _boxes_name(number: int) -> str:
-    return f"{_CLIP_BOXES}/{number + 1}.json"
 
 
 @dataclass(frozen=True)
@@ -143,10 +112,6 @@ class _Clip:
     seconds: float
     rng: np.random.Generator
     """Generator of all other random choices."""
-
-    @property
-    def placeholders(self) -> list[str]:
-        return [str(noun) for noun in self.nouns[: self.template.placeholders]]
 
 
 def _plan(spec: SyntheticSomethingElse, index: int) -> _Clip:
@@ -162,57 +127,33 @@ def _plan(spec: SyntheticSomethingElse, index: int) -> _Clip:
     return _Clip(str(index + 1), template, nouns, rng.uniform(*_SECONDS), rng)
 
 
-def _label(clip: _Clip, layer: Layer, box: Box) -> dict[str, Any] | None:
-    """Describe a visible layer; None, as in the data set, for things that the text leaves out."""
-    if layer.number is None:
-        names = "hand", "hand"
-    elif layer.number < len(clip.placeholders):
-        names = clip.placeholders[layer.number], f"{layer.number:04d}"
-    else:
-        return None
-    box2d = dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))
-    return {"box2d": box2d, "category": names[0], "standard_category": names[1]}
-
-
-def _frame_boxes(clip: _Clip, number: int, labels: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "name": f"{clip.id}/{number:04d}.jpg",
-        "nr_instances": len(labels),
-        "gt_placeholders": clip.placeholders,
-        "labels": labels,
-    }
-
-
 def split_files(spec: SyntheticSomethingElse) -> dict[str, Any]:
     """Compute the content of every split file, by its name in the data set without ``.json``."""
     clips = [_plan(spec, index) for index in range(spec.videos)]
     train, val = clips[: spec.train], clips[spec.train :]
-    one_object = {c.id for c in clips if any(n.shape == _ONE_OBJECT for n in c.nouns)}
+    one_object: dict[bool, list[_Clip]] = {True: [], False: []}
+    for clip in clips:
+        one_object[any(noun.shape == _ONE_OBJECT for noun in clip.nouns)].append(clip)
     base, novel = ([t for t in TEMPLATES if t.group == group] for group in (0, 1))
-    files = {
+    of_novel = _entries(c for c in val if c.template in novel)
+    return {
+        "compositional/labels": _labels(TEMPLATES),
+        "compositional/train": _entries(train),
+        "compositional/validation": _entries(val),
         "compositional/objectsA": [str(noun) for noun in nouns_of_set(0)],
         "compositional/objectsB": [str(noun) for noun in nouns_of_set(1)],
+        "compositional_oneobject/labels": _labels(TEMPLATES),
+        "compositional_oneobject/train": _one_object_entries(one_object[True]),
+        "compositional_oneobject/validation": _one_object_entries(one_object[False]),
         "fewshot/base_labels": _labels(base),
-        "fewshot/finetune_labels": _labels(novel),
         "fewshot/base_training_set": _entries(c for c in train if c.template in base),
         "fewshot/base_validation_set": _entries(c for c in val if c.template in base),
+        "fewshot/finetune_labels": _labels(novel),
         "fewshot/finetune_5shot_training": _entries(_shots(train, novel, 5)),
+        "fewshot/finetune_5shot_validation": of_novel,
         "fewshot/finetune_10shot_train": _entries(_shots(train, novel, 10)),
+        "fewshot/finetune_10shot_validation": of_novel,
     }
-    for shots in (5, 10):
-        validation = _entries(c for c in val if c.template in novel)
-        files[f"fewshot/finetune_{shots}shot_validation"] = validation
-    for folder, parts in {
-        "compositional": (_entries(train), _entries(val)),
-        "compositional_shuffled": map(_entries, _shuffled(spec, clips)),
-        "compositional_oneobject": (
-            _one_object_entries(c for c in clips if c.id in one_object),
-            _one_object_entries(c for c in clips if c.id not in one_object),
-        ),
-    }.items():
-        files[f"{folder}/labels"] = _labels(TEMPLATES)
-        files[f"{folder}/train"], files[f"{folder}/validation"] = parts
-    return files
 
 
 def _labels(templates: Iterable[Template]) -> dict[str, int]:
@@ -223,11 +164,9 @@ def _entries(clips: Iterable[_Clip]) -> list[dict[str, Any]]:
     return [
         {
             "id": clip.id,
-            "label": clip.template.text.lower()
-            .replace("[something]", "{}")
-            .format(*clip.placeholders),
+            "label": clip.template.text.lower().replace("[something]", "{}").format(*clip.nouns),
             "template": clip.template.text,
-            "placeholders": clip.placeholders,
+            "placeholders": [str(noun) for noun in clip.nouns],
         }
         for clip in clips
     ]
@@ -241,16 +180,3 @@ def _one_object_entries(clips: Iterable[_Clip]) -> list[dict[str, Any]]:
 def _shots(train: list[_Clip], templates: list[Template], shots: int) -> list[_Clip]:
     """Select the first ``shots`` training clips of each template, or all if there are fewer."""
     return [c for t in templates for c in [c for c in train if c.template is t][:shots]]
-
-
-def _shuffled(spec: SyntheticSomethingElse, clips: list[_Clip]) -> tuple[list[_Clip], list[_Clip]]:
-    """Split all clips regardless of their nouns, with the same number of clips per template."""
-    rng = np.random.default_rng((spec.seed, spec.videos, 1))
-    order = [clips[i] for i in rng.permutation(len(clips))]
-    train, val = [], []
-    for number, template in enumerate(TEMPLATES):
-        own = [clip for clip in order if clip.template is template]
-        count = len(range(number, spec.train, len(TEMPLATES)))
-        train += own[:count]
-        val += own[count:]
-    return train, val
