@@ -213,7 +213,6 @@ setup(
     package_dir={"ivcl_fast": "ivcl_fast", "ivcl_fast.kernels": "kernels"},
     package_data={
         "ivcl_fast": ["py.typed", "sample.avi", "pretrained/*/*"],
-        "ivcl_fast.evaluation": ["published.csv"],
         "ivcl_fast.report": ["templates/*"],
     },
     ext_modules=extensions,

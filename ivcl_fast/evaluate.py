@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -21,7 +18,7 @@ from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import LAST_FRAME, untrained_baselines
 from ivcl_fast.evaluation.evaluate import scores_as_json
-from ivcl_fast.files import write_json, write_text
+from ivcl_fast.files import write_json
 from ivcl_fast.report.clips import describe_clip, evaluated_clips
 from ivcl_fast.report.page import write_page
 from ivcl_fast.report.run import results_section
@@ -48,8 +45,7 @@ class EvaluateConfig:
     Something-Else: validation; your own videos: test if there is one, else val)."""
     out: Path | None = None
     """Also write the scores, the classes, and the label, answer and logits of each clip to this
-    .json file, and an .html page in which clips play beside it; with --predict, write the answers
-    to this .json or .csv file."""
+    .json file, and an .html page in which clips play beside it; with --predict, the answers."""
     predict: Path | None = None
     """Predict the answer for this instead: a video file, a folder of frames (images, ordered by
     name), or a folder of videos; for ACRE a folder of six context panels followed by the query."""
@@ -131,7 +127,7 @@ def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:
     finally:  # also after Ctrl-C
         usable = any("answers" in one for one in found)
         if out is not None and usable:
-            write_text(out, answers_as_csv(found)) if is_csv(out) else write_json(out, found)
+            write_json(out, found)
     if not usable:
         raise UserError(f"--predict {path}: no video can be used; {found[0]['error']}")
 
@@ -155,24 +151,6 @@ def videos_in(path: Path, flag: str) -> dict[str, Path]:
     return {} if path in places.values() else places  # a folder of frames
 
 
-def answers_as_csv(found: Sequence[dict[str, Any]]) -> str:
-    """Return a CSV table with a row for each answer, or for the error of an unusable video."""
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(["video", "rank", "answer", "probability", "error"])
-    for one in found:
-        if "error" in one:
-            table.writerow([one["video"], "", "", "", one["error"]])
-        for rank, (answer, score) in enumerate(one.get("answers", {}).items(), 1):
-            table.writerow([one["video"], rank, answer, f"{score:.6f}", ""])
-    return text.getvalue()
-
-
-def is_csv(out: Path) -> bool:
-    """Return whether to write a CSV table to this file."""
-    return out.suffix.lower() == ".csv"
-
-
 def check_flags(config: EvaluateConfig) -> None:
     """Raise :class:`UserError`, before any work, if the result could not be written."""
     if config.predict is not None and config.split is not None:
@@ -181,9 +159,8 @@ def check_flags(config: EvaluateConfig) -> None:
         return
     if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise UserError(f"--out: expected a file in a folder with write access, got {out}")
-    if out.suffix.lower() != ".json" and (config.predict is None or not is_csv(out)):
-        accepted = ".json" if config.predict is None else ".json or .csv"
-        raise UserError(f"--out: expected a file that ends in {accepted}, got {out}")
+    if out.suffix.lower() != ".json":
+        raise UserError(f"--out: expected a file that ends in .json, got {out}")
 
 
 def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:

@@ -1,8 +1,7 @@
 """``python -m ivcl_fast.info``: show versions, devices, and which kernel runs where.
 
-Lists kernels and attention backends, with the reason if one is unavailable. With ``--model``, shows
-which modules ``accelerate`` replaces and the speedup on this machine. With ``--plan`` and flags of
-``ivcl_fast.train``, predicts the memory and the speed of such a run.
+Lists kernels and attention backends, with the reason if one is unavailable. With ``--plan`` and
+flags of ``ivcl_fast.train``, predicts the memory and the speed of such a run.
 """
 
 from __future__ import annotations
@@ -31,10 +30,6 @@ OPS = (
 )  # fmt: skip
 CPU_OPS = ("transformer_block",)
 """Ops that only a CPU uses."""
-NEEDED = {
-    "model_input": "model", "ranks": "plan", "videos": "plan", "frames_per_video": "plan",
-}  # fmt: skip
-"""Flags that require another flag."""
 CPU_FEATURES = {
     "avx2": "AVX2", "avx512": "AVX-512", "avx512_bf16": "AVX-512 with bfloat16",
     "amx_tile": "AMX", "amx_bf16": "AMX with bfloat16",
@@ -100,11 +95,6 @@ def implementation(op: str, kind: str) -> str:
 class InfoConfig:
     """Information to show."""
 
-    model: str | None = None
-    """Show which modules of this model accelerate replaces, with random weights: timm:NAME, hf:DIR
-    or module:attribute."""
-    model_input: str | None = None
-    """Size of one input of that model, such as 3,224,224; by default the model's own."""
     plan: bool = False
     """Predict the memory and the time of a training run, and the size of its frame store. Takes all
     flags of ivcl_fast.train, such as --preset base64 --batch-size 88."""
@@ -118,27 +108,19 @@ class InfoConfig:
 
 def check_flags(config: InfoConfig) -> None:
     """Raise :class:`UserError` for an invalid value or a flag without effect."""
-    require_at_least(config, 1, "ranks", "videos", "frames_per_video")
-    if config.plan and config.model is not None:
-        raise UserError("--model: expected no --plan, got both")
-    for name, other in NEEDED.items():
-        if getattr(config, name) != getattr(InfoConfig, name) and not getattr(config, other):
-            raise UserError(f"{flag(name)}: expected together with {flag(other)}, got it alone")
+    of_plan = "ranks", "videos", "frames_per_video"
+    require_at_least(config, 1, *of_plan)
+    for name in () if config.plan else of_plan:
+        if getattr(config, name) != getattr(InfoConfig, name):
+            raise UserError(f"{flag(name)}: expected together with --plan, got it alone")
 
 
 def show(config: InfoConfig, flags: list[str] | None = None) -> None:
-    """Print all tables, the effect of accelerate on a model, or the plan of a run with
-    ``flags``."""
+    """Print all tables, or the plan of a run with ``flags``."""
     if config.plan:
         from ivcl_fast.report import plan  # the models take seconds to import
 
         plan.show(parse_run(flags or []), config.ranks, config.videos, config.frames_per_video)
-        return
-    if config.model is not None:
-        from ivcl_fast.analysis import acceleration
-
-        for line in acceleration.describe(config.model, config.model_input):
-            print(line, flush=True)
         return
     for title, rows in sections().items():
         print(title)

@@ -44,9 +44,6 @@ class ProbesConfig:
     """Maximum number of training clips to fit probes on; the time grows with it."""
     eval_clips: int = 600
     """Maximum number of evaluation clips to score probes on."""
-    checkpoint: Path | None = None
-    """Weights that replace the pretrained or the finetuned model: a folder such as
-    RUN/pretrain/checkpoints/step-*, or a .safetensors file."""
     out: Path | None = None
     """Folder to write to; by default probes in the run's folder."""
     device: str = "auto"
@@ -63,14 +60,14 @@ def probe_run(config: ProbesConfig) -> Scores:
             f"{config.run}: expected a run of CATER ({', '.join(TASKS)}), whose scenes are read, "
             f"got one of {run.config.data.task}"
         )
-    models: Models = {"untrained": run.untrained(), **run.models(config.checkpoint)}
+    models: Models = {"untrained": run.untrained(), **run.models()}
     train, train_features = encode(run, run.data.train_split, config.train_clips, models)
     test, test_features = encode(run, run.data.eval_split, config.eval_clips, models)
     features = {name: (train_features[name], test_features[name]) for name in train_features}
     with Bar("fitting", len(PROBES), "probes") as bar:
         scores = run_probes(train, test, features, bar)
     clips = len(train.clips.unique()), len(test.clips.unique())
-    about = run.describe(models, config.checkpoint)
+    about = f"{run.describe()} Models: {' and '.join(models)}."
     out = config.out or run.folder / "probes"
     segments = score_segments(run, config.eval_clips, models)
     probe_report.write(out, run.folder.name, about, scores, clips, segments)

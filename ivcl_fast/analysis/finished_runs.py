@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.evaluation.targets import TARGETS
 from ivcl_fast.models.hub import find_model
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, pretraining_class
-from ivcl_fast.models.weights import MODEL, misfit, read_config, read_weights
+from ivcl_fast.models.weights import MODEL, read_config
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
@@ -177,11 +176,10 @@ class FinishedRun(Run):
             torch.manual_seed(self.config.seed)
             return pretraining_model(self.config.model).to(self.device).eval()
 
-    def models(self, weights: Path | None = None) -> Models:
+    def models(self) -> Models:
         """Return the models ``pretrained`` and ``finetuned`` that exist, in evaluation mode.
 
-        ``weights``, such as those of a checkpoint, replace the model of their kind. Raises
-        :class:`UserError` if they do not fit the run's sizes, or if there is no model.
+        Raises :class:`UserError` if there is none.
         """
         if self.chosen not in (None, *STAGES):
             raise UserError(
@@ -190,15 +188,8 @@ class FinishedRun(Run):
             )
         stages = STAGES if self.chosen is None else [self.chosen]
         models: Models = {NAMES[s]: self.load(s) for s in stages if self.finished(s)}
-        if weights is not None:
-            model = self._with_weights(weights)
-            name = NAMES["finetune" if isinstance(model, IVCLClassifier) else "pretrain"]
-            models[name] = model.to(self.device).eval()
         if not models:
-            raise UserError(
-                f"{self.folder}: holds no finished model; choose one of its checkpoints with "
-                "--checkpoint"
-            )
+            raise UserError(f"{self.folder}: expected a run with a finished model, got none")
         return models
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -242,17 +233,14 @@ class FinishedRun(Run):
         self.classes.check_same(self.config.data.source, self.dataset)
         return super().evaluate(model, split, **options)
 
-    def describe(self, models: Models, weights: Path | None = None) -> str:
-        """Describe the models and their training; the arguments are those of :meth:`models`."""
-        config = self.config
-        kept = config if self.model_folder else load_settings(self.folder)
-        shown = " and ".join(models) + (f" (one of them from {weights})" if weights else "")
-        moved = config.data.source != kept.data.source
-        here = f" Data here: {config.data.source}." * moved
+    def describe(self, data: str | None = None) -> str:
+        """Describe the run in a sentence; ``data``: its clips, by default the run's data."""
+        config, length = self.config, self.describe_length()
+        data = data or config.data.source
+        if not length:
+            return f"{self.folder.name} on {data}."
         return (
-            f"Task {config.data.task} on {kept.data.source}, preset {config.preset}, seed "
-            f"{config.seed}; {self.describe_length()}. Models: {shown}.{here} "
-            f"torch {torch.__version__}, {self.device}, {platform.machine()}."
+            f"{config.data.task} on {data}, preset {config.preset}, seed {config.seed}; {length}."
         )
 
     def describe_length(self) -> str:
@@ -274,16 +262,6 @@ class FinishedRun(Run):
                 text += f" with {100 * share:g}% of the labels"
             lengths.append(text + " (frozen encoder)" * (record.get("encoder") == "frozen"))
         return ", ".join(lengths)
-
-    def _with_weights(self, source: Path) -> Model:
-        """Return a model of the run's sizes with these weights; their keys give its class."""
-        weights = read_weights(source)
-        is_classifier = "head.weight" in weights
-        model = self.classifier() if is_classifier else pretraining_model(self.config.model)
-        if reason := misfit(model, weights):
-            raise UserError(f"{source}: {reason}")
-        model.load_state_dict(weights)
-        return model
 
 
 def model_without_run(place: Path) -> Path | None:

@@ -154,17 +154,6 @@ def topk_correct(logits: Array, labels: Array, k: int) -> np.ndarray:
     return (order[:, :k] == labels[:, None]).any(axis=1)
 
 
-def confusion(logits: Array, labels: Array) -> np.ndarray:
-    """Return the confusion matrix, int64 ``[C labels, C answers]``.
-
-    The arguments are those of :func:`topk_correct`; the answer is the argmax.
-    """
-    logits, labels = as_answers(logits, labels)
-    counts = np.zeros((logits.shape[1], logits.shape[1]), np.int64)
-    np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
-    return counts
-
-
 def grid_distance(logits: Array, labels: Array, n: int = 6) -> np.ndarray:
     """Return the city-block distance in cells from the argmax cell to the true one: int ``[V]``.
 

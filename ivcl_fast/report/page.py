@@ -97,20 +97,11 @@ def write_page(
         if not one.model_folder
         for record in MetricsLog(one.folder).read()
     ]
-    about = []
-    for one in runs:
-        shown_data, length = data or one.config.data.source, one.describe_length()
-        about.append(
-            f"{one.config.data.task} on {shown_data}, preset {one.config.preset}, seed "
-            f"{one.config.seed}; {length}."
-            if length
-            else f"{one.folder.name} on {shown_data}."
-        )
     settings = [changed_settings(run) for run in runs]
     render(
         path,
         title=" and ".join(titles),
-        about=about,
+        about=[run.describe(data) for run in runs],
         quick=any(run.config.quick for run in runs),
         runs=titles,
         sections=sections,

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluation.baselines import COUNTING, LAST_FRAME, VISIBLE_CONE
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
-from ivcl_fast.evaluation.hidden_ends import kinds_of_hidden_ends
-from ivcl_fast.evaluation.metrics import Score
-from ivcl_fast.evaluation.published import published
 from ivcl_fast.files import write_json, write_text
 from ivcl_fast.report.clips import describe_clip, evaluated_clips
 from ivcl_fast.report.page import PAGE, Section, write_page
-from ivcl_fast.report.tables import METRIC_NAMES, Table, results_table
+from ivcl_fast.report.tables import METRIC_NAMES, results_table
 from ivcl_fast.text import markdown
-
-if TYPE_CHECKING:
-    from ivcl_fast.data.dataset import Dataset
 
 LOWER_IS_BETTER = ("l1", "distance")
 GUESSES = (LAST_FRAME, VISIBLE_CONE, COUNTING)
@@ -42,11 +35,10 @@ def write_report(
     ``results``: rows of the table, the finetuned model first; ``evaluation``: its answers. Both are
     empty if there was only pretraining.
     """
-    config, data = run.config, run.config.data
+    config = run.config
     parts = [
         f"# {run.folder.name}",
-        f"{data.task} on `{data.source}`, preset `{config.preset}`, seed {config.seed}; "
-        f"{run.describe_length()}. "
+        f"{markdown(run.describe())} "
         "Settings: [config.json](config.json), records: [metrics.jsonl](metrics.jsonl).",
     ]
     if config.quick:
@@ -57,12 +49,6 @@ def write_report(
         curve = f"The training curve is on {run.data.measured_in_training}."
         heading = f"On `{run.data.eval_split}`; 95 % intervals in brackets. {curve}"
         parts += ["## Results", summary(results), heading, str(results_table(results))]
-        if run.localizes and (kinds := kinds_of_hidden_ends(run.data, evaluation)):
-            about = "Top-1 on hidden snitches, by when and how they disappeared"
-            sections.append(Section(about, "", kinds_table(results, kinds)))
-            parts += [f"{about}:", str(sections[-1].table)]
-        if table := published_table(run.dataset, results[0].scores["all"]):
-            parts += ["Scores published by others; not measured here.", str(table)]
     if bad := run.data.bad_files:
         first = markdown(": ".join(next(iter(bad.items()))))
         parts.append(f"{len(bad)} videos could not be used, such as {first}.")
@@ -130,17 +116,6 @@ def meaning(results: Sequence[Result], group: str, metric: str, quote: Callable[
     return f"This is better than chance{rest}."
 
 
-def kinds_table(results: Sequence[Result], kinds: Mapping[str, Sequence[str]]) -> Table:
-    """Return a table of top-1 by group of hidden clips, for each single-label result."""
-    known = [(result.title, result.correct) for result in results if result.correct is not None]
-    rows = []
-    for kind, names in kinds.items():
-        of_kind = [[of[name] for name in names if name in of] for _, of in known]
-        top1 = (f"{100 * fmean(answers):.1f} %" if answers else "" for answers in of_kind)
-        rows.append([kind, str(len(names)), *top1])
-    return Table(["snitch", "clips", *(title for title, _ in known)], rows)
-
-
 def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return the finetuned model's answers, each with the ``correct`` value of every result.
 
@@ -154,19 +129,3 @@ def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[d
                 correct = clip.setdefault("correct", {})
                 correct[result.title] = result.correct[clip["name"]]
     return clips
-
-
-def published_table(dataset: Dataset, ours: dict[str, Score]) -> Table | None:
-    """Return a table of published scores in the metrics of ``ours``, or None if there are none."""
-    others = published(dataset)
-    names = [name for name in ours if any(name in row.scores for row in others)]
-    rows = [
-        [
-            row.model,
-            *(ours[name].format(row.scores[name]) if name in row.scores else "" for name in names),
-            row.source,
-        ]
-        for row in others
-    ]
-    header = ["published", *(METRIC_NAMES[name] for name in names), "source"]
-    return Table(header, rows) if rows else None

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from ivcl_fast import IVCLClassifier, SlotAutoencoder
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
@@ -66,9 +64,9 @@ def models_of(run: Path) -> Models:
 
 def test_cater_from_run_to_page(run: Path, visualize: Any) -> None:
     status, said = visualize(run, "--clips", 1, "--format", "gif")
-    assert status == 0 and "overlap" in said and "untrained" in said
+    assert status == 0
     animation, page = sorted((run / "visualize").iterdir())
-    assert said.endswith(f"open: {page}\n") and "Have the slots collapsed?" in page.read_text()
+    assert said.endswith(f"open: {page}\n")
     (clip,) = data_of(page)["clips"]
     assert animation.name == f"{clip['name']}.gif" and f"{clip['name']}: cell" in said
     with Image.open(animation) as gif:
@@ -103,7 +101,7 @@ def test_slots_that_compete_and_their_masks(cater: Path, tmp_path: Path, visuali
     assert (tmp_path / "masks" / f"{clip['name']}.json").is_file()
 
 
-def test_one_clip_by_name_one_file_and_a_checkpoint(
+def test_one_clip_by_name_and_one_file(
     run: Path, cater: Path, tmp_path: Path, visualize: Any
 ) -> None:
     named = tmp_path / "named"
@@ -118,20 +116,15 @@ def test_one_clip_by_name_one_file_and_a_checkpoint(
     settings = (moved / "config.json").read_text()
     (moved / "config.json").write_text(settings.replace(str(cater), "/nowhere"))
     video = shutil.copy(cater / "videos" / "CATER_new_000001.avi", tmp_path / "mine <1>.avi")
-    step = moved / "finetune" / "checkpoints" / "step-00000002"  # an unfinished run has it
-    step.mkdir(parents=True)
-    (moved / "finetune" / "model.safetensors").rename(step / "model.safetensors")
     shutil.rmtree(moved / "pretrain")
-    status, said = visualize(moved, "--clips", 1, "--checkpoint", step)
+    status, said = visualize(moved, "--clips", 1)
     assert status == 2 and said.startswith("error: --data: ") and "/nowhere" in said
     status, said = visualize(moved, "--video", video)
-    assert status == 2 and "holds no finished model" in said and said.count("\n") == 1
-    status, said = visualize(moved, "--video", video, "--checkpoint", step)
     assert status == 0, said
     page = moved / "visualize" / "report.html"
     (clip,) = data_of(page)["clips"]
     assert clip["name"] == "mine <1>" and clip["answer"].startswith("cell")
-    assert clip["truth"] == "" and "collapsed" not in page.read_text()
+    assert clip["truth"] == ""
     assert len(clip["layers"]) == 3  # no reconstruction: nothing pretrained is left
 
 
@@ -180,14 +173,11 @@ def test_a_broken_video_is_named_and_left_out(
         (["{run}", "--video", "{tmp}/none.avi"], "--video {tmp}/none.avi: "),
         (["{run}", "--video", "{run}/config.json"], "not a video file"),
         (["{run}", "--video", "a.mp4", "--clip", "x"], "--clip: "),
-        (["{run}", "--checkpoint", "{tmp}"], "{tmp}: "),
-        (["{run}", "--checkpoint", "{tmp}/other.safetensors"], "in a model of this config"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
     arguments: Sequence[str], message: str, run: Path, tmp_path: Path, visualize: Any
 ) -> None:
-    save_file({"encoder.slot_tokens": torch.zeros(1, 9, 9)}, tmp_path / "other.safetensors")
     status, said = visualize(*(a.format(run=run, tmp=tmp_path) for a in arguments))
     assert status == 2 and message.format(tmp=tmp_path) in said
     assert said.startswith("error: ") and said.count("\n") == 1
@@ -197,7 +187,7 @@ def test_the_folder_of_a_model_shows_that_model_alone(
     run: Path, tmp_path: Path, visualize: Any
 ) -> None:
     status, said = visualize(run / "pretrain", "--clips", 1, "--out", tmp_path)
-    assert status == 0 and "pretrained" in said and "finetuned" not in said
+    assert status == 0, said
     (clip,) = data_of(tmp_path / "report.html")["clips"]
     assert clip["answer"] is None and clip["layers"][-1]["name"] == "error"
     shutil.copytree(run, tmp_path / "run")

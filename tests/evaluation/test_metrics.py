@@ -171,7 +171,6 @@ def test_mean_class_accuracy_counts_every_class_alike():
     logits = np.eye(3)[[0, 0, 0, 2, 0]]
     score = Score.class_mean(logits, labels)
     assert score.value == 0.375 and score.low < 0.375 < score.high and score.chance == 1 / 3
-    assert metrics.confusion(logits, labels).tolist() == [[3, 0, 1], [1, 0, 0], [0, 0, 0]]
     perfect = Score.class_mean(np.eye(3)[labels], labels)
     assert perfect.value == perfect.high == 1 and perfect.low < 1
     wrong = Score.class_mean(np.eye(3)[1 - labels], labels)

@@ -38,7 +38,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     expected = {
         *(f"ivcl_fast/{p.relative_to(ROOT / 'ivcl_fast')}" for p in ROOT.glob("ivcl_fast/**/*.py")),
         *(f"ivcl_fast/{p.relative_to(ROOT)}" for p in ROOT.glob("kernels/**/*.py")),
-        "ivcl_fast/evaluation/published.csv",
         "ivcl_fast/py.typed",
         "ivcl_fast/sample.avi",
         *(f"ivcl_fast/report/templates/report.{kind}" for kind in ("html", "css", "js")),

@@ -22,7 +22,7 @@ def test_the_page_of_flags_is_what_help_shows():
     page = flags.page()
     for command in COMMANDS:
         assert f"\n## {command}\n" in page
-    for flag in ("--mask-ratio", "--pretrain-clips", "--checkpoint", "--seeds"):
+    for flag in ("--mask-ratio", "--pretrain-clips", "--masks", "--seeds"):
         assert flag in page
 
 

@@ -8,7 +8,7 @@ from ivcl_fast.data.dataset import Clip
 from ivcl_fast.evaluation.baselines import VISIBLE_CONE
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.evaluation.metrics import Score
-from ivcl_fast.report.run import answers_by_clip, kinds_table, summary
+from ivcl_fast.report.run import answers_by_clip, summary
 
 
 def evaluation(names: str, answers: list[int]) -> Evaluation:
@@ -25,8 +25,6 @@ def test_models_may_have_answered_different_clips():
     assert [clip["correct"] for clip in answers_by_clip(results, ours)] == [
         {"ours": 1.0}, {"ours": 0.0, "baseline": 1.0}, {"ours": 1.0, "baseline": 0.0}
     ]  # fmt: skip
-    table = kinds_table(results, {"carried": ["b", "c"], "in one cone": ["a"]})
-    assert table.rows == [["carried", "2", "50.0 %", "50.0 %"], ["in one cone", "1", "100.0 %", ""]]
 
 
 def test_a_sentence_compares_the_hidden_clips_with_chance_and_baselines():
