@@ -3,19 +3,16 @@
 A table stands between ``<!-- table: NAME; PREFIX; PREFIX -->`` and ``<!-- end -->``. It shows the
 rows of ``benchmarks/results/NAME.json`` whose benchmark starts with one of the prefixes, or all
 rows. ``machine`` in place of ``table`` describes the machine and software of the measurement.
-``zoo: NAME`` is the gain of ``accelerate`` on public models, and ``aot`` what was found in the
-machine code of the Triton kernels.
+``zoo: NAME`` is the gain of ``accelerate`` on public models.
 """
 
 from __future__ import annotations
 
 import argparse
-from itertools import groupby
-from operator import itemgetter
 
 from benchmarks import zoo
 from benchmarks.results import RESULTS, ROOT, Results, read
-from benchmarks.tables import IN_DOCS, describe_machine, lined_up, table
+from benchmarks.tables import IN_DOCS, describe_machine, table
 from docs.markers import write_anew
 from ivcl_fast.command import run_command
 from ivcl_fast.errors import UserError
@@ -56,17 +53,7 @@ def zoo_table(name: str) -> list[str]:
     return [*zoo.summary(results_named(name).rows)]
 
 
-def aot_table() -> list[str]:
-    """Return a row for each chip and version of Triton: sums over all ops."""
-    lines = []
-    for what, found in groupby(results_named("aot").rows, key=itemgetter("benchmark")):
-        rows = [*found]
-        sums = (sum(row[key] for row in rows) for key in ("builds", "spills", "hazards"))
-        lines.append([what, *map(str, sums), str(sum(len(row["faults"]) for row in rows))])
-    return [*lined_up(("chip, version", "builds", "spills", "hazards", "faults"), lines)]
-
-
-KINDS = {"table": rows_table, "machine": measured_on, "zoo": zoo_table, "aot": aot_table}
+KINDS = {"table": rows_table, "machine": measured_on, "zoo": zoo_table}
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_check import thin
 from ivcl_fast.kernels import _ext
 from ivcl_fast.kernels._objects import module
+from tests.support import thin
 
 BUILT = [i for i in _ext.supported_isas() if (_ext.FOLDER / f"{module(i)}.abi3.so").is_file()]
 
