@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import torch
@@ -24,14 +22,13 @@ import tyro
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.config import MAX_SIZE
 from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
-from ivcl_fast.data.dataset import Dataset, Media, check_all_usable, describe_splits, named
+from ivcl_fast.data.dataset import Dataset, check_all_usable, describe_splits
 from ivcl_fast.data.decode.decoder import DecoderName
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_repeats import report_repeats
 from ivcl_fast.data.registry import (
     Synthetic,
     check_options,
-    fetched,
     find_task,
     keep_labels,
     parse_source,
@@ -39,12 +36,10 @@ from ivcl_fast.data.registry import (
 from ivcl_fast.data.remote import Remote
 from ivcl_fast.data.store.build import build_part, build_store, default_store_path, find_store
 from ivcl_fast.data.store.shards import BAD_FILES, Part
-from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.data.synthetic.blender.process import find_python
 from ivcl_fast.data.synthetic.drawn import DrawnSpec, drawn_media
 from ivcl_fast.data.synthetic.renderers import Renderer, warn_if_slow
 from ivcl_fast.data.synthetic.writer import Size, write_dataset
-from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.progress import Bar
@@ -99,8 +94,6 @@ class SyntheticFlags:
     size: Size = "embedded"
     """full: frame size and rate of the published data set; embedded: smaller and lower; small: for
     a slow renderer, CATER in 16 frames and both at 128 x 96 pixels."""
-    camera: Literal["static", "moving"] = "static"
-    """Whether the camera moves (CATER)."""
     train: int | None = None
     """Videos, or ACRE problems, to train on; the default depends on the data set and size."""
     val: int | None = None
@@ -120,25 +113,24 @@ class PrepareConfig:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """videos:DIR, csv:FILE, webdataset:PATTERN, hf:NAME_OR_DIR, cater:DIR, acre:DIR,
-    something-else:DIR, synthetic:cater, synthetic:states, synthetic:acre-iid, synthetic:acre-comp,
-    synthetic:acre-sys or synthetic:something-else."""
-    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder to write to; by default one inside DIR, or in --data-dir. For a frame store also a
-    URL, such as s3://BUCKET/DIR."""
+    something-else:DIR, synthetic:cater, synthetic:moving (CATER with a moving camera),
+    synthetic:states, synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys or
+    synthetic:something-else."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder to write to; by default one inside DIR, or in --data-dir."""
     data_dir: Path = Path("data")
     """Folder for synthetic data sets, copies of remote data and unpacked Hugging Face data sets, as
     for ivcl_fast.train."""
     workers: int | None = None
     """Number of processes; by default one per CPU."""
-    dry_run: bool = False
-    """Print what would be written and its size, and write no store or synthetic data. Videos in tar
-    or Parquet files are still unpacked, and videos in object storage copied."""
     store: Annotated[StoreFlags, tyro.conf.arg(name="")] = StoreFlags()
     synthetic: Annotated[SyntheticFlags, tyro.conf.arg(name="")] = SyntheticFlags()
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for an invalid value."""
         require_at_least(self, 1, "workers", most=MOST_WORKERS)
+        if self.out and ":/" in str(self.out):
+            raise UserError(f"--out: expected a folder of this machine, got {self.out}")
         require_at_least(self.synthetic, 1, "train", most=MOST_VIDEOS)
         require_at_least(self.synthetic, 0, "val", most=MOST_VIDEOS)
         require_at_least(self.synthetic, 0, "seed", most=2**63 - 1)
@@ -154,10 +146,6 @@ def prepare(config: PrepareConfig) -> None:
     """Build a frame store or write a synthetic data set, as the config says."""
     config.check()
     source = config.source
-    if source == "synthetic:cater":
-        source = f"synthetic:{config.synthetic.camera}"
-    elif config.synthetic.camera != "static":
-        raise UserError(f"--camera: expected synthetic:cater, got {source}")
     if config.synthetic.samples and config.synthetic.renderer != "blender":
         raise UserError("--samples: expected --renderer blender, got fast")
     dataset_format, place = parse_source(source, "SOURCE")
@@ -182,10 +170,10 @@ def prepare(config: PrepareConfig) -> None:
         data = DataConfig(source, data_dir=config.data_dir, crop=config.store.crop)
         check_options(data)
         if isinstance(place, Remote):
-            place = fetched(dataset_format, place, data, task, read_only=False)
+            place = place.fetch(config.data_dir)
         dataset = dataset_format.open_with(data, place, task)
         print(f"data: {dataset.task}, {describe_splits(dataset)}", flush=True)
-        if isinstance(dataset, Cater) and not config.dry_run:
+        if isinstance(dataset, Cater):
             report_repeats(dataset)
         own_task = dataset.task if dataset_format.media_by_task else None
         store = prepare_store(dataset, config, own_task)
@@ -196,27 +184,18 @@ def prepare(config: PrepareConfig) -> None:
                 keep_labels(store, dataset_format, dataset_format.open_with(data, place, each))
 
 
-def prepare_store(
-    dataset: Dataset, config: PrepareConfig, own_task: str | None
-) -> str | Path | None:
+def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None) -> Path | None:
     """Decode all media of a data set into its frame store, and return it if it is complete."""
     flags = config.store
     sizes = flags.image_size, flags.patch_size
     media = dataset.media()
-    out: str | Path | None = config.out
-    decoder = flags.decoder
+    out, decoder = config.out, flags.decoder
     drawn = drawn_media(dataset)
     if drawn and out is None:
         out = default_store_path(dataset.root, *sizes, "drawn")
     if out is None:
         named = {"task": own_task, "crop": flags.crop}
         out, decoder = find_store(dataset.root, sizes, decoder, **named)
-    if config.dry_run and drawn:
-        print(f"would draw {len(media)} videos into {out}")
-        return None
-    if config.dry_run:
-        print_size(media, out, config)
-        return None
     part = None if flags.part is None else parse_part(flags.part)
     device = None
     if torch.cuda.is_available():  # there may be more ranks than GPUs
@@ -266,26 +245,9 @@ def parse_part(text: str) -> Part:
     return Part(int(match[1]) - 1, int(match[2]))
 
 
-def print_size(media: Sequence[Media], out: str | Path, config: PrepareConfig) -> None:
-    """Print the videos and the size of the store that would be written."""
-    flags = config.store
-    with TemporaryDirectory() as folder, Bar("probing", len(media), "videos") as bar:
-        index = saved_index(media, Path(folder), config.workers or usable_cpus(), bar)
-        frames, bad_files = int(index.frames.sum()), index.bad_files
-    gigabytes = frames * 3 * flags.image_size**2 / 1e9
-    print(f"would decode {len(media) - len(bad_files)} videos, {frames:,} frames,")
-    print(f"into {out}, {gigabytes:.2f} GB; {len(bad_files)} videos cannot be used")
-    if bad_files:
-        print(named(bad_files))
-    if flags.require_all:
-        check_all_usable(bad_files, len(media), None)
-
-
 def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
     """Write a synthetic data set."""
     flags, workers = config.synthetic, config.workers
-    if "://" in str(config.out):
-        raise UserError(f"--out: expected a folder for synthetic data, got {config.out}")
     drawn = {}
     if flags.renderer == "blender":
         find_python()
@@ -303,13 +265,10 @@ def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
         seed=flags.seed,
         **drawn,
     )
-    out = Path(config.out) if config.out else config.data_dir / spec.default_name
+    out = config.out or config.data_dir / spec.default_name
     if isinstance(spec, DrawnSpec) and spec.renderer == "fast":
         warn_if_slow()
     counts = f"{spec.train} {spec.unit} to train on and {spec.val} to evaluate on"
-    if config.dry_run:
-        print(f"would write {counts} into {out}")
-        return
     with Bar("rendering", 0, spec.unit) as bar:
         write_dataset(out, spec, workers, bar)
     print(f"data: {out}, {counts}")

@@ -23,7 +23,7 @@ class DataConfig:
     source: Annotated[str, tyro.conf.arg(name="data")] = "synthetic"
     """Your videos: videos:DIR, csv:FILE, webdataset:PATTERN, hf:NAME_OR_DIR; a published data
     set: cater:DIR, acre:DIR, something-else:DIR, la-cater:DIR, davis:DIR; a frame store without its
-    videos: store:DIR or store:s3://BUCKET/DIR; or synthetic data, generated if missing: synthetic,
+    videos: store:DIR; or synthetic data, generated if missing: synthetic,
     synthetic:{moving,states,acre-iid,acre-comp,acre-sys,something-else}."""
     task: str = "auto"
     """Task to finetune on, such as localize, actions_present, compositional or classify; auto:
@@ -62,8 +62,8 @@ class DataConfig:
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     require_all: bool = False
     """Exit with an error if a video cannot be used, instead of leaving it out."""
-    placement: Literal["auto", "disk", "ram", "gpu"] = "auto"
-    """Where to keep the frame store during training; auto: the fastest place with enough room."""
+    placement: Literal["auto", "disk", "gpu"] = "auto"
+    """Where to keep the frame store during training; auto: on the GPU if there is enough room."""
     workers: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one per CPU)")
     ] = None

@@ -28,9 +28,9 @@ from ivcl_fast.data.sampling import View
 from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, default_store_path, find_store
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.data.store.labels import StoredDataset, check_frames, media_hashes
+from ivcl_fast.data.store.labels import StoredDataset, check_frames, media_names
 from ivcl_fast.data.store.shards import BAD_FILES
-from ivcl_fast.data.store.table import Index, hashes_of
+from ivcl_fast.data.store.table import Index, encoded
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import saved_index
 from ivcl_fast.data.synthetic.drawn import Drawn, drawn_media
@@ -100,7 +100,7 @@ class DataModule:
 
     def num_frames(self, media: str) -> int:
         """Return the number of frames of usable media."""
-        return int(self.index.frames[self.index.find([media])[0]])
+        return int(self.index.frames[self.index.find(encoded([media]))[0]])
 
     def has_scenes(self, clip_names: Sequence[str]) -> bool:
         """Whether all of these clips have a CATER scene; the first missing one is logged once."""
@@ -122,9 +122,7 @@ class DataModule:
 
     def _usable_ids(self, split: str) -> np.ndarray:
         """Return the indices of the usable clips of a split, without an object per clip."""
-        hashes = media_hashes(self.dataset.clips(split))
-        is_bad = np.isin(hashes, hashes_of(self.bad_files))  # media may have been dropped
-        return np.flatnonzero((self.index.find_hashes(hashes) >= 0) & ~is_bad)
+        return np.flatnonzero(self.index.find(media_names(self.dataset.clips(split))) >= 0)
 
     @property
     def curve_share(self) -> float:
@@ -166,11 +164,11 @@ class DataModule:
         """
         clips = self.dataset.clips(split)
         if share < 1:
-            hashes = media_hashes(clips)
-            videos = hashes[np.sort(np.unique(hashes, return_index=True)[1])]
+            names = media_names(clips)
+            videos = names[np.sort(np.unique(names, return_index=True)[1])]
             order = np.random.default_rng(0).permutation(len(videos))
             chosen = videos[order[: max(1, round(share * len(videos)))]]
-            clips = [clips[i] for i in np.flatnonzero(np.isin(hashes, chosen)).tolist()]
+            clips = [clips[i] for i in np.flatnonzero(np.isin(names, chosen)).tolist()]
         labels = None if frame_labels is None else self.frame_labels[frame_labels]
         options = self._options(training) | {"frame_labels": labels, "share_frames": True} | options
         if slots is not None:
@@ -246,7 +244,7 @@ def open_data(
     """
     resolve_decoder(config.decoder)
     if config.placement == "gpu" and (device is None or device.type != "cuda"):
-        raise UserError(f"--placement: expected auto, disk or ram on {device or 'cpu'}, got gpu")
+        raise UserError(f"--placement: expected auto or disk on {device or 'cpu'}, got gpu")
     draw = partial(_draw_store, config=config, model=model)
     dataset, dataset_format = open_dataset(config, read_only, draw), parse_source(config.source)[0]
     if needs_classes and not dataset.num_classes:
@@ -355,7 +353,6 @@ def _open_stream(
             random_crop=dataset_format.parts and options["jitter"],
             workers=config.workers or default_workers(decoder),
             gpu=decoding_gpu(device),
-            dropped=index.bad_files,  # shared by all loaders
             **options,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -18,7 +17,7 @@ import torch
 from ivcl_fast.data.dataset import Clip, Label
 from ivcl_fast.data.sampling import ONE_VIEW, View, frame_ids
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.data.store.labels import frame_counts, media_rows
+from ivcl_fast.data.store.labels import frame_counts, media_names
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.errors import UserError
 
@@ -152,7 +151,7 @@ class ClipLoader(ABC):
                 frames but not ``num_frames`` of them.
         """
         self.clips, self.index = clips, index
-        self._rows = media_rows(clips, index)
+        self._rows = index.find(media_names(clips))
         """Row of each clip's media in the index, -1 for unusable media."""
         self.batch_size, self.num_frames = batch_size, num_frames
         self.num_classes, self.multi_label = num_classes, multi_label
@@ -209,8 +208,7 @@ class ClipLoader(ABC):
         A background thread prepares them. Its exceptions are raised here, and it ends when the
         iteration is closed.
         """
-        stop = threading.Event()
-        batches = self._batches(epoch, start_batch, stop)
+        batches = self._batches(epoch, start_batch)
 
         def prepare() -> Batch:
             batch = next(batches)
@@ -229,7 +227,6 @@ class ClipLoader(ABC):
                         ahead.append(thread.submit(prepare))
                     yield batch
             finally:
-                stop.set()
                 for future in ahead:
                     future.cancel()
 
@@ -237,8 +234,8 @@ class ClipLoader(ABC):
         """Stop the workers, if any; the next epoch starts new ones."""
 
     @abstractmethod
-    def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
-        """Yield the batches of :meth:`epoch`, in its thread; end soon after ``stop`` is set."""
+    def _batches(self, epoch: int, start_batch: int) -> Iterator[Batch]:
+        """Yield the batches of :meth:`epoch`, in its thread."""
 
     def _sample(self, epoch: int, start_batch: int) -> Iterator[list[Sampled]]:
         """Yield the clips of this rank's batches, and their frames."""
@@ -346,7 +343,7 @@ class StoreLoader(ClipLoader):
         self._pin = torch.cuda.is_available()  # so that copies to the GPU do not block
         super().__init__(clips, store.index, batch_size, num_frames, **options)
 
-    def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start_batch: int) -> Iterator[Batch]:
         for sampled in self._sample(epoch, start_batch):
             names = [self.clips[s.clip_ids[0]].media for s in sampled]
             rows = self.store.batch(names, [s.frames for s in sampled], self._pin)

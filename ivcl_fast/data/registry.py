@@ -13,20 +13,36 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ivcl_fast.data.dataset import Dataset
+from ivcl_fast.data.formats import cater, something_else
+from ivcl_fast.data.formats.acre import CONTEXT, Acre
+from ivcl_fast.data.formats.cater import Cater
+from ivcl_fast.data.formats.custom.hugging_face import HuggingFaceVideos
+from ivcl_fast.data.formats.custom.labelled import TASK
+from ivcl_fast.data.formats.custom.video_folder import VideoFolder
+from ivcl_fast.data.formats.custom.video_list import VideoList
+from ivcl_fast.data.formats.custom.webdataset import WebDataset
+from ivcl_fast.data.formats.davis import Davis
+from ivcl_fast.data.formats.la_cater import LaCater
+from ivcl_fast.data.formats.something_else import SomethingElse
+from ivcl_fast.data.frame_labels import OBJECTS
 from ivcl_fast.data.remote import Remote
+from ivcl_fast.data.store.labels import StoredDataset, read_labels, stored_tasks, write_labels
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.drawn import Drawn, DrawnSpec
+from ivcl_fast.data.synthetic.something_else.write import SyntheticSomethingElse
+from ivcl_fast.data.synthetic.writer import SyntheticSpec, begin, is_complete, write_dataset
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 
 if TYPE_CHECKING:
     from ivcl_fast.config import FrameLabelKind
     from ivcl_fast.data.config import DataConfig
-    from ivcl_fast.data.synthetic.drawn import Drawn
-    from ivcl_fast.data.synthetic.writer import SyntheticSpec
 
 log = logging.getLogger(__name__)
 
@@ -70,44 +86,7 @@ class Synthetic:
     """Called with train and val (numbers of items), size and seed."""
 
 
-def _cater() -> DatasetFormat:
-    from ivcl_fast.data.formats.cater import TASKS, Cater
-
-    return DatasetFormat(
-        Cater, tuple(TASKS), frame_labels=True, mirror=True, options=("drop_duplicates",)
-    )
-
-
-def _acre() -> DatasetFormat:
-    from ivcl_fast.data.formats.acre import CONTEXT, Acre
-
-    return DatasetFormat(Acre, ("acre",), frames=len(CONTEXT) + 1)
-
-
-def _something_else() -> DatasetFormat:
-    from ivcl_fast.data.formats.something_else import TASKS, SomethingElse
-
-    return DatasetFormat(SomethingElse, tuple(TASKS), media_by_task=True, parts=True)
-
-
-def _custom(module: str, name: str, **how: Any) -> DatasetFormat:
-    """Make a format for videos with one label each, or none, from a class of ``formats``."""
-    from ivcl_fast.data.formats.custom.labelled import TASK
-
-    open = getattr(import_module(f"ivcl_fast.data.formats.{module}"), name)
-    how = {"options": ("val_fraction",)} | how
-    return DatasetFormat(open, (TASK,), parts=True, mirror=True, **how)
-
-
-def _synthetic_cater(camera: Literal["static", "moving", "none"]) -> Synthetic:
-    from ivcl_fast.data.synthetic.cater.write import SyntheticCater
-
-    return Synthetic("cater", partial(SyntheticCater, camera=camera))
-
-
 def _synthetic_acre(regime: Literal["iid", "comp", "sys"]) -> Synthetic:
-    from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
-
     def spec(val: int, **options: Any) -> SyntheticAcre:
         """Use the same number of problems for ``test`` (results) and ``val`` (curves)."""
         return SyntheticAcre(regime=regime, val=val, test=val, **options)
@@ -115,42 +94,34 @@ def _synthetic_acre(regime: Literal["iid", "comp", "sys"]) -> Synthetic:
     return Synthetic("acre", spec)
 
 
-def _synthetic_something_else() -> Synthetic:
-    from ivcl_fast.data.synthetic.something_else.write import SyntheticSomethingElse
-
-    return Synthetic("something-else", SyntheticSomethingElse)
-
-
 ENTRY_POINTS = "ivcl_fast.datasets"
 """Group of entry points for formats of other packages; an entry's name is the source's name."""
 
-# Each data set's modules are imported when it is opened.
-_FORMATS: dict[str, Callable[[], DatasetFormat]] = {
-    "cater": _cater,
-    "acre": _acre,
-    "something-else": _something_else,
-    "la-cater": partial(_custom, "la_cater", "LaCater"),
-    "davis": partial(_custom, "davis", "Davis"),
-    "videos": partial(_custom, "custom.video_folder", "VideoFolder"),
-    "csv": partial(_custom, "custom.video_list", "VideoList", place="FILE"),
-    "webdataset": partial(_custom, "custom.webdataset", "WebDataset", place="PATTERN"),
-    "hf": partial(
-        _custom,
-        "custom.hugging_face",
-        "HuggingFaceVideos",
-        place="NAME_OR_DIR",
-        options=("val_fraction", "data_dir"),
+_custom = partial(DatasetFormat, tasks=(TASK,), parts=True, mirror=True, options=("val_fraction",))
+_FORMATS = {
+    "cater": DatasetFormat(
+        Cater, tuple(cater.TASKS), frame_labels=True, mirror=True, options=("drop_duplicates",)
     ),
+    "acre": DatasetFormat(Acre, ("acre",), frames=len(CONTEXT) + 1),
+    "something-else": DatasetFormat(
+        SomethingElse, tuple(something_else.TASKS), media_by_task=True, parts=True
+    ),
+    "la-cater": _custom(LaCater),
+    "davis": _custom(Davis),
+    "videos": _custom(VideoFolder),
+    "csv": _custom(VideoList, place="FILE"),
+    "webdataset": _custom(WebDataset, place="PATTERN"),
+    "hf": _custom(HuggingFaceVideos, place="NAME_OR_DIR", options=("val_fraction", "data_dir")),
 }
-_SYNTHETIC: dict[str, Callable[[], Synthetic]] = {
-    "cater": partial(_synthetic_cater, "static"),
-    "static": partial(_synthetic_cater, "static"),
-    "moving": partial(_synthetic_cater, "moving"),
-    "states": partial(_synthetic_cater, "none"),
-    "acre-iid": partial(_synthetic_acre, "iid"),
-    "acre-comp": partial(_synthetic_acre, "comp"),
-    "acre-sys": partial(_synthetic_acre, "sys"),
-    "something-else": _synthetic_something_else,
+_SYNTHETIC = {
+    "cater": Synthetic("cater", SyntheticCater),
+    "static": Synthetic("cater", SyntheticCater),
+    "moving": Synthetic("cater", partial(SyntheticCater, camera="moving")),
+    "states": Synthetic("cater", partial(SyntheticCater, camera="none")),
+    "acre-iid": _synthetic_acre("iid"),
+    "acre-comp": _synthetic_acre("comp"),
+    "acre-sys": _synthetic_acre("sys"),
+    "something-else": Synthetic("something-else", SyntheticSomethingElse),
 }
 
 
@@ -169,21 +140,18 @@ def parse_source(
     prefix, _, rest = source.partition(":")
     rest = os.path.expanduser(rest)  # shells expand ~ at the beginning of a word only
     if prefix == "synthetic" and (rest or "static") in _SYNTHETIC:
-        synthetic = _SYNTHETIC[rest or "static"]()
-        return _FORMATS[synthetic.format](), synthetic
+        synthetic = _SYNTHETIC[rest or "static"]
+        return _FORMATS[synthetic.format], synthetic
     if prefix in _FORMATS and rest:
-        dataset_format = _FORMATS[prefix]()
-        if "://" in rest and dataset_format.place in ("DIR", "FILE"):
+        dataset_format = _FORMATS[prefix]
+        if "://" in rest and dataset_format.place == "DIR":
             return dataset_format, Remote(rest)
         return dataset_format, Path(rest)
     if prefix == "store" and rest:
-        from ivcl_fast.data.store.cache import local_store
-
-        store = local_store(rest)
-        return _stored(store, argument, rest), store
+        return _stored(Path(rest), argument), Path(rest)
     if rest and (added := _added_format(prefix)):
         return added, Path(rest)
-    places = [f"{name}:{form().place}" for name, form in _FORMATS.items()] + ["store:DIR"]
+    places = [f"{name}:{form.place}" for name, form in _FORMATS.items()] + ["store:DIR"]
     places += sorted({f"{entry.name}:DIR" for entry in metadata.entry_points(group=ENTRY_POINTS)})
     made = ["synthetic", *(f"synthetic:{name}" for name in _SYNTHETIC)]
     raise UserError(f"{argument}: expected one of {', '.join(places + made)}, got {source!r}")
@@ -193,12 +161,10 @@ TRAITS = ("frames", "parts", "mirror")
 """Fields of a data set's format that its store keeps, besides the tasks."""
 
 
-def _stored(store: Path, argument: str, place: str) -> DatasetFormat:
-    from ivcl_fast.data.store.labels import StoredDataset, read_labels, stored_tasks
-
+def _stored(store: Path, argument: str) -> DatasetFormat:
     tasks = stored_tasks(store)
     if not tasks:
-        raise UserError(f"{argument}: expected a frame store with labels, got {place}")
+        raise UserError(f"{argument}: expected a frame store with labels, got {store}")
     traits = read_labels(store, tasks[0])[1]["traits"]
     order: list[str] = traits["tasks"]
     ordered = tuple(sorted(tasks, key=lambda t: order.index(t) if t in order else len(order)))
@@ -263,14 +229,11 @@ def check_frame_labels(source: str, kind: FrameLabelKind, num_slots: int) -> Non
             f"{flag}: expected data with labels of single frames, such as cater:DIR or synthetic, "
             f"got {source}"
         )
-    if kind == "objects":
-        from ivcl_fast.data.frame_labels import OBJECTS
-
-        if num_slots != len(OBJECTS):
-            raise UserError(
-                f"--num-slots: expected {len(OBJECTS)} with --objective objects, one for the "
-                f"snitch and one for the cones of each colour, got {num_slots}"
-            )
+    if kind == "objects" and num_slots != len(OBJECTS):
+        raise UserError(
+            f"--num-slots: expected {len(OBJECTS)} with --objective objects, one for the "
+            f"snitch and one for the cones of each colour, got {num_slots}"
+        )
 
 
 # --- Opening a data set --------------------------------------------------------------------------
@@ -296,7 +259,7 @@ def open_dataset(
             _write_synthetic(config, root, spec, draw)
         place = root
     if isinstance(place, Remote):
-        place = fetched(dataset_format, place, config, task, read_only)
+        place = place.fetch(config.data_dir)
     if read_only and dataset_format.place in ("DIR", "FILE") and not place.exists():
         raise UserError(f"{flag}: expected the data set of the run, got no {place.absolute()}")
     return dataset_format.open_with(config, place, task)
@@ -305,9 +268,6 @@ def open_dataset(
 def _write_synthetic(
     config: DataConfig, root: Path, spec: SyntheticSpec, draw: Callable[[Drawn], object] | None
 ) -> None:
-    from ivcl_fast.data.synthetic.drawn import Drawn, DrawnSpec
-    from ivcl_fast.data.synthetic.writer import begin, is_complete, write_dataset
-
     if not isinstance(spec, DrawnSpec) or config.wants_videos:
         draw = None
     elif draw and not is_complete(root, spec, media=False):
@@ -317,24 +277,11 @@ def _write_synthetic(
         write_dataset(root, spec, config.workers, bar, media=draw is None)
 
 
-def fetched(
-    dataset_format: DatasetFormat, place: Remote, config: DataConfig, task: str, read_only: bool
-) -> Path:
-    """Download remote data; with ``read_only``, only if there is no copy."""
-    is_list = dataset_format.place == "FILE"
-    copy = place.copy(config.data_dir, is_list)
-    if not (read_only and copy.exists()):
-        place.fetch(copy, is_list, lambda: dataset_format.open_with(config, copy, task))
-    return copy
-
-
-def keep_labels(store: str | Path, dataset_format: DatasetFormat, dataset: Dataset) -> None:
+def keep_labels(store: Path, dataset_format: DatasetFormat, dataset: Dataset) -> None:
     """Save the clips and labels of a data set in its store, so that it needs no videos.
 
     Logs a warning if the store is read-only.
     """
-    from ivcl_fast.data.store.labels import write_labels
-
     traits = {name: getattr(dataset_format, name) for name in ("tasks", *TRAITS)}
     try:
         write_labels(store, dataset, traits, getattr(dataset, "has_grid", False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class SlotLoader(ClipLoader):
         """0, because no frames are encoded."""
         return 0.0
 
-    def _batches(self, epoch: int, start_batch: int, stop: threading.Event) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start_batch: int) -> Iterator[Batch]:
         def add_noise(row: np.ndarray, clip: int) -> None:
             rng = np.random.default_rng([self.seed, epoch, _NOISE, clip])
             noise = rng.standard_normal(row.shape, np.float32)

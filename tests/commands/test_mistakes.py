@@ -85,7 +85,7 @@ def test_a_refused_file_is_reported_in_one_line(refusal, command):
         (lambda: np.empty(2**50), "a smaller --batch-size"),
         (
             lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
-            "a smaller --batch-size or --placement ram",
+            "a smaller --batch-size or --placement disk",
         ),
     ],
 )

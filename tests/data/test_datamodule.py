@@ -18,7 +18,7 @@ from ivcl_fast.data.datamodule import DataModule, open_data, open_dataset
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode import decoder as decode
 from ivcl_fast.data.store.build import build_store, find_store
-from ivcl_fast.data.store.shards import INDEX
+from ivcl_fast.data.store.table import INDEX
 from ivcl_fast.data.synthetic.view import project
 from ivcl_fast.errors import UserError
 from tests.support.painted import write_painted
@@ -103,16 +103,6 @@ def test_frames_are_cropped_only_if_the_answer_is_not_a_place(name, crops, folde
     assert cropped == [bool(crops), False]
 
 
-def test_media_that_one_loader_drops_are_dropped_by_all(folder, tmp_path):
-    data = opened(config("synthetic", tmp_path, loader="stream", train_videos=6, val_videos=2))
-    clip = data.usable_clips("val")[0]
-    (data.dataset.root / "videos" / f"{clip.media}.avi").write_bytes(b"RIFF")
-    (batch,) = loader(data, "val").epoch(0)
-    assert batch.clip_ids.tolist() == [1]
-    assert list(data.bad_files) == [clip.media]
-    assert clip not in data.usable_clips("val")
-
-
 def test_read_only_commands_write_no_data(tmp_path):
     with pytest.raises(UserError, match=rf"--data-dir: .* got no {tmp_path}/synthetic-"):
         opened(config("synthetic", tmp_path), read_only=True)
@@ -181,7 +171,7 @@ def test_missing_scenes_are_logged_once(cater, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"placement": "gpu"}, "--placement: expected auto, disk or ram on cpu, got gpu"),
+        ({"placement": "gpu"}, "--placement: expected auto or disk on cpu, got gpu"),
         ({"decoder": "dali"}, r"decoder: .*ivcl_fast\[dali\].* got dali"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The streaming loader gives the batches of the store loader, and survives broken files."""
+"""The streaming loader gives the batches of the store loader, and names broken files."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import threading
 from multiprocessing import active_children
 from pathlib import Path
 
-import av
 import pytest
 import torch
 
+from ivcl_fast.data import stream
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.decode.decoder import resolve_decoder
 from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import saved_index
+from ivcl_fast.errors import UserError
 from tests.data.test_loader import same
 from tests.support.marks import NEEDS_DALI
 from tests.support.painted import (
     VP9,
     media,
-    numbers_of_rows,
     picture,
     write_images,
     write_painted,
@@ -155,15 +155,24 @@ def test_random_crops(videos):
     assert not (crops[0] == whole.rows).flatten(1).all(1).any()
 
 
-def test_only_the_frames_of_a_clip_are_read(tmp_path, monkeypatch):
-    """Nothing is probed, opened by FFmpeg, or read besides."""
-    path = write_painted(tmp_path / "a.avi", 1, 301)
-    loader = make([media(path)], [Clip("c", "a", 0)], batch_size=1)
-    read = []
-    pread = os.pread
-    monkeypatch.setattr(os, "pread", lambda fd, n, at: read.append((at, n)) or pread(fd, n, at))
-    monkeypatch.setattr(av, "open", None)
-    (batch,) = loader.epoch(0)
-    assert len(batch.rows[0]) == len(read) == 4
-    assert [path.read_bytes()[at : at + 2] for at, _ in read] == [b"\xff\xd8"] * 4
-    assert [frame for _, frame in numbers_of_rows(batch.rows[0])][-1] == 300
+def test_a_file_that_breaks_later_is_named(videos, tmp_path):
+    listed = list(videos)
+    listed[3] = media(write_painted(tmp_path / "v3.avi", 3, FRAMES[3]))
+    loader = make(listed, shuffle=False, batch_size=3)
+    whole = listed[3].files[0].read_bytes()
+    listed[3].files[0].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"v3\.avi: cannot be decoded any more: "):
+        list(loader.epoch(0))
+
+
+def crash(_):
+    os._exit(7)
+
+
+@pytest.mark.usefixtures("forked_workers")
+def test_a_decoder_that_crashes_is_one_line(videos, monkeypatch):
+    monkeypatch.setattr(stream, "decode_in_worker", crash)
+    loader = make(videos, CLIPS[5:6], batch_size=1, workers=2)
+    with pytest.raises(UserError, match=r"v5\.avi: a worker process died \(exit code 7\)"):
+        list(loader.epoch(0))
+    loader.close()

@@ -1,4 +1,4 @@
-"""The worker pool: results, errors, crashes and hangs."""
+"""The worker pool: results, errors and crashes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiprocessing import active_children
 
 import pytest
 
-from ivcl_fast.data.workers import WorkerPool, time_limit, usable_cpus
+from ivcl_fast.data.workers import WorkerPool, usable_cpus
 from ivcl_fast.errors import UserError
 
 
@@ -22,15 +22,13 @@ def square(number: int) -> int:
         os._exit(7)
     if number == -3:
         os.kill(os.getpid(), signal.SIGSEGV)
-    if number == -4:
-        with time_limit(1):
-            time.sleep(1000)
     if number == -5:
         os.kill(os.getpid(), signal.SIGKILL)
     return number**2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.usefixtures("forked_workers")
 def test_every_task_once(workers):
     with WorkerPool(workers) as pool:
         assert sorted(pool.run(square, range(20))) == [n**2 for n in range(20)]
@@ -39,32 +37,21 @@ def test_every_task_once(workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.usefixtures("forked_workers")
 def test_an_error_is_raised_here(workers):
-    with pytest.raises(ValueError, match="minus one"):
-        list(WorkerPool(workers).run(square, [3, -1, 4]))
+    with pytest.raises(ValueError, match="minus one"), WorkerPool(workers) as pool:
+        list(pool.run(square, [3, -1, 4]))
     assert not active_children()
 
 
-def test_a_worker_that_runs_out_of_memory_is_one_line():
-    with pytest.raises(UserError, match=r"a worker process was lost: it was killed \(SIGKILL\)"):
-        list(WorkerPool(2).run(square, [3, -5], lambda task, _: -task))
-    assert not active_children()
-
-
-def test_lost_tasks_are_replaced():
-    lost: dict[int, str] = {}
-
-    def replace(task: int, reason: str) -> int:
-        lost[task] = reason
-        return -task
-
-    with WorkerPool(2) as pool:
-        assert sorted(pool.run(square, [1, -2, -3, -4, 5], replace)) == [1, 4, 9, 16, 25]
-        assert list(pool.run(square, [6])) == [36]  # the pool goes on
-    assert lost == {
-        -2: "its process died (exit code 7)", -3: "its process died (SIGSEGV)",
-        -4: "the decoder hung",
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "how"), [(-2, "exit code 7"), (-3, "SIGSEGV"), (-5, "SIGKILL.*fewer --workers")]
+)
+@pytest.mark.usefixtures("forked_workers")
+def test_a_worker_that_dies_is_one_line(task, how):
+    with pytest.raises(UserError, match=rf"{task}: a worker process died \({how}"):  # noqa: SIM117
+        with WorkerPool(2) as pool:
+            list(pool.run(square, [3, task]))
     assert not active_children()
 
 

@@ -16,7 +16,6 @@ from nvidia.dali import fn, pipeline_def, types
 
 from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, Square
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.indexed import IndexedVideo
 from ivcl_fast.data.decode.media import (
     FrameIds,
     OpenMedia,
@@ -75,7 +74,7 @@ class DALIDecoder(PyAVDecoder):
                 frames = self.decode_by_dali(opened, frame_ids, crop)
                 if kind not in self._agrees and len(frames):
                     first = (range(len(frames)) if frame_ids is None else frame_ids)[:TRIAL_FRAMES]
-                    expected = self._by_pyav(opened, first, crop)
+                    expected = super().decode_open(opened, first, crop)
                     self._agrees[kind] = _agree(frames[: len(first)].cpu(), expected)
                 if self._agrees.get(kind, True):
                     return frames
@@ -85,7 +84,7 @@ class DALIDecoder(PyAVDecoder):
             if reason not in self._logged:
                 self._logged.add(reason)
                 log.warning("PyAV decodes a file instead of DALI: %s", reason)
-            return self._by_pyav(opened, frame_ids, crop)
+            return super().decode_open(opened, frame_ids, crop)
 
     def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
         with open_media(media) as opened:
@@ -94,20 +93,13 @@ class DALIDecoder(PyAVDecoder):
                 ids = range(start, min(start + self.part_frames, frames))
                 yield self.decode_open(opened, ids, crop)
 
-    def _by_pyav(self, opened: OpenMedia, frame_ids: FrameIds, crop: Crop) -> torch.Tensor:
-        if opened.has_images:
-            return super().decode_open(opened, frame_ids, crop)
-        # Reopen, because the index of a video is not enough to decode it.
-        with open_media(Media(opened.path.stem, (opened.path,))) as again:
-            return super().decode_open(again, frame_ids, crop)
-
     def decode_by_dali(
         self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
     ) -> torch.Tensor:
         """Decode like :meth:`decode_open`, without PyAV."""
         size = self.image_size
         height, width, top, left = crop.placed(size)
-        if isinstance(opened, OpenVideo | IndexedVideo) and not opened.has_images:
+        if isinstance(opened, OpenVideo) and not opened.has_images:
             parts = self._video(opened, frame_ids, height, width)
         else:
             parts = self._images(opened, frame_ids, height, width)
@@ -132,7 +124,7 @@ class DALIDecoder(PyAVDecoder):
         ]
 
     def _video(
-        self, opened: OpenVideo | IndexedVideo, frame_ids: FrameIds, height: int, width: int
+        self, opened: OpenVideo, frame_ids: FrameIds, height: int, width: int
     ) -> list[torch.Tensor]:
         info = opened.info
         if info.warning:

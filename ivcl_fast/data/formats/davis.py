@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ivcl_fast.data.formats.custom.labelled import (
     SPLIT_NAMES,
@@ -78,6 +77,8 @@ class Davis(LabelledVideos):
         Objects are numbered from 0; -1 is the background or void. Raises :class:`UserError` for a
         frame without a mask.
         """
+        from PIL import Image  # late: training needs no Pillow
+
         files, found = self._media[name].files, []
         for number in frames:
             path = self._masks / name / f"{files[number].stem}.png"

@@ -17,24 +17,13 @@ from ivcl_fast.data.decode.decoder import (
     default_workers,
     resolve_decoder,
 )
-from ivcl_fast.data.store.cache import forget_copies, local_store
-from ivcl_fast.data.store.folder import Folder
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.placement import Placement
 from ivcl_fast.data.store.ray_pool import RayPool
-from ivcl_fast.data.store.shards import (
-    BAD_FILES,
-    INDEX,
-    SHARD_VIDEOS,
-    Build,
-    Part,
-    Progress,
-    check_clips,
-    read_index,
-)
-from ivcl_fast.data.store.source import Source, VideoSource
-from ivcl_fast.data.store.table import Index
-from ivcl_fast.data.workers import STALL_SECONDS, WorkerPool, time_limit
+from ivcl_fast.data.store.shards import BAD_FILES, SHARD_VIDEOS, Build, Part, Progress
+from ivcl_fast.data.store.source import GONE, Source, VideoSource
+from ivcl_fast.data.store.table import INDEX, Index, decoded, read_index
+from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 
@@ -77,7 +66,7 @@ def find_store(
 
 def build_store(
     source: Source | Sequence[Media],
-    out: str | Path,
+    out: Path,
     image_size: int,
     patch_size: int,
     decoder: DecoderName = "auto",
@@ -92,19 +81,16 @@ def build_store(
     """Decode every frame of videos into a store at ``out``, or open the store if it exists.
 
     Videos that cannot be used are left out, logged, and listed with the reason in
-    ``bad_files.json``; so are videos whose decoder crashed or hung. An interrupted build continues.
-    If videos were added, changed or removed, only the shards with such videos are replaced; a store
-    that is open is not affected. Videos that were moved or copied are compared, not decoded.
-    Processes that need the same store (such as the ranks of torchrun, on one or several machines)
-    build it together.
+    ``bad_files.json``. An interrupted build continues. If videos were added, changed or removed,
+    only the shards with such videos are replaced. Processes that need the same store (such as the
+    ranks of torchrun, on one or several machines) build it together.
 
     Args:
         source: videos, or another :class:`~ivcl_fast.data.store.source.Source` of frames.
-        out: folder of the store, or its URL in object storage.
         image_size: height and width that frames are resized to; a multiple of ``patch_size``.
         decoder: ``auto``, ``dali`` or ``pyav``.
-        workers: processes; default one per CPU, or per NVDEC. With 1 this process decodes, and
-            ends if a decoder crashes. The store does not depend on the number.
+        workers: processes; default one per CPU, or per NVDEC. With 1 this process decodes. The
+            store does not depend on the number.
         progress: called with (videos done, videos in total) when shards are complete.
         crop: part of the frames to resize to the square; by default all of them.
         placement, device, step_bytes: see :class:`FrameStore`; DALI decodes on ``device`` if it
@@ -113,13 +99,13 @@ def build_store(
 
     Raises:
         UserError: ``out`` contains a store with other settings, a store that has lost more than
-            half of its videos, or other files; it cannot be written, or the disk is full; or a
-            worker process was killed.
+            half of its videos, or other files; or a worker process died.
+        OSError: ``out`` cannot be written, or the disk is full.
 
     Example::
 
         >>> store = build_store(dataset.media(), Path("store"), image_size=64, patch_size=8)
-        >>> store.rows(store.names[0], [0, 1]).shape
+        >>> store.rows("CATER_new_000123", [0, 1]).shape
         (2, 64, 192)
     """
     sizes = image_size, patch_size
@@ -134,7 +120,7 @@ def build_store(
 def build_part(
     part: Part,
     source: Source | Sequence[Media],
-    out: str | Path,
+    out: Path,
     image_size: int,
     patch_size: int,
     decoder: DecoderName = "auto",
@@ -151,7 +137,7 @@ def build_part(
 
     Args:
         shard_videos: largest average number of videos in a shard; default that of an existing
-            store, or :data:`~ivcl_fast.data.store.shards.SHARD_VIDEOS`.
+            store, or :data:`SHARD_VIDEOS`.
         engine: ``local`` for processes of this machine, ``ray`` for the CPUs of a Ray cluster.
 
     Returns the number of videos that other parts have yet to decode; the part for which it is 0
@@ -166,7 +152,7 @@ def build_part(
     settings: dict[str, Any] = {
         "image_size": image_size, "patch_size": patch_size, "crop": crop, "decoder": source.decoder
     }  # fmt: skip
-    found = find_index(out)
+    found = read_index(out) if (out / INDEX).exists() else None
     if found is not None:
         before = found.about["settings"]
         for key, value in settings.items():
@@ -174,36 +160,36 @@ def build_part(
                 raise UserError(f"{out}: expected a store with {key} {value}, got {before[key]}")
         shard_videos = shard_videos or before["shard_videos"]
     settings["shard_videos"] = shard_videos or SHARD_VIDEOS
-    verb = "drawing" if source.decoder == "drawn" else "decoding"
-    build = Build(source, out, settings, append_frames, verb)
+    build = Build(source, out, settings, append_frames)
     if found is not None:
         if build.is_current(found):
             return 0
         check_clips(out, found, source)
     count = workers or default_workers("dali" if source.decoder == "dali" else "pyav")
     with RayPool() if engine == "ray" else WorkerPool(count) as pool:
-        left = build.run(part, pool, progress or (lambda *_: None))
-    forget_copies()
-    return left
+        return build.run(part, pool, progress or (lambda *_: None))
 
 
-def find_index(out: str | Path) -> Index | None:
-    """Read the index of a store, if there is one."""
-    if INDEX not in Folder(out).sizes():
-        return None
-    return read_index(local_store(out))
+def check_clips(folder: Path, index: Index, source: Source) -> None:
+    """Raise :class:`UserError` if most of the clips of a store no longer exist."""
+    known = set(source.names)
+    gone = sum(
+        name not in known or source.state(name) == GONE for name in map(decoded, index.names)
+    )
+    if gone > len(index) / 2:
+        raise UserError(
+            f"{folder}: contains a store of other videos ({gone} of its {len(index)} are missing); "
+            f"choose another folder, or train without the videos: --data store:{folder}"
+        )
 
 
 def append_frames(
     source: Source, name: str, settings: dict[str, Any], file: BinaryIO
 ) -> tuple[int, str]:
-    """Append the patch rows of a clip to its shard; see
-    :data:`~ivcl_fast.data.store.shards.Append`."""
+    """Append the patch rows of a clip to its shard; see :data:`Append`."""
     count = 0
-    with time_limit(STALL_SECONDS) as restart:
-        for part in source.frames(name, settings["image_size"]):
-            rows = patchify(part.cpu(), settings["patch_size"]).contiguous().numpy()
-            file.write(rows.data)
-            count += len(rows)
-            restart()
+    for part in source.frames(name, settings["image_size"]):
+        rows = patchify(part.cpu(), settings["patch_size"]).contiguous().numpy()
+        file.write(rows.data)
+        count += len(rows)
     return count, ""

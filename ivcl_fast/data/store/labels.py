@@ -9,28 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Dataset, Media, target_of
-from ivcl_fast.data.store.cache import forget_copies
-from ivcl_fast.data.store.folder import Folder
-from ivcl_fast.data.store.shards import read_index
 from ivcl_fast.data.store.table import (
+    VERSION,
     Columns,
-    Index,
-    Lazy,
-    Strings,
-    hashes_of,
+    decoded,
+    encoded,
+    read_index,
     read_table,
-    string_columns,
     table_bytes,
 )
 from ivcl_fast.errors import UserError
-
-VERSION = 4
+from ivcl_fast.files import atomic_write
 
 
 def labels_file(task: str) -> str:
@@ -44,10 +39,8 @@ def stored_tasks(store: Path) -> tuple[str, ...]:
     return tuple(name.removeprefix("labels-") for name in names)
 
 
-def write_labels(
-    store: str | Path, dataset: Dataset, traits: dict[str, Any], has_grid: bool
-) -> None:
-    """Save the clips and labels of a task in a store, or at its URL.
+def write_labels(store: Path, dataset: Dataset, traits: dict[str, Any], has_grid: bool) -> None:
+    """Save the clips and labels of a task in a store.
 
     ``traits``: fields of the data set's format. ``has_grid``: whether classes are cells of a grid.
     Raises :class:`UserError` if the training split or the split of the results cannot be read.
@@ -57,9 +50,8 @@ def write_labels(
     for number, split in enumerate(dataset.splits):
         with suppress(*(UserError,) * (number > 1)):  # other splits may be missing
             clips = dataset.clips(split)
-            columns |= string_columns(f"{split}/name", (clip.name for clip in clips))
-            columns |= string_columns(f"{split}/media", (clip.media for clip in clips))
-            columns[f"{split}/hash"] = hashes_of(clip.media for clip in clips)
+            columns[f"{split}/name"] = encoded(clip.name for clip in clips)
+            columns[f"{split}/media"] = encoded(clip.media for clip in clips)
             labels = (c.label if isinstance(c.label, tuple) else (c.label,) for c in clips)
             kind = np.int64 if target_of(dataset) in ("class", "classes") else np.float64
             columns |= _rows(f"{split}/label", labels, kind)
@@ -72,8 +64,8 @@ def write_labels(
         "classes": [dataset.describe(label) for label in range(dataset.num_classes)],
         "has_grid": has_grid, "traits": traits,
     }  # fmt: skip
-    Folder(store).write(labels_file(dataset.task), table_bytes(columns, about))
-    forget_copies()
+    with atomic_write(store / labels_file(dataset.task)) as file:
+        file.write(table_bytes(columns, about))
 
 
 def _rows(name: str, rows: Iterable[tuple[float, ...]], kind: type) -> dict[str, np.ndarray]:
@@ -83,44 +75,45 @@ def _rows(name: str, rows: Iterable[tuple[float, ...]], kind: type) -> dict[str,
     return {name: values, f"{name}_end": np.cumsum([len(row) for row in rows], dtype=np.int64)}
 
 
-class StoredClips(Lazy[Clip]):
+class StoredClips(Sequence[Clip]):
     """The clips of a split, created on access."""
 
     def __init__(self, columns: Columns, split: str, target: str) -> None:
-        self._names = Strings(columns, f"{split}/name")
-        self._media = Strings(columns, f"{split}/media")
+        self.media = columns[f"{split}/media"]
+        """Names of the videos, as from :func:`encoded`."""
+        self.frame_counts = np.diff(columns[f"{split}/frames_end"], prepend=0)
+        """Number of fixed frames of each clip, or 0."""
+        self._names = columns[f"{split}/name"]
         self._values = [
             (columns[f"{split}/{name}"], columns[f"{split}/{name}_end"])
             for name in ("label", "frames")
         ]
-        self.media_hashes = columns[f"{split}/hash"]
-        """Hashes of the names of the videos."""
-        self.frame_counts = np.diff(columns[f"{split}/frames_end"], prepend=0)
-        """Number of fixed frames of each clip, or 0."""
         self._is_one = target == "class"
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def get(self, at: int) -> Clip:
+    @overload
+    def __getitem__(self, at: int) -> Clip: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Clip]: ...
+    def __getitem__(self, at: int | slice) -> Clip | list[Clip]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
         labels, frames = (
             tuple(values[ends[at - 1] if at else 0 : ends[at]].tolist())
             for values, ends in self._values
         )
         label = labels[0] if self._is_one else labels
-        return Clip(self._names[at], self._media[at], label, frames or None)
+        return Clip(decoded(self._names[at]), decoded(self.media[at]), label, frames or None)
 
 
-def media_hashes(clips: Sequence[Clip]) -> np.ndarray:
-    """Return the hash of the name of each clip's video: int64 ``[n]``."""
+def media_names(clips: Sequence[Clip]) -> np.ndarray:
+    """Return the name of each clip's video, as from :func:`encoded`."""
     if isinstance(clips, StoredClips):  # no object per clip
-        return clips.media_hashes
-    return hashes_of(clip.media for clip in clips)
-
-
-def media_rows(clips: Sequence[Clip], index: Index) -> np.ndarray:
-    """Return the row of each clip's video in an index, -1 if it is not there: int64 ``[n]``."""
-    return index.find_hashes(media_hashes(clips))
+        return clips.media
+    return encoded(clip.media for clip in clips)
 
 
 def frame_counts(clips: Sequence[Clip]) -> np.ndarray:
@@ -145,7 +138,7 @@ class StoredDataset:
         self._columns, about = read_labels(self.root, task)
         self.num_classes: int = about["num_classes"]
         self.multi_label: bool = about["multi_label"]
-        self.target: str = about.get("target", "classes" if self.multi_label else "class")
+        self.target: str = about["target"]
         self.splits: Sequence[str] = about["splits"]
         self.curve_split: str = about["curve_split"]
         self.has_grid: bool = about["has_grid"]
@@ -159,8 +152,8 @@ class StoredDataset:
 
     def media(self) -> list[Media]:
         """Return the videos of the store; their ``files`` are empty."""
-        index: Index = read_index(self.root)
-        return [Media(name, ()) for name in sorted((*index.names, *index.bad_files))]
+        index = read_index(self.root)
+        return [Media(name, ()) for name in sorted((*map(decoded, index.names), *index.bad_files))]
 
     def describe(self, label: int) -> str:
         return self._classes[label]
@@ -182,8 +175,7 @@ def read_labels(store: Path, task: str) -> tuple[dict[str, np.ndarray], dict[str
 
 def check_frames(store: Path, image_size: int, patch_size: int, crop: Square) -> None:
     """Raise :class:`UserError` if the frames of ``store:DIR`` do not fit the model."""
-    index: Index = read_index(store)
-    settings = index.about["settings"]
+    settings = read_index(store).about["settings"]
     asked = {"image_size": image_size, "patch_size": patch_size, "crop": crop}
     for name, value in asked.items():
         if settings[name] != value:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
-from ivcl_fast.data import workers
 from ivcl_fast.errors import UserError
-
-log = logging.getLogger(__name__)
+from ivcl_fast.text import first_line
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-LOSSES = 2
-"""Number of lost workers after which a task is replaced; Ray may kill one for other reasons."""
+RETRIES = 3
+"""Number of times that Ray repeats a task whose worker or node died."""
 
 
 class RayPool:
@@ -43,42 +40,22 @@ class RayPool:
         if self._starts:
             self._ray.shutdown()
 
-    def run(
-        self,
-        function: Callable[[Task], Result],
-        tasks: Iterable[Task],
-        replace: Callable[[Task, str], Task],
-    ) -> Iterator[Result]:
+    def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield ``function(task)`` for every task; see :meth:`WorkerPool.run`."""
         ray, errors = self._ray, self._ray.exceptions
-        submit = ray.remote(max_retries=0)(in_worker).remote
-        todo, running = iter(tasks), dict[Any, tuple[Task, int]]()
+        submit = ray.remote(max_retries=RETRIES)(function).remote
+        todo, running = iter(tasks), dict[Any, Task]()
         while True:
             most = 2 * int(ray.cluster_resources().get("CPU", 1))
             for task in islice(todo, max(0, most - len(running))):
-                running[submit(function, task)] = task, 0
+                running[submit(task)] = task
             if not running:
                 return
             (ready,), _ = ray.wait([*running])
-            task, losses = running.pop(ready)
+            task = running.pop(ready)
             try:
-                result = ray.get(ready)
+                yield ray.get(ready)
             except errors.RayTaskError as error:
                 raise error.cause from None
-            except errors.NodeDiedError:
-                log.warning("a node of the Ray cluster was lost; others do its work")
-                running[submit(function, task)] = task, losses
-            except errors.WorkerCrashedError:
-                if losses + 1 == LOSSES:
-                    task, losses = replace(task, "its process died"), -1
-                running[submit(function, task)] = task, losses + 1
-            except errors.OutOfMemoryError as error:
-                raise UserError(f"a worker process was lost: {error}") from None
-            else:
-                yield result
-
-
-def in_worker(function: Callable[[Task], Result], task: Task) -> Result:
-    """Call a function in a worker of Ray."""
-    workers.of_ray = True
-    return function(task)
+            except errors.RayError as error:
+                raise UserError(f"{task}: {first_line(error)}") from None

@@ -1,40 +1,40 @@
 """Shards: the parts of a store or of an index, which any number of processes build together.
 
-``shard-<clips>.json`` describes a shard: its clips in order, the unusable ones, and the checksum.
-``shard-<clips>-<contents>.u8`` holds the data. ``<clips>`` is a digest of the settings and of the
-clips' names, ``<contents>`` one of the contents of their files, so changed clips change only their
-shards, and videos that were moved or copied are not decoded again.
+``shard-<id>.u8`` holds the data of some clips, and ``shard-<id>.json`` describes them. ``<id>`` is
+a digest of the settings, the names of the clips, and the states of their files, so a shard that
+exists is up to date. The index is written last, and lists the shards.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.store.folder import Folder
-from ivcl_fast.data.store.source import GONE, Source
-from ivcl_fast.data.store.table import Columns, Index
+from ivcl_fast.data.store.frame_store import checksum
+from ivcl_fast.data.store.ray_pool import RayPool
+from ivcl_fast.data.store.source import Source
+from ivcl_fast.data.store.table import INDEX, VERSION, Columns, Index, encoded, table_bytes
+from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import atomic_write, locked, write_json
 
 log = logging.getLogger(__name__)
 
-VERSION = 5
-INDEX, BAD_FILES = "index.safetensors", "bad_files.json"
-SHARD_FILE = re.compile("shard-[0-9a-f]{16}[-.]")
+BAD_FILES = "bad_files.json"
+SHARD_FILE = re.compile("shard-[0-9a-f]{16}[.]")
 SHARD_VIDEOS = 256
 """Default of the largest average number of clips in a shard: 1 GB of CATER at 64 pixels."""
 SHARDS = 64
@@ -63,14 +63,7 @@ class Shard(NamedTuple):
     """Clips that are stored together."""
 
     id: str
-    """``shard-<clips>``."""
     names: list[str]
-    states: str
-    """Digest of the states of the clips' files."""
-
-    def is_current(self, record: Record, size: int | None) -> bool:
-        """Whether the record describes this shard; ``size``: of the data file."""
-        return record["states"] == self.states and record["bytes"] == size
 
 
 @dataclass(frozen=True)
@@ -78,122 +71,63 @@ class Task:
     """A shard to build in a worker process."""
 
     shard: Shard
-    folder: Folder
+    folder: Path
     source: Source
     """The clips of the shard."""
     settings: dict[str, Any]
     append: Append
-    refused: dict[str, str] = field(default_factory=dict)
-    """Clips that crashed a decoder, with the reason."""
 
-    @property
-    def marker(self) -> str:
-        """Name of the file that names the clip that is being decoded."""
-        return f"{self.shard.id}.now"
-
-
-class Pool(Protocol):
-    """Workers that build shards."""
-
-    def run(
-        self, function: Callable[[Task], int], tasks: Iterable[Task],
-        replace: Callable[[Task, str], Task],
-    ) -> Iterator[int]: ...  # fmt: skip
+    def __str__(self) -> str:
+        return f"videos {self.shard.names[0]} to {self.shard.names[-1]}"
 
 
 def build_shard(task: Task) -> int:
     """Build a shard; return its number of clips, 0 if another process builds or has built it."""
     shard, folder = task.shard, task.folder
-    with folder.locked(f"{shard.id}.lock") as held:
-        record = read_records(folder, [shard]).get(shard.id)
-        size = folder.sizes().get(record["file"]) if record else None
-        if not held or (record and shard.is_current(record, size)):
+    with locked(folder / f"{shard.id}.lock", wait=False) as held:
+        if not held or read_record(folder, shard):
             return 0
-        contents = [task.source.contents(name) for name in shard.names]
-        moved = record and record["bytes"] == size and record["contents"] == contents
-        if record is None or not moved or record["crashed"]:
-            record = decode(task, contents)
-        folder.write(f"{shard.id}.json", to_json(record | {"states": shard.states}))
-        folder.delete([task.marker])
+        clips, bad_files = list[tuple[str, int, str]](), dict[str, str]()
+        with atomic_write(folder / f"{shard.id}.u8") as file:
+            for name in shard.names:
+                start = file.tell()
+                try:
+                    clips.append((name, *task.append(task.source, name, task.settings, file)))
+                except VideoError as error:
+                    bad_files[name] = str(error)
+                    file.seek(start)
+                    file.truncate()
+            size = file.tell()
+            file.flush()
+            sha256 = checksum(Path(file.name))
+        record = {"bytes": size, "sha256": sha256, "clips": clips, "bad_files": bad_files}
+        write_json(folder / f"{shard.id}.json", record)
     return len(shard.names)
 
 
-def decode(task: Task, contents: Sequence[str]) -> Record:
-    """Write the data of a shard, and return its record."""
-    clips, bad_files = list[tuple[str, int, int, str]](), dict[str, str]()
-    name_of_data = f"{task.shard.id}-{digest(contents, task.refused)}.u8"
-    with task.folder.writing(name_of_data) as file:
-        for name in task.shard.names:
-            start = file.tell()
-            task.folder.write(task.marker, name.encode(errors="surrogateescape"))
-            try:
-                if reason := task.refused.get(name):
-                    raise VideoError(reason)
-                frames, facts = task.append(task.source, name, task.settings, file)
-                clips.append((name, start, frames, facts))
-            except VideoError as error:
-                bad_files[name] = str(error)
-                file.seek(start)
-                file.truncate()
-        size = file.tell()
-        file.flush()
-        sha256 = checksum(Path(file.name))
-    return {
-        "file": name_of_data, "bytes": size, "sha256": sha256, "contents": contents,
-        "clips": clips, "bad_files": bad_files, "crashed": bool(task.refused),
-    }  # fmt: skip
+def read_record(folder: Path, shard: Shard) -> Record | None:
+    """Return the description of a shard, or None if the shard is missing or damaged."""
+    try:
+        record: Record = json.loads((folder / f"{shard.id}.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if file_size(folder / f"{shard.id}.u8") == record["bytes"] else None
 
 
-def read_records(folder: Folder, shards: Iterable[Shard]) -> dict[str, Record]:
-    """Read the records of shards, by id; missing and damaged ones are left out."""
-    records = dict[str, Record]()
-    for name, content in folder.read(f"{shard.id}.json" for shard in shards).items():
-        with suppress(ValueError):
-            records[name.removesuffix(".json")] = json.loads(content)
-    return records
-
-
-def checksum(path: Path) -> str:
-    """Return the checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def to_json(value: Any) -> bytes:
-    """Convert a value to JSON; the same value always gives the same bytes."""
-    return (json.dumps(value, indent=1) + "\n").encode()
-
-
-def digest(*values: Any) -> str:
-    """Return 16 hexadecimal digits that identify values with the same ``repr``."""
-    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
-
-
-def refuse(task: Task, reason: str) -> Task:
-    """Return the shard to build after a clip has crashed its worker."""
-    marker = task.folder.read([task.marker]).get(task.marker)
-    if marker is None:
-        raise UserError(f"a worker process was lost: {reason}")
-    name = marker.decode(errors="surrogateescape")
-    reason = f"decoding failed: {reason}; touch the file to try again"
-    log.warning("%s: %s", name, reason)
-    return replace(task, refused=task.refused | {name: reason})
+def file_size(path: Path) -> int | None:
+    """Return the size of a file in bytes, or None if it does not exist."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 class Build:
     """The build of a store or an index: its shards, and the index over them."""
 
-    def __init__(
-        self,
-        source: Source,
-        out: str | Path,
-        settings: dict[str, Any],
-        append: Append,
-        verb: str = "decoding",
-    ) -> None:
-        """Divide the clips into shards; ``verb``: for the log.
+    def __init__(self, source: Source, out: Path, settings: dict[str, Any], append: Append) -> None:
+        """Divide the clips into shards.
 
-        ``settings`` may have ``shard_videos``, the largest average number of clips in a shard.
         Raises :class:`UserError` if there are no clips, or two with the same name.
         """
         if not source.names:
@@ -201,105 +135,93 @@ class Build:
         name, count = Counter(source.names).most_common(1)[0]
         if count > 1:
             raise UserError(f"{count} videos have the name {name}")
-        self.source, self.folder, self.append, self.verb = source, Folder(out), append, verb
+        self.source, self.out, self.append = source, out, append
         self.settings = {"version": VERSION, "shard_videos": SHARD_VIDEOS, **settings}
-        self.shards = [
-            Shard(
-                f"shard-{digest(self.settings, names)}", names,
-                digest([source.state(name) for name in names]),
-            )
-            for names in grouped(source.names, self.settings["shard_videos"])
-        ]  # fmt: skip
-        self._records: dict[str, Record] = {}
+        self.shards = list[Shard]()
+        for names in grouped(source.names, self.settings["shard_videos"]):
+            content = repr((self.settings, names, [source.state(name) for name in names]))
+            digest = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
+            self.shards.append(Shard(f"shard-{digest}", names))
 
     def is_current(self, index: Index) -> bool:
         """Whether an index describes these shards, and their files are complete."""
-        listed = index.about["shards"]
-        if [(id, states) for *_, id, states in listed] != [(s.id, s.states) for s in self.shards]:
-            return False
-        sizes = self.folder.sizes()
-        return all(sizes.get(file) == size for file, size, *_ in listed)
+        sizes = {id: size for id, size, _ in index.about["shards"]}
+        return list(sizes) == [shard.id for shard in self.shards] and all(
+            file_size(self.out / f"{id}.u8") == size for id, size in sizes.items()
+        )
 
-    def run(self, part: Part, pool: Pool, progress: Progress) -> int:
+    def run(self, part: Part, pool: WorkerPool | RayPool, progress: Progress) -> int:
         """Build the missing shards of a part, together with other processes.
 
         Returns the number of clips left to other parts; if it is 0, writes the index. Raises
-        :class:`UserError` if the folder contains other files or cannot be written, or the disk is
-        full.
+        :class:`UserError` if the folder contains other files.
         """
-        with storage_errors(self.folder):
-            self._claim()
-            total, waits = len(self.source.names), False
-            mine = {
-                shard.id for at, shard in enumerate(self.shards)
-                if at * part.total // len(self.shards) == part.number
-            }  # fmt: skip
-            while True:
-                missing = self._missing()
-                left = sum(len(shard.names) for shard in missing)
+        self._claim()
+        total, waits = len(self.source.names), False
+        count = len(self.shards)
+        mine = {s.id for i, s in enumerate(self.shards) if i * part.total // count == part.number}
+        while True:
+            missing = [shard for shard in self.shards if not read_record(self.out, shard)]
+            left = sum(len(shard.names) for shard in missing)
+            progress(total - left, total)
+            todo = [shard for shard in missing if shard.id in mine]
+            if not todo:
+                break
+            if waits:
+                log.info("%s: waiting for shards that other processes build", self.out)
+                time.sleep(WAIT_SECONDS)
+            else:
+                log.info("building %s: %d of %d videos are missing", self.out, left, total)
+            waits = True
+            for done in pool.run(build_shard, map(self._task, todo)):
+                left -= done
+                waits = waits and not done
                 progress(total - left, total)
-                todo = [shard for shard in missing if shard.id in mine]
-                if not todo:
-                    break
-                if waits:
-                    log.info("%s: waiting for shards that other processes build", self.folder)
-                    time.sleep(WAIT_SECONDS)
-                else:
-                    log.info(f"{self.verb} {left} of {total} videos into {self.folder}")
-                waits = True
-                tasks = (
-                    Task(shard, self.folder, self.source.only(shard.names), self.settings,
-                         self.append)
-                    for shard in todo
-                )  # fmt: skip
-                for count in pool.run(build_shard, tasks, refuse):
-                    left -= count
-                    waits = waits and not count
-                    progress(total - left, total)
-            if not left:
-                self._finish()
+        if not left:
+            self._finish()
         return left
+
+    def _task(self, shard: Shard) -> Task:
+        source = self.source.only(shard.names)
+        return Task(shard, self.out, source, self.settings, self.append)
 
     def _claim(self) -> None:
         """Create the folder; raises :class:`UserError` if it contains other files."""
-        self.folder.create()
-        names = self.folder.sizes().keys()
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out}: expected a folder, got a file")
+        self.out.mkdir(parents=True, exist_ok=True)
+        names = os.listdir(self.out)
         if names and INDEX not in names and not any(map(SHARD_FILE.match, names)):
-            raise UserError(f"{self.folder}: expected an empty folder or a store, got other files")
-
-    def _missing(self) -> list[Shard]:
-        """Read new records, and return the shards that are still to build."""
-        sizes = self.folder.sizes()
-        missing = [shard for shard in self.shards if shard.id not in self._records]
-        found = read_records(self.folder, [s for s in missing if f"{s.id}.json" in sizes])
-        for shard in missing:
-            record = found.get(shard.id)
-            if record and shard.is_current(record, sizes.get(record["file"])):
-                self._records[shard.id] = record
-        return [shard for shard in missing if shard.id not in self._records]
+            raise UserError(f"{self.out}: expected an empty folder or a store, got other files")
 
     def _finish(self) -> None:
         """Write the index, and delete the files of shards that it does not list."""
-        records = [self._records[shard.id] for shard in self.shards]
-        clips = [(at, *clip) for at, record in enumerate(records) for clip in record["clips"]]
-        numbers, names, starts, frames, facts = zip(*clips, strict=True) if clips else [()] * 5
+        records = [record for shard in self.shards if (record := read_record(self.out, shard))]
+        clips = [clip for record in records for clip in record["clips"]]
+        names, counts, facts = zip(*clips, strict=True) if clips else ((), (), ())
+        frames = np.array(counts, np.int64)
         columns: Columns = {
-            "shard": np.array(numbers, np.int32),
-            "start": np.array(starts, np.int64),
-            "frames": np.array(frames, np.int32),
+            "name": encoded(names),
+            "frames": frames,
+            "first": np.cumsum(frames) - frames,
+            "facts": encoded(facts),
         }
+        order = np.argsort(columns["name"])
+        columns = {name: column[order] for name, column in columns.items()}
         bad = {name: why for record in records for name, why in record["bad_files"].items()}
         bad = dict(sorted(bad.items()))
         files = [
-            (record["file"], record["bytes"], record["sha256"], *shard[::2])
+            (shard.id, record["bytes"], record["sha256"])
             for shard, record in zip(self.shards, records, strict=True)
         ]
-        about = {"settings": self.settings, "shards": files, "bad_files": bad}
-        self.folder.write(BAD_FILES, to_json(bad))
-        self.folder.write(INDEX, Index.make(names, columns, about, facts).to_bytes())
-        kept = {f"{shard.id}.json" for shard in self.shards} | {file for file, *_ in files}
-        shard_files = set(filter(SHARD_FILE.match, self.folder.sizes()))
-        self.folder.delete(sorted(shard_files - kept))
+        write_json(self.out / BAD_FILES, bad)
+        with atomic_write(self.out / INDEX) as file:
+            about = {"settings": self.settings, "shards": files, "bad_files": bad}
+            file.write(table_bytes(columns, about))
+        kept = {f"{shard.id}{suffix}" for shard in self.shards for suffix in (".u8", ".json")}
+        for name in os.listdir(self.out):
+            if SHARD_FILE.match(name) and name not in kept:
+                (self.out / name).unlink(missing_ok=True)
 
 
 def grouped(names: Sequence[str], largest: int) -> Iterator[list[str]]:
@@ -317,51 +239,3 @@ def grouped(names: Sequence[str], largest: int) -> Iterator[list[str]]:
             group = []
         group.append(name)
     yield group
-
-
-Kind = TypeVar("Kind", bound=Index)
-
-
-def read_index(folder: Path, kind: type[Kind] = Index) -> Kind:  # type: ignore[assignment]
-    """Read an index; raises :class:`UserError` if it is missing, damaged or of another version."""
-    file = Path(folder) / INDEX
-    try:
-        index = kind.read(file)
-        version = index.about["settings"]["version"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: is not a frame store, or its build is not finished") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file}: damaged: {error}; delete this file, and the command that built the store "
-            "writes it again"
-        ) from None
-    if version != VERSION:
-        reason = "was written by another version of ivcl_fast; delete it and prepare it again"
-        raise UserError(f"{folder}: {reason}")
-    return index
-
-
-def check_clips(folder: str | Path, index: Index, source: Source) -> None:
-    """Raise :class:`UserError` if most of the clips of a store no longer exist."""
-    known = set(source.names)
-    gone = sum(name not in known or source.state(name) == GONE for name in index.names)
-    if gone > len(index) / 2:
-        raise UserError(
-            f"{folder}: contains a store of other videos ({gone} of its {len(index)} are missing); "
-            f"choose another folder, or train without the videos: --data store:{folder}"
-        )
-
-
-@contextmanager
-def storage_errors(out: Folder) -> Iterator[None]:
-    """Turn errors of the file system into :class:`UserError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"{out}: cannot be written: {error.strerror}") from None
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"{out}: {error.strerror}; free some space, and run the same command to continue"
-            ) from None
-        raise

@@ -11,14 +11,12 @@ A generator of synthetic clips that draws straight into a store, without video f
     ...         return Drawn([int(name[5:]) for name in names])
     ...     def state(self, name: str) -> str:
     ...         return "1"  # the settings that a clip depends on
-    ...     contents = state
     ...     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
     ...         yield squares(draw(int(name[5:])), image_size)  # draw: uint8 [F, H, W, 3]
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -29,8 +27,6 @@ from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import DecoderName, make_decoder, resolve_decoder
 
-BLOCK = 1 << 20
-"""Bytes to read at a time."""
 GONE = ""
 """State of media of which a file is missing."""
 
@@ -51,9 +47,6 @@ class Source(Protocol):
 
     def state(self, name: str) -> str:
         """Return, quickly, a string that changes when the input of a clip may have changed."""
-
-    def contents(self, name: str) -> str:
-        """Return a digest of the input of a clip, which stays the same if its files are moved."""
 
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         """Yield all frames of a clip, some at a time: uint8 RGB ``[F, 3, S, S]``.
@@ -88,18 +81,6 @@ class VideoSource:
         except (OSError, ValueError):  # ValueError: a zero byte in the name
             return GONE
         return " ".join(f"{one.st_size} {one.st_mtime_ns}" for one in found)
-
-    def contents(self, name: str) -> str:
-        digest = hashlib.sha256()
-        try:
-            for path in self.media[name].files:
-                digest.update(f"{path.stat().st_size} ".encode())
-                with path.open("rb") as file:
-                    while block := file.read(BLOCK):
-                        digest.update(block)
-        except (OSError, ValueError):
-            return GONE
-        return digest.hexdigest()[:32]
 
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         decoder = make_decoder(self.decoder, image_size, self.gpu)

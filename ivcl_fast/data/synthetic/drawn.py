@@ -69,8 +69,6 @@ class Drawn:
     def state(self, name: str) -> str:
         return self._state
 
-    contents = state
-
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         if name not in self.numbers:
             raise VideoError("the settings of the data set describe no such video")

@@ -13,7 +13,6 @@ from PIL import Image
 from ivcl_fast.data.crop import WHOLE, Crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.indexed import index_one, open_indexed
 from ivcl_fast.data.decode.media import with_huffman_tables
 from ivcl_fast.data.decode.pyav import TOLERANCE, open_media
 from ivcl_fast.data.sampling import frame_ids
@@ -202,10 +201,9 @@ def test_faults_of_the_file_and_missing_libraries_are_video_errors(
 def test_frames_that_dali_does_not_find_are_not_black(tmp_path):
     """DALI counts the frames of a video itself."""
     one = media(write_video(tmp_path / "a.webm", [picture(0, 0)] * 3, "libvpx-vp9", **VP9))
-    indexed = index_one(one)
-    indexed = replace(indexed, info=replace(indexed.info, frames=5))
     decoder = make_decoder("dali", 32)
-    with open_indexed(one, indexed, "dali") as opened:
+    with open_media(one) as opened:
+        opened.info = replace(opened.info, frames=5)
         assert len(decoder.decode_by_dali(opened, [0, 2])) == 2
         with pytest.raises(VideoError, match="out-of-bounds frame index 4"):
             decoder.decode_by_dali(opened, [0, 4])

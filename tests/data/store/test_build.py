@@ -1,12 +1,10 @@
-"""Builds of a store: several at once, changes, kills, crashes and full disks."""
+"""Builds of a store: several at once, changes, kills and full disks."""
 
 from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkContext
@@ -17,15 +15,12 @@ import pytest
 import torch
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.pyav import PyAVDecoder
-from ivcl_fast.data.store import build as building
-from ivcl_fast.data.store import shards, source
-from ivcl_fast.data.store.build import append_frames, build_store
+from ivcl_fast.data.store import shards
+from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.source import VideoSource, squares
 from ivcl_fast.errors import UserError
-from ivcl_fast.models.reference import patchify
 from tests.data.store.test_frame_store import contents
 from tests.support.painted import (
     VP9,
@@ -125,8 +120,6 @@ class Painted:
     def state(self, name: str) -> str:
         return "1"
 
-    contents = state
-
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         for first in (0, 3):
             drawn = np.stack([picture(int(name), first + i) for i in range(3)])
@@ -202,72 +195,16 @@ def test_added_changed_removed_and_repaired(own, tmp_path):
     assert numbers_of_rows(opened.rows("v3", [4])) == [(3, 4)]
 
 
-def test_videos_that_were_moved_are_not_decoded_again(own, tmp_path, monkeypatch):
-    """All have another folder and another time; one of them has other contents of the same size,
-    and a file of a sequence is gone."""
-    own.append(write_images(tmp_path, "p", 7, 4))
-    monkeypatch.setattr(shards, "SHARDS", len(own))
-    build(own, tmp_path / "store")
-    decoded: list[str] = []
-    monkeypatch.setattr(
-        building, "append_frames",
-        lambda *of: [decoded.append(of[1]), append_frames(*of)][1],
-    )  # fmt: skip
-    moved = tmp_path / "moved"
-    moved.mkdir()
-    for path in (file for one in own for file in one.files):
-        shutil.copyfile(path, moved / path.name)
-    own[6].files[3].unlink()
-    (moved / own[6].files[3].name).unlink()
-    video = bytearray((moved / "v3.avi").read_bytes())
-    video[-1] ^= 1
-    (moved / "v3.avi").write_bytes(video)
-    now = [Media(one.name, tuple(moved / path.name for path in one.files)) for one in own]
-    store = build(now, tmp_path / "store")
-    assert decoded == ["v3", "p"] and list(store.bad_files) == ["p"]
-    before = {path.name: path.stat().st_mtime_ns for path in store.path.iterdir()}
-    build(now, store.path)
-    assert {path.name: path.stat().st_mtime_ns for path in store.path.iterdir()} == before
-
-
 def test_videos_that_are_gone(own, tmp_path):
     build(own, tmp_path / "store")
     for one in own[:4]:
         one.files[0].unlink()
     with pytest.raises(UserError, match=r"of other videos \(4 of its 6 are missing\)"):
         build(own, tmp_path / "store")
-    assert list(FrameStore(tmp_path / "store").names) == [one.name for one in own]
+    assert FrameStore(tmp_path / "store").names == [one.name for one in own]
 
 
-# --- crashes, hangs and full disks --------------------------------------------------------------
-
-
-class BadDecoder:
-    """Hangs and crashes as native decoders do on broken files."""
-
-    def parts(self, one: Media, square: str):
-        if one.name == "v05":
-            time.sleep(1000)
-        if one.name == "v11":
-            os._exit(7)
-        return make_decoder("pyav", SIZES[0]).parts(one)
-
-
-def test_decoders_that_hang_or_crash_lose_only_their_files(
-    videos, tmp_path, monkeypatch, forked_workers
-):
-    monkeypatch.setattr(source, "make_decoder", lambda *_: BadDecoder())
-    monkeypatch.setattr(building, "STALL_SECONDS", 1.0)
-    store = build(videos, tmp_path, 2)
-    assert store.bad_files.keys() == {"v05", "v11"}
-    assert "the decoder hung" in store.bad_files["v05"]
-    assert "its process died (exit code 7)" in store.bad_files["v11"]
-    good = [one for one in videos if one.name not in store.bad_files]
-    assert list(store.names) == [one.name for one in good]
-    for one in good:
-        rows = torch.from_numpy(store.rows(one.name, range(store.num_frames(one.name))))
-        assert torch.equal(rows, patchify(make_decoder("pyav", 32).decode(one), 8))
-    store.verify()
+# --- full disks ---------------------------------------------------------------------------------
 
 
 def test_a_build_continues_after_a_full_disk(own, tmp_path):
@@ -276,7 +213,7 @@ def test_a_build_continues_after_a_full_disk(own, tmp_path):
     big = [*own, media(write_painted(tmp_path / "v9.avi", 50, 90))]
     resource.setrlimit(resource.RLIMIT_FSIZE, (40 * FRAME_BYTES, hard))
     try:
-        with pytest.raises(UserError, match="File too large; free some space"):
+        with pytest.raises(OSError, match=r"File too large: .*shard-"):
             build(big, tmp_path / "store")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -284,13 +221,8 @@ def test_a_build_continues_after_a_full_disk(own, tmp_path):
     assert build(big, tmp_path / "store").num_frames("v9") == 90
 
 
-def test_a_folder_that_cannot_be_written(own, tmp_path, monkeypatch):
+def test_a_complete_store_is_opened_without_writing(own, tmp_path, monkeypatch):
+    """As on a read-only file system."""
     build(own[:2], tmp_path / "store")
-
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    assert list(build(own[:2], tmp_path / "store").names) == ["v0", "v1"]
-    with pytest.raises(UserError, match="store: cannot be written: Permission denied"):
-        build(own, tmp_path / "store")
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened to write"))
+    assert build(own[:2], tmp_path / "store").names == ["v0", "v1"]

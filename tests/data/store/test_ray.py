@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,6 @@ import torch
 
 from ivcl_fast.data.store import shards
 from ivcl_fast.data.store.build import build_part, build_store
-from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.shards import Part
 from tests.data.store.test_build import Painted
 from tests.data.store.test_frame_store import contents
@@ -23,26 +21,23 @@ SIZES = 32, 8
 
 
 class Fragile(Painted):
-    """Stays forever with its first clip on one node, and crashes at one clip."""
+    """Stays forever with its first clip on one node."""
 
-    def __init__(self, names: Sequence[str], node: str, flag: Path, crash: str = "") -> None:
+    def __init__(self, names: Sequence[str], node: str, flag: Path) -> None:
         super().__init__(names)
-        self.node, self.flag, self.crash = node, flag, crash
+        self.node, self.flag = node, flag
 
     def only(self, names: Sequence[str]) -> Fragile:
-        return Fragile(names, self.node, self.flag, self.crash)
+        return Fragile(names, self.node, self.flag)
 
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         if ray.get_runtime_context().get_node_id() == self.node:
             self.flag.touch()
             time.sleep(1000)
-        if name == self.crash:
-            os._exit(7)
         yield from super().frames(name, image_size)
 
 
-def test_the_same_store_though_a_node_dies(tmp_path, monkeypatch, caplog):
-    """And a clip that crashes its worker is left out."""
+def test_the_same_store_though_a_node_dies(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -68,12 +63,7 @@ def test_the_same_store_though_a_node_dies(tmp_path, monkeypatch, caplog):
             source = Fragile(names, node, flag)
             assert build_part(Part(0, 1), source, tmp_path / "ray", *SIZES, engine="ray") == 0
             killed.result()
-        assert "a node of the Ray cluster was lost" in caplog.text
         assert contents(tmp_path / "ray") == contents(alone.path)
-        crashing = Fragile(names[:9], node, flag, crash="5")
-        build_part(Part(0, 1), crashing, tmp_path / "crash", *SIZES, engine="ray")
-        bad_files = FrameStore(tmp_path / "crash").bad_files
-        assert list(bad_files) == ["5"] and "its process died" in bad_files["5"]
     finally:
         ray.shutdown()
         cluster.shutdown()
