@@ -43,10 +43,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_reason_where_nothing_is_built(folder):
-    assert _ext._load().startswith("not built; the build needs a C++ compiler")
-
-
 WITH_AVX512 = ("avx512", "avx2")
 
 
@@ -74,17 +70,11 @@ def test_no_cpu_gets_instructions_that_it_lacks(monkeypatch, machine, vectors, h
     assert _ext.supported_isas() == isas
 
 
-@pytest.mark.parametrize(
-    ("named", "reason"),
-    [
-        ("none", "IVCL_FAST_ISA=none"),
-        ("avx512bf16", "IVCL_FAST_ISA: expected one of none, avx512, avx2, got 'avx512bf16'"),
-        ("", "IVCL_FAST_ISA: expected one of none, avx512, avx2, got ''"),
-    ],
-)
-def test_environment_variable_is_obeyed(folder, monkeypatch, named, reason):
-    monkeypatch.setenv("IVCL_FAST_ISA", named)
-    assert _ext._load() == reason
+def test_environment_variable_is_obeyed(folder, monkeypatch):
+    monkeypatch.setenv("IVCL_FAST_ISA", "none")
+    assert _ext._load() == "IVCL_FAST_ISA=none"
+    monkeypatch.setenv("IVCL_FAST_ISA", "avx512bf16")
+    assert "IVCL_FAST_ISA: expected one of none, avx512, avx2, got 'avx512bf16'" in _ext._load()
 
 
 @loaded

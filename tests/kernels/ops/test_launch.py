@@ -1,9 +1,8 @@
-"""Kernels start on the GPU of their arguments; PyTorch runs what Triton cannot."""
+"""PyTorch runs what Triton cannot."""
 
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -39,28 +38,6 @@ def chip(monkeypatch):
     forget()
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_kernels_start_on_the_gpu_of_their_arguments(monkeypatch, index):
-    current, started = [0], []
-
-    @contextmanager
-    def device(new):
-        current.append(new.index)
-        yield
-        current.pop()
-
-    class Kernel:
-        def __getitem__(self, grid):
-            return lambda *args, **options: started.append(current[-1])
-
-    with FakeTensorMode():
-        x = torch.zeros(2, device=f"cuda:{index}")
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
-    monkeypatch.setattr(torch.cuda, "device", device)
-    launch.launch(Kernel(), (1,), None, x, 2)
-    assert started == [index] and current == [0]
-
-
 def test_no_kernels_without_a_c_compiler_or_headers(monkeypatch, tmp_path, triton):
     """Triton compiles its launcher and would fail at the first kernel."""
     for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
@@ -71,9 +48,8 @@ def test_no_kernels_without_a_c_compiler_or_headers(monkeypatch, tmp_path, trito
     assert f"no {tmp_path}/Python.h for Triton" in found()
     (tmp_path / "Python.h").touch()
     assert found() is None
-    for named in ("", "tcc", "ccache gcc"):  # Triton would start a program of this whole name
-        monkeypatch.setenv("CC", named)
-        assert found().startswith(f"CC: expected a program without flags, got {named!r}")
+    monkeypatch.setenv("CC", "ccache gcc")  # Triton would start a program of this whole name
+    assert found().startswith("CC: expected a program without flags, got 'ccache gcc'")
     monkeypatch.delenv("CC")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "no C compiler for Triton" in found()
@@ -102,15 +78,3 @@ def test_pytorch_computes_on_chips_older_than_the_kernels(triton, chip, capabili
     run = _op._where_possible(lambda *args: "triton", lambda *args: "ref")
     assert unsupported_reason(GPU, torch.float32) == reason
     assert run(x, None, 2) == ("ref" if reason else "triton")
-
-
-@pytest.mark.parametrize(
-    ("capability", "version", "expected"),
-    [((10, 0), (3, 6), True), ((10, 0), (3, 9), False), ((9, 0), (3, 6), False)],
-)
-def test_chips_with_tf32_instead_of_float32(monkeypatch, chip, capability, version, expected):
-    chip(*capability)
-    monkeypatch.setattr(launch, "TRITON_VERSION", version)
-    with launch.record():
-        assert launch.float32_dot_is_tf32(torch.device("cuda", 0)) is expected
-        assert launch.float32_dot_is_tf32(torch.device("cpu")) is False

@@ -54,10 +54,6 @@ def test_non_contiguous_batched_and_empty(dtype):
         assert got.dtype == dtype and not got.any()
 
 
-def test_opcheck():
-    torch.library.opcheck(op, (*inputs(5, 6, 7, torch.bfloat16), torch.float32))
-
-
 @needs_cpp
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_for_any_number_of_threads(dtype):
@@ -81,16 +77,6 @@ def test_layer_parity(parameters, with_bias, as_on_amx):
         return F.linear(x, weight.to(x.dtype), *(b.to(x.dtype) for b in bias))
 
     check_op(under_autocast, ref, args)
-
-
-@pytest.mark.parametrize("shape", [(6,), (0, 6), (3, 6)])
-def test_any_number_of_dimensions(shape, as_on_amx):
-    x = torch.randn(shape).bfloat16().requires_grad_()
-    weight = torch.randn(4, 6).bfloat16().requires_grad_()
-    found = torch.autograd.grad(linear(x, weight).float().sin().sum(), (x, weight))
-    expected = torch.autograd.grad(F.linear(x, weight).float().sin().sum(), (x, weight))
-    for got, plain in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, plain)
 
 
 @needs_cpp
@@ -119,23 +105,6 @@ def test_float32_weights_use_the_op_where_they_are_cast_together(as_on_amx):
         assert (dispatches() - before)["linear_gradients", "cpp"] == calls
     with pytest.raises(RuntimeError, match="same dtype"):
         linear(x, layer.weight, layer.bias)
-
-
-def test_weights_that_are_cast_together_change_no_result():
-    layer, x = torch.nn.Linear(6, 4), torch.randn(3, 5, 6).bfloat16()
-    results = []
-    for weights in ([], weights_to_cast(layer)):
-        layer.zero_grad()
-        leaf = x.clone().requires_grad_()
-        with cast_together(weights, torch.bfloat16):
-            out = _Linear.apply(leaf, layer.weight, layer.bias)
-            out.float().square().sum().backward()
-        results.append((out, leaf.grad, layer.weight.grad, layer.bias.grad))
-    torch.testing.assert_close(*results, rtol=0, atol=0)
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.zero_()
-    assert not _Linear.apply(x, layer.weight, layer.bias).any(), "the casts end with the block"
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -1,8 +1,8 @@
 """Races: many runs of every kernel that multiplies matrices, over more programs than fit at once.
 
 No kernel uses atomics, so every run must give the same bits. Then every element is compared with
-``_ref``. A race that a compiler has made may appear only with many resident programs, so on a GPU
-the grid is beyond one wave; in the interpreter, where nothing overlaps, it is small.
+``_ref``. A race that a compiler has made may appear only with many resident programs, so the grid
+is beyond one wave.
 """
 
 from __future__ import annotations
@@ -12,16 +12,11 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tests.kernels.ops.conftest import INTERPRET
 from tests.kernels.ops.table import OPS
 from tests.kernels.ops.test_ops import bits
 from tests.support.numerics import check_op
 
 RUNS = 25
-FEW = 2, 2
-"""Runs and frames in the interpreter."""
-LAST = 3, 32
-"""Largest last two sizes in the interpreter."""
 
 
 class Case(NamedTuple):
@@ -47,18 +42,14 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_run_is_equal_and_every_element_right(case, dtype, device):
-    op, (runs, frames, shape) = OPS[case.op], (RUNS, case.frames, case.shape)
-    if device == "cpu":
-        if not INTERPRET:
-            pytest.skip("for Triton's kernels")
-        dtype = torch.float16 if dtype == torch.bfloat16 else dtype  # it has no bfloat16
-        (runs, frames), shape = FEW, (*shape[:-2], *map(min, shape[-2:], LAST))
-    inputs = op.inputs((frames, *shape), dtype=dtype, device=device)
+def test_every_run_is_equal_and_every_element_right(case, dtype):
+    op = OPS[case.op]
+    inputs = op.inputs((case.frames, *case.shape), dtype=dtype, device="cuda")
     first = bits(case.op, inputs)
-    for number in range(1, runs):
+    for number in range(1, RUNS):
         for at, (a, b) in enumerate(zip(bits(case.op, inputs), first, strict=True)):
             assert torch.equal(a, b), f"run {number}, tensor {at}: {(a != b).sum()} elements differ"
     check_op(op.fused, op.plain, inputs)

@@ -8,7 +8,7 @@ import torch
 from ivcl_fast.kernels import _ext, dispatches
 from ivcl_fast.kernels.transformer_block import NAMES, _ref, unsupported_reason
 from ivcl_fast.kernels.transformer_block import transformer_block as public
-from tests.kernels.ops.conftest import check_threads, needs_cpp
+from tests.kernels.ops.conftest import needs_cpp
 from tests.kernels.ops.table import OPS
 from tests.support.numerics import check_op, run_with_grads
 
@@ -64,35 +64,6 @@ def test_sequences_do_not_mix():
     others = [0, 1, 2, 4, 5, 6]
     for b, a in zip(before[0] + before[1], after[0] + after[1], strict=True):
         assert torch.equal(b[others], a[others])
-
-
-@needs_cpp
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_same_bits_of_selected_tokens_for_any_number_of_threads(dtype):
-    args = inputs(301, 17, 3, 32, 50, dtype=dtype)
-    index = torch.randint(0, 301 * 17, (500,))
-    cotangent = [torch.randn_like(public(args[0], args[1:], 3, index=index))]
-
-    def bits():
-        outputs, grads = run_with_grads(lambda x, *p: public(x, p, 3, index=index), args, cotangent)
-        return [*outputs, *grads]
-
-    check_threads(bits)
-
-
-@needs_cpp
-def test_what_is_kept_depends_on_gradients():
-    x, *p = inputs(3, 12, 2, 16, 24)
-    kept = op(x, *p, None, 2, 1e-6, x.dtype, True)
-    not_kept = op(x, *p, None, 2, 1e-6, x.dtype, False)
-    assert torch.equal(kept[0], not_kept[0])
-    assert all(t.numel() for t in kept) and not any(t.numel() for t in not_kept[1:])
-
-
-def test_gradcheck_of_selected_tokens():
-    args = [a.double().requires_grad_() for a in inputs(2, 3, 2, 2, 5)]
-    index = torch.tensor([4, 0, 4])
-    torch.autograd.gradcheck(lambda x, *p: public(x, p, 2, index=index), args)
 
 
 @needs_cpp
