@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 
 import pytest
-import torch
 
 from ivcl_fast import IVCLConfig
 from ivcl_fast.errors import UserError
@@ -66,44 +65,3 @@ def test_bad_fields_are_named(field, value, accepted):
     with pytest.raises(UserError, match=rf"^{field}: .*{re.escape(accepted)}") as error:
         IVCLConfig.preset("tiny", **{field: value})
     assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
-
-
-def uint8(*shape):
-    return torch.zeros(shape, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize(
-    "video", [uint8(2, 16, 3, 64, 64), uint8(2, 16, 64, 192), torch.zeros(2, 16, 3, 64, 64)]
-)
-def test_accepted_videos(video):
-    IVCLConfig.preset("tiny").check_video(video)
-
-
-@pytest.mark.parametrize(
-    "video",
-    [
-        uint8(2, 15, 3, 64, 64),
-        uint8(2, 16, 3, 32, 32),
-        uint8(2, 16, 64, 191),
-        torch.zeros(2, 16, 64, 192),
-    ],
-)
-def test_other_videos_are_refused(video):
-    with pytest.raises(ValueError, match=r"^video: .*\[B, 16, 3, 64, 64\].*\[B, 16, 64, 192\]"):
-        IVCLConfig.preset("tiny").check_video(video)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("ids_keep", torch.zeros(2, 16, 16)),
-        ("ids_keep", torch.zeros(2, 15, 16, dtype=torch.int64)),
-        ("ids_keep", torch.zeros(2, 16, 64, dtype=torch.int64)),
-        ("query", torch.zeros(2, 7, dtype=torch.int64)),
-        ("seed", torch.zeros(3, dtype=torch.int64)),
-    ],
-)
-def test_bad_masks_are_named(name, value):
-    masks = dict(ids_keep=None, query=None, seed=None) | {name: value}
-    with pytest.raises(ValueError, match=rf"^{name}: expected int64 \["):
-        IVCLConfig.preset("tiny").check_masks(2, **masks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ivcl_fast import progress
-from ivcl_fast.progress import Bar, duration
+from ivcl_fast.progress import Bar
 
 
 class Clock:
@@ -48,12 +48,3 @@ def test_a_live_bar_waits_for_its_work(monkeypatch):
         bar.add(1)
         bar.add(2)
         assert bar._live is not None and bar.done == 3
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3500, "58 min"), (3590, "1 h 0 min"),
-     (71_370, "19 h 50 min")],
-)  # fmt: skip
-def test_durations(seconds, text):
-    assert duration(seconds) == text

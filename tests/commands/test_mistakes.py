@@ -6,13 +6,11 @@ Wrong values of single flags are in test_train.py.
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -46,9 +44,7 @@ def test_resume_keeps_what_is_learnt_and_takes_how(started):
     assert check_folder(parse(arguments[:2])) == load_settings(started)
 
 
-@pytest.mark.parametrize(
-    "flag", ["--lr=0.7", "--num_slots=3", "--amp=off", "--name=b", "--overwrite", "--quick"]
-)
+@pytest.mark.parametrize("flag", ["--lr=0.7", "--num_slots=3", "--name=b", "--overwrite"])
 def test_resume_refuses_to_make_it_another_run(started, flag):
     name = flag.partition("=")[0].replace("_", "-")
     with pytest.raises(UserError, match=f"^{name}: expected with --resume only "):
@@ -69,20 +65,17 @@ def test_a_folder_in_which_another_process_trains(started):
         assert (started / "pretrain" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("refusal", [errno.EACCES, errno.ENOSPC])
-def test_a_refused_file_is_reported_in_one_line(refusal, command):
+def test_a_refused_file_is_reported_in_one_line(command):
     def main():
-        raise OSError(refusal, os.strerror(refusal), "runs/report.md")
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/report.md")
 
-    code, _, err = command(main)
-    assert code == 2 and err == f"error: runs/report.md: {os.strerror(refusal)}\n"
+    assert command(main)[0::2] == (2, "error: runs/report.md: No space left on device\n")
 
 
 @pytest.mark.parametrize(
     ("what", "fitting"),
     [
         (lambda: torch.empty(2**40, 2**10), "a smaller --batch-size"),
-        (lambda: np.empty(2**50), "a smaller --batch-size"),
         (
             lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
             "a smaller --batch-size or --placement disk",
@@ -97,16 +90,6 @@ def test_too_little_memory_is_one_line(what, fitting, command):
 
 def fail(error: BaseException):
     raise error
-
-
-def test_ctrl_c_while_a_command_is_imported(tmp_path, monkeypatch):
-    (tmp_path / "torch.py").write_text("import time\nprint(flush=True)\ntime.sleep(60)\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    command = [sys.executable, "-m", "ivcl_fast.train"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        assert process.stderr.read() == b"" and process.wait() == -signal.SIGINT
 
 
 @pytest.mark.parametrize("continues", [False, True])

@@ -157,16 +157,12 @@ def test_a_scheduler_stops_runs_at_once(data, tmp_path, started, command):
     ("arguments", "message"),
     [
         ([], "STUDY: expected the name of one study, or --vary FLAG=A,B,..."),
-        (["--vary", "lr=0.1"], "--vary: expected a flag of ivcl_fast.train and its values"),
         (["--vary", "depht=1,2"], "--vary: expected a flag of ivcl_fast.train and its values"),
         (["--vary", "seed=1,2"], "--vary: expected no flag that studies set"),
-        (["--vary", "lr=1,2", "--lr", "1"], "--lr: the study vary-lr sets this"),
         (["nothing"], "study: expected one of pretraining, supervision"),
         (["slots", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
         (["slots", "--pretrainings", "4"], "--pretrainings: expected at most --seeds (3), got 4"),
-        (["slots", "--seed", "3"], "--seed: the study slots sets this"),
         (["pretraining", "--objective", "mae"], "--objective: the study pretraining sets this"),
-        (["causes", "--data", "cater:x"], "--data: the study causes sets this"),
         (["supervision", "--data", "acre:x"], "--objective classification: "),
     ],
 )

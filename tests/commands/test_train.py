@@ -16,12 +16,10 @@ from safetensors.torch import load_file
 
 from ivcl_fast import IVCL, IVCLClassifier
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
-from ivcl_fast.errors import UserError
 from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.files import LOCK
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import opened_folder
 from ivcl_fast.training.settings import load_settings
 from ivcl_fast.visualize import main as visualize_main
@@ -185,20 +183,6 @@ def test_other_settings_in_the_same_folder_are_refused(cater, uninterrupted, com
     assert code == 2 and "(lr)" in err and "--overwrite" in err
 
 
-def test_a_failed_start_does_not_block_its_folder(cater, command, monkeypatch, tmp_path):
-    flags = ["--data", f"cater:{cater}", *SMALL, "--stage", "pretrain", "--out", tmp_path]
-    flags += ["--name", "run", *QUICKLY]
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "pretrain", lambda run: fail())
-        assert command(train_main, *flags, "--lr", "0.1")[0] == 2
-    assert (tmp_path / "run" / "config.json").is_file()
-    assert command(train_main, *flags)[0] == 0
-
-
-def fail():
-    raise UserError("no such luck")
-
-
 def test_overwriting_deletes_the_run_and_nothing_else(cater, uninterrupted, command, tmp_path):
     run = shutil.copytree(uninterrupted, tmp_path / "run")
     flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "run"]
@@ -232,10 +216,3 @@ def test_folders_that_are_no_run_are_not_overwritten(cater, command, tmp_path):
         code, _, err = command(train_main, *flags, "--overwrite")
         assert code == 2 and named in err and err.count("\n") == 1
     assert (tmp_path / "other" / "report.md").read_text() == "mine"
-
-
-def test_checkpoint_of_another_size_is_refused(cater, uninterrupted, command, tmp_path):
-    flags = ["--data", f"cater:{cater}", *SMALL, "--embed-dim", "32", "--out", tmp_path]
-    flags += ["--stage", "finetune", "--init", uninterrupted / "pretrain"]
-    code, _, err = command(train_main, *flags)
-    assert code == 2 and "is [16] there, but [32]" in err and "(embed_dim 16)" in err

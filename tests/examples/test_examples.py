@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import ivcl_fast
-from ivcl_fast import IVCLClassifier, IVCLConfig
+from ivcl_fast import IVCLConfig
 from tests.support.short_run import ENVIRONMENT, ROOT, ShortRun
 
 EXAMPLES = ROOT / "examples"
 PACKAGED = "ivcl_fast/tiny-pretrained"
-SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
 @pytest.fixture
@@ -42,14 +37,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     return call
 
 
-def test_all_are_short_and_say_how_to_run_them():
-    assert len(SCRIPTS) == 7
-    for name in SCRIPTS:
-        text = (EXAMPLES / name).read_text()
-        assert len(text.splitlines()) <= 80, name
-        assert f"    python examples/{name}" in text
-
-
 def test_objects_as_slots(run, tmp_path):
     said = run("objects_as_slots.py", 48, 256, folder=tmp_path).splitlines()
     assert len(said) == 8 and said[-1].startswith("256 clips: top-1 ")
@@ -62,48 +49,9 @@ def test_train_on_your_data(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_train_on_your_data_takes_a_folder_and_flags(tmp_path):
-    for label in ("falls", "rises"):
-        (tmp_path / "videos" / label).mkdir(parents=True)
-        for number in range(5):
-            (tmp_path / "videos" / label / f"{number}.mp4").write_text("no video")
-    command = [sys.executable, str(EXAMPLES / "train_on_your_data.py"), "videos", "--quick"]
-    environment = os.environ | ENVIRONMENT
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "none of the videos of split val can be used" in done.stderr
-    bad = json.loads((tmp_path / "videos" / "store-64-p8-pyav" / "bad_files.json").read_text())
-    assert len(bad) == 10 and "falls/0.mp4" in bad
-
-
 def test_answer_for_a_video(run, short_run: ShortRun, tmp_path):
     said = run("answer_for_a_video.py", short_run.folder, short_run.video, folder=tmp_path)
     assert said.startswith(short_run.video.name) and said.count("%") == 3 and "cell" in said
-
-
-@pytest.mark.parametrize(("target", "each"), [("class", " 50.0%"), ("classes", " 98.2%")])
-def test_answer_for_a_video_of_two_classes_reads_the_frames_of_the_run(
-    run, short_run: ShortRun, tmp_path, monkeypatch, target, each
-):
-    model = IVCLClassifier(IVCLConfig.preset("tiny"), 2, class_names=["no", "yes"])
-    torch.nn.init.zeros_(model.head.weight)
-    torch.nn.init.constant_(model.head.bias, 4.0)
-    model.save_pretrained(tmp_path / "run/finetune")
-    classes = {"target": target, "names": ["no", "yes"]}
-    (tmp_path / "run/answers.json").write_text(json.dumps(classes))
-    settings = json.loads((short_run.folder / "config.json").read_text())
-    own = {"source": "videos:DIR", "task": "classify", "frame_stride": 2, "crop": "center"}
-    settings["data"] |= own
-    (tmp_path / "run/config.json").write_text(json.dumps(settings))
-    asked, load_clip = [], ivcl_fast.load_clip
-
-    def remember(*arguments, **how):
-        asked.append(how)
-        return load_clip(*arguments, **how)
-
-    monkeypatch.setattr(ivcl_fast, "load_clip", remember)
-    said = run("answer_for_a_video.py", tmp_path / "run", short_run.video, folder=tmp_path)
-    assert said.count(each) == 2 and "yes" in said
-    assert asked == [{"frame_stride": 2, "crop": "center"}]
 
 
 def test_read_slots(run, short_run: ShortRun, tmp_path):
@@ -125,10 +73,7 @@ def test_read_slots(run, short_run: ShortRun, tmp_path):
             "finetune: expected a folder",
         ),
         ("read_slots.py", (PACKAGED, "nowhere.avi"), "nowhere.avi: expected a video file"),
-        ("read_slots.py", ("nowhere/model/of/mine",), "of/mine: expected a folder"),
         ("serve_onnx.py", ("nowhere.onnx", "video.gif"), "No such file or directory: 'nowhere"),
-        ("serve_onnx.py", ("classifier.onnx", "nowhere.avi"), "or directory: 'nowhere.avi'"),
-        ("serve_onnx.py", ("classifier.onnx", "classifier.json"), "Invalid data found"),
         ("serve_onnx.py", ("encoder.onnx", "video.gif"), "encoder.onnx: expected classifier.onnx"),
     ],
 )

@@ -81,3 +81,13 @@ def test_public_layers_compute_what_plain_ones_do():
     block, ours = reference.Block(16, 2, 4.0), fused.Block(16, 2, 4.0)
     ours.load_state_dict(block.state_dict())
     torch.testing.assert_close(ours(x), block(x))
+
+
+def test_layers_without_biases():
+    torch.manual_seed(0)
+    x, plain, fast = torch.randn(2, 5, 16), reference.Block(16, 2, 4.0), fused.Block(16, 2, 4.0)
+    for block in (plain, fast):
+        block.norm1 = nn.LayerNorm(16, bias=False)
+        block.attn.qkv.bias = block.attn.proj.bias = block.mlp.fc1.bias = block.mlp.fc2.bias = None
+    fast.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(fast(x), plain(x))

@@ -161,31 +161,6 @@ def test_blocks_compile_in_place_and_share_graphs(amp):
 # --- Dtypes ---------------------------------------------------------------------------------------
 
 
-class Loss(torch.nn.Module):
-    """A pretraining model, as ``torch.export`` takes it: from tensors to a tensor."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, video: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
-        return self.model(video, seed=seed).loss
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("package", [reference, ivcl_fast])
-def test_programs_take_any_number_of_videos(package, strict):
-    cfg = dataclasses.replace(CFG, depth=1, temporal_depth=1, decoder_depth=1)
-    four_videos = video().repeat(2, 1, 1, 1, 1)
-    for net, inputs, more in (
-        (package.IVCLClassifier(cfg, 5), (video(),), (four_videos,)),
-        (Loss(package.IVCL(cfg)), (video(), SEED), (four_videos, SEED.repeat(2))),
-    ):
-        shapes = ({0: torch.export.Dim("videos")},) * len(inputs)
-        program = torch.export.export(net, inputs, dynamic_shapes=shapes, strict=strict).module()
-        torch.testing.assert_close(program(*more), net(*more))
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     ("objective", "video_slots"),

@@ -13,10 +13,8 @@ from torch import nn
 
 import ivcl_fast
 from ivcl_fast import IVCLConfig, reference, slot_autoencoder
-from ivcl_fast.kernels import dispatches
 from ivcl_fast.models.slot_attention import GRUCell
 from tests.models.test_model import SIZES, video
-from tests.support.marks import needs_kernels
 
 CFG = IVCLConfig.preset("tiny", **SIZES | {"num_slots": 4}, objective="slot_attention")
 VIDEO = dataclasses.replace(CFG, video_slots=True)
@@ -92,17 +90,6 @@ def test_slots_of_a_video_start_from_the_prediction_for_the_frame_before(package
         torch.testing.assert_close(ours, torch.stack(theirs, dim=1), atol=1e-5, rtol=1e-5)
 
 
-@PACKAGES
-@pytest.mark.parametrize("cfg", [CFG, VIDEO])
-def test_videos_may_have_any_number_of_frames(package, cfg):
-    model, frames = package.SlotAutoencoder(cfg).eval(), video()
-    long = torch.cat([frames, frames], dim=1)
-    assert model(long).pred.shape == (2, 6, 16, 48) and model.draw(long)[1].shape[1] == 6
-    torch.testing.assert_close(model.encode(long)[:, :3], model.encode(frames))
-    torch.testing.assert_close(model.encode(frames[:, :1]), model.encode(frames)[:, :1])
-    assert model(frames[:, :1]).loss.isfinite()
-
-
 def test_slots_are_contrasted_with_all_slots_of_the_next_frame():
     torch.manual_seed(0)
     slots = torch.randn(2, 3, 4, 8)
@@ -136,15 +123,6 @@ def test_the_update_is_pytorchs():
         torch.autograd.grad(updated, by, cotangent),
         torch.autograd.grad(expected, expected_by, cotangent),
     )
-
-
-@needs_kernels
-def test_the_loss_has_kernels_both_ways():
-    model = ivcl_fast.SlotAutoencoder(CFG)
-    before = dispatches()
-    model(video()).loss.backward()
-    found = {op: count for (op, _), count in (dispatches() - before).items() if "mixture" in op}
-    assert found == {"mixture_loss": 1, "mixture_loss_backward": 1}
 
 
 @PACKAGES

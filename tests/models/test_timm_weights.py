@@ -13,16 +13,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ivcl_fast import IVCL, IVCLClassifier, Supervised, reference
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import timm_weights
 from ivcl_fast.models.backbone import load_backbone
-from ivcl_fast.train import main
-from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS, config, random_video
+from tests.support.small_models import config, random_video
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -189,23 +187,3 @@ def test_a_name_is_asked_of_timm(monkeypatch, tmp_path):
 
 
 # --- From the command ----------------------------------------------------------------------------
-
-SIZES = [*RUN_FLAGS, *FRAME_FLAGS, "--patch-size", "4", "--depth", "2", "--no-pictures"]
-
-
-def test_runs_start_from_a_vit(tmp_path, monkeypatch, capsys):
-    data = write_cater(tmp_path / "cater", SyntheticCater(train=4, val=4), 1)
-    source = saved(vit_weights(grid=6, patch=8), tmp_path / "vit")
-    flags = ["--data", f"cater:{data}", "--init", source, "--lr", "1e-12"]
-    flags += ["--finetune-lr", "1e-12", "--out", str(tmp_path), "--name", "run", *SIZES]
-    monkeypatch.setattr(sys, "argv", ["train", *flags])
-    main()
-    trained = load_file(tmp_path / "run" / "finetune" / "model.safetensors")
-    expected = vit_weights(grid=6, patch=8)["blocks.1.mlp.fc1.weight"]
-    torch.testing.assert_close(trained["encoder.blocks.1.mlp.fc1.weight"], expected)
-
-
-def test_timm_is_optional(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match="needs timm; install it"):
-        timm_weights.check("timm:vit_base_patch16_224")

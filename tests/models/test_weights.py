@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, reference
 from ivcl_fast.errors import UserError
@@ -149,18 +149,6 @@ def test_a_model_has_the_dtype_that_was_asked_for(tmp_path):
             dtypes(dtype=wrong)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
-def test_weights_that_are_not_floating_point_are_refused(tmp_path, dtype):
-    IVCL(CFG).save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    key = next(iter(weights))
-    weights[key] = weights[key].to(dtype)
-    save_file(weights, tmp_path / "model.safetensors")
-    (tmp_path / CHECKSUMS).unlink()
-    with pytest.raises(ValueError, match=rf"{key} is .* there, but a model has floating-point"):
-        IVCL.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("file", "name"), [("a.pth", None), ("a.pt", "model"), ("a.ckpt", "model_state_dict")]
 )
@@ -212,11 +200,7 @@ def test_a_config_that_does_not_fit_is_one_line(tmp_path):
     assert "config.json: damaged" in told(IVCL.from_pretrained, tmp_path)
     (tmp_path / CHECKSUMS).unlink()
     assert "decoder.embed.weight" in told(IVCL.from_pretrained, tmp_path)
-    for wrong in ({"embed_dim": 2**40}, {"readout": "first"}, {"colour": "red"}):
-        file.write_text(json.dumps(config | {"cfg": config["cfg"] | wrong}))
-        assert "config.json: " in told(IVCL.from_pretrained, tmp_path)
-    for text in ("{}", "[1]", "{"):
+    unknown = json.dumps(config | {"cfg": config["cfg"] | {"colour": "red"}})
+    for text in (unknown, "{}", "[1]", "{"):
         file.write_text(text)
         assert "config.json: " in told(IVCL.from_pretrained, tmp_path)
-    file.unlink()
-    assert "config.json" in told(IVCL.from_pretrained, tmp_path)

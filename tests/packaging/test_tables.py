@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-import shlex
 
 import pytest
 
 from docs import tables
 from docs.markers import written_anew
 from ivcl_fast.config import PRESETS
-from ivcl_fast.report.plan import USABLE
-from ivcl_fast.training.arguments import parse
-from tests.packaging.test_docs import blocks
 
 PAGES = tables.pages()
 PLANS = [path for path in PAGES if "<!-- plan: " in path.read_text()]
-COMMAND = re.compile(r"^# (.+) cards? of (24|80) GB\n((?:.*\\\n)*.*)$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -40,19 +35,3 @@ def test_the_smallest_preset_is_predicted_as_its_recipe_says(path):
     (flags,) = re.findall(r"<!-- plan: (.*) -->", text)
     stages = "pretrain", "finetune"
     assert tables.plan_rows("tiny", flags) == [["tiny", s, *rows["tiny", s]] for s in stages]
-
-
-@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
-def test_batches_of_recipes_fit_the_cards(path):
-    rows = planned(path.read_text())
-    for count, card, command in COMMAND.findall("".join(blocks(path.read_text(), "console"))):
-        words = shlex.split(command.replace("\\\n", " "))
-        ranks = {"one": 1, "eight": 8}[count]
-        assert ("--nproc-per-node=8" in words) == (ranks == 8)
-        config = parse(words[words.index("ivcl_fast.train") + 1 :])
-        clips = config.optim.batch_size / ranks / config.optim.grad_accum_steps
-        assert clips == int(clips)
-        column, usable = {"24": 2, "80": 3}[card], USABLE * int(card)
-        for stage in ("pretrain", "finetune"):
-            cells = rows[config.preset, stage]
-            assert clips <= int(cells[column].replace(",", "")) and float(cells[0]) < usable

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from ivcl_fast import IVCL, IVCLConfig
-from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.data.slots import Slots
 from ivcl_fast.errors import UserError
-from ivcl_fast.train import comparisons
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.slots import encode
@@ -74,9 +72,8 @@ def pretrained(tmp_path) -> str:
     return str(tmp_path / "model")
 
 
-@pytest.mark.parametrize("frame_labels", [False, True])
-def test_the_encoder_stays_and_the_rest_learns(tmp_path, pretrained, frame_labels):
-    run = run_with(tmp_path, name="run", init=pretrained, frame_labels=frame_labels, **FROZEN)
+def test_the_encoder_stays_and_the_rest_learns(tmp_path, pretrained):
+    run = run_with(tmp_path, name="run", init=pretrained, frame_labels=True, **FROZEN)
     after = run.finetune(pretrained).state_dict()
     before = run.last_frame(pretrained).state_dict()
     for name, value in after.items():
@@ -88,15 +85,10 @@ def test_the_encoder_stays_and_the_rest_learns(tmp_path, pretrained, frame_label
 
 
 def test_random_weights_all_learn(tmp_path, pretrained):
-    options = dict(compare_scratch=True, compare_memoryless=False, **FROZEN)
-    run = run_with(tmp_path, name="run", init=pretrained, **options)
+    run = run_with(tmp_path, name="run", init=pretrained, **FROZEN)
     scratch = run.finetune("random", "scratch").state_dict()
     start = run.last_frame("random", "scratch-last-frame").state_dict()
     assert not torch.equal(scratch["encoder.slot_tokens"], start["encoder.slot_tokens"])
-    (result,) = comparisons(run, pretrained, run.evaluate(run.finetune(pretrained)))
-    assert result.title == "from scratch, as many whole clips"
-    said = "8 last frames and 8 whole clips of finetuning (frozen encoder)"
-    assert FinishedRun(run.config, run.data).describe_length() == said
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from ivcl_fast import IVCLClassifier, IVCLConfig
+from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.data.formats.cater_frames import snitch_cell
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.models import backbone
+from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import TrainConfig
 
@@ -46,12 +47,9 @@ def run_with(tmp_path, **settings) -> Run:
     return run
 
 
-@pytest.mark.parametrize("frame_labels", [False, True])
-def test_finetuning_continues_the_model_of_last_frames(tmp_path, frame_labels):
+def test_finetuning_continues_the_model_of_last_frames(tmp_path):
     # Steps too small to be seen, so that finetuning has to end where it began.
-    run = run_with(
-        tmp_path, name="run", finetune_lr=1e-30, last_frame_clips=2, frame_labels=frame_labels
-    )
+    run = run_with(tmp_path, name="run", finetune_lr=1e-30, last_frame_clips=2)
     model = run.finetune("random")
     rates = {r["stage"]: r["lr"] for r in run.metrics.read() if "lr" in r}
     assert rates["finetune"] == pytest.approx(0.3 * rates["last-frame"])
@@ -85,3 +83,28 @@ def test_single_frames_are_any_where_all_have_labels(tmp_path, frame_labels):
             cells = {snitch_cell(scene, frame) for frame in equal}
             assert batch.labels[row].item() in cells
         assert len(seen) > 4 if frame_labels else seen == {37}
+
+
+def test_a_schedule_has_all_that_was_set(tmp_path, monkeypatch):
+    """Stages are described here, and not trained."""
+    started = {}
+    monkeypatch.setattr(Stage, "run", lambda stage: started.update({stage.name: stage.schedule}))
+    monkeypatch.setenv("WORLD_SIZE", "2")  # rates count the clips of all ranks
+    settings = dict(
+        batch_size=4, grad_accum_steps=2, warmup_steps=3, weight_decay=0.1, clip_norm=2.0,
+        optimizer="adamw",
+    )  # fmt: skip
+    rates = dict(lr=1e-2, finetune_lr=2e-2, lr_scaling="linear", backbone_lr_scale=0.25)
+    IVCL(IVCLConfig(**SIZES)).save_pretrained(tmp_path / "weights")
+    run = run_with(
+        tmp_path, name="run", stage="all", pretrain_clips=8, last_frame_clips=0, **settings, **rates
+    )
+    run.pretrain()
+    run.finetune("random")
+    run.finetune(str(tmp_path / "weights"), "scratch")
+    schedules = [started[name] for name in ("pretrain", "finetune", "scratch")]
+    for schedule in schedules:
+        assert {name: getattr(schedule, name) for name in settings} == settings
+    assert [schedule.clips for schedule in schedules] == [8, 4, 4]
+    assert [schedule.lr for schedule in schedules] == [1e-2 / 4, 2e-2 / 4, 2e-2 / 4]
+    assert [schedule.backbone_lr_scale for schedule in schedules] == [1, 1, 0.25]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,6 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ivcl_fast.distributed.group import Interrupted
 from ivcl_fast.errors import UserError
 from ivcl_fast.training import checkpoint, loop
 from ivcl_fast.training.loop import Stage
@@ -77,21 +74,6 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, step, optimizer):
     assert same(whole.model, resumed.model)
     assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
     assert [s for s, _ in curve(tmp_path / "cut")] == [3, 6, 9, 12, 15, 18, 21, 24, 25]
-
-
-def test_signal_saves_and_resumes_exactly(tmp_path):
-    signum = signal.SIGTERM
-    whole = stage(tmp_path / "whole")
-    whole.run()
-    with pytest.raises(Interrupted) as stop:
-        stage(tmp_path / "cut", failing_at(7, lambda: os.kill(os.getpid(), signum))).run()
-    assert stop.value.signum == signum
-    saved = checkpoint.latest(tmp_path / "cut" / "checkpoints")
-    assert saved is not None and saved.step == 8
-    resumed = stage(tmp_path / "cut")
-    resumed.run()
-    assert same(whole.model, resumed.model)
-    assert curve(tmp_path / "whole") == curve(tmp_path / "cut")
 
 
 def test_the_log_has_the_shares_of_waiting_and_of_the_peak(tmp_path, monkeypatch):

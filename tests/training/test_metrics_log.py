@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -46,39 +46,16 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     assert film.encoded_image_string == GIF and film.step == 160
 
 
-class Wandb(ModuleType):
-    """Stands for the package and for a run of it, and notes all calls."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.calls: list = []
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def call(*args, **kwargs):
-            self.calls.append((name, args, kwargs))
-            return self
-
-        return call
-
-
-@pytest.fixture
-def wandb(monkeypatch) -> Wandb:
-    package = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", package)
-    return package
-
-
-def test_weights_and_biases(wandb, tmp_path):
+def test_weights_and_biases(tmp_path, monkeypatch):
+    wandb = MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     write_two(tmp_path, "wandb")
-    names = [name for name, _, _ in wandb.calls]
-    assert names == ["init", *["define_metric", "log"] * 2, "Video", "log", "finish"]
-    assert wandb.calls[0][2]["project"] == "ivcl_fast" and wandb.calls[-1][1] == (0,)
-    assert wandb.calls[2][1] == ({"pretrain/loss": 0.5, "pretrain/clips": 320},)
-    assert wandb.calls[3][1:] == (("finetune/*",), {"step_metric": "finetune/clips"})
-    assert wandb.calls[5][1][0].getvalue() == GIF
+    assert wandb.init.call_args.kwargs["project"] == "ivcl_fast"
+    run = wandb.init.return_value
+    run.define_metric.assert_called_with("finetune/*", step_metric="finetune/clips")
+    assert run.log.call_args_list[0].args == ({"pretrain/loss": 0.5, "pretrain/clips": 320},)
+    assert wandb.Video.call_args.args[0].getvalue() == GIF
+    run.finish.assert_called_once_with(0)
 
 
 def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch):

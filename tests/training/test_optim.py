@@ -113,23 +113,6 @@ def test_muon_is_that_of_torch(per_batch, has_bf16, monkeypatch):
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_muon_continues_from_the_state_of_torch_and_back(has_bf16):
-    """A checkpoint holds a momentum for each matrix, whichever of the two wrote it."""
-    ends = []
-    for first, then in ((torch.optim.Muon, Muon), (Muon, torch.optim.Muon)):
-        weights, before = after_steps(first, 0.02)
-        groups = [{"params": weights, "lr": 0.02, "weight_decay": 0.1}]
-        after = then(groups, adjust_lr_fn="match_rms_adamw")
-        assert all({*before.state[w]} == {"momentum_buffer"} for w in weights)
-        after.state.update({w: dict(before.state[w]) for w in weights})
-        draw = torch.Generator().manual_seed(1)
-        for weight in weights:
-            weight.grad = torch.randn(weight.shape, generator=draw)
-        after.step()
-        ends.append(weights)
-    torch.testing.assert_close(*ends, rtol=0, atol=0)
-
-
 NEWTON_SCHULZ = (_muon.DEFAULT_A, _muon.DEFAULT_B, _muon.DEFAULT_C), 5, _muon.EPS
 
 

@@ -90,24 +90,3 @@ def test_compiled(first):
     restore(compiled)
     assert type(fast) is reference.IVCLClassifier
     close(compiled(video()), expected)
-
-
-def test_data_parallel(tmp_path):
-    from torch.nn.parallel import DistributedDataParallel
-
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    try:
-        plain = reference.IVCL(CFG)
-        expected = plain(video(), seed=SEED).pred
-        wrapped = DistributedDataParallel(plain)
-        assert "module.decoder" in accelerate(wrapped).replaced
-        out = wrapped(video(), seed=SEED)
-        close(out.pred, expected)
-        out.loss.backward()
-        assert all(p.grad is not None for p in plain.parameters())
-        restore(wrapped)
-        assert torch.equal(wrapped(video(), seed=SEED).pred, expected)
-    finally:
-        torch.distributed.destroy_process_group()
