@@ -1,8 +1,8 @@
 """``python -m ivcl_fast.compare RUN RUN...``: compare finished runs on the same clips.
 
 The first table has the scores of each run, and its difference from the first run on the same clips.
-The second table has the settings that differ. ``--out FILE.md`` writes both, and a page with the
-training curves of all runs. Models do not run again, because a run's folder has its answers.
+The second table has the settings that differ. ``--out FILE.html`` writes a page with the training
+curves of all runs. Models do not run again, because a run's folder has its answers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ import tyro
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.errors import UserError, flag
-from ivcl_fast.files import write_text
 from ivcl_fast.report.page import write_page
 from ivcl_fast.report.run import CLIPS, SCORES
 from ivcl_fast.report.study import compared_runs, read_answers
 from ivcl_fast.report.tables import Table
-from ivcl_fast.text import markdown
 from ivcl_fast.training.settings import CHANGEABLE, load_settings
 
 
@@ -34,30 +32,30 @@ class CompareConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN...")]
     """Folders of finished runs on the same data; the others are compared with the first."""
     out: Path | None = None
-    """Also write the tables to this Markdown file, and a page with training curves beside
-    it, as .html."""
+    """Also write the scores and the training curves of all runs to this .html file."""
 
 
-def comparison(runs: Sequence[Path]) -> str:
-    """Return the tables of scores and of settings in Markdown.
+def compare(config: CompareConfig) -> None:
+    """Print the tables of scores and of settings, and write the page if wanted.
 
     Raises :class:`UserError` for fewer than two runs, for a run without scores, and for runs whose
     clips or labels differ.
     """
+    runs = config.runs
     if len({run.resolve() for run in runs}) < max(2, len(runs)):
         raise UserError("RUN: expected at least two runs, each of them once")
     for run in runs:
         if not (run / SCORES).is_file():
             raise UserError(f"RUN: expected a finished run with {SCORES}, got {run}")
-    labels = [*map(markdown, short_names(runs))]
     check_clips(runs)
-    scores = compared_runs(dict(zip(labels, runs, strict=True)))
-    parts = [
-        f"{scores.title}. {scores.note}",
-        str(scores.table),
-        settings_that_differ(labels, runs),
-    ]
-    return "\n\n".join(parts) + "\n"
+    names = short_names(runs)
+    scores = compared_runs(dict(zip(names, runs, strict=True)))
+    scores.table.print(f"{scores.title}. {scores.note}")
+    settings_that_differ(names, runs).print("Settings that differ")
+    if config.out is not None:
+        opened = [FinishedRun.open(run, "cpu") for run in runs]
+        write_page(config.out, opened, sections=[scores])
+        print(f"open: {config.out}")
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
@@ -80,29 +78,19 @@ def check_clips(runs: Sequence[Path]) -> None:
             raise UserError(f"RUN: expected runs on the same clips as {runs[0]}, got {run}")
 
 
-def settings_that_differ(labels: Sequence[str], runs: Sequence[Path]) -> str:
+def settings_that_differ(names: Sequence[str], runs: Sequence[Path]) -> Table:
     """Return a table of the settings that differ and may change results."""
     settings = [load_settings(run).flat() for run in runs]
     rows = [
-        [f"`{flag('data' if name == 'source' else name)}`", *(str(of[name]) for of in settings)]
+        [flag("data" if name == "source" else name), *(str(of[name]) for of in settings)]
         for name in settings[0]
         if name not in CHANGEABLE and len({str(of[name]) for of in settings}) > 1
     ]
-    if not rows:
-        return "Their settings are the same."
-    return f"Settings that differ:\n\n{Table(['setting', *labels], rows)}"
+    return Table(["setting", *names], rows)
 
 
 def main() -> None:
-    config = parse(CompareConfig, "compare", __doc__)
-    text = comparison(config.runs)
-    print(text, end="")
-    if config.out is not None:
-        page = config.out.with_suffix(".html")
-        runs = [FinishedRun.open(run, "cpu") for run in config.runs]
-        scores = compared_runs(dict(zip(short_names(config.runs), config.runs, strict=True)))
-        write_page(page, runs, sections=[scores])
-        write_text(config.out, f"{text}\nTraining curves: [{page.name}]({page.name})\n")
+    compare(parse(CompareConfig, "compare", __doc__))
 
 
 if __name__ == "__main__":

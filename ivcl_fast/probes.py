@@ -16,8 +16,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from ivcl_fast.analysis.cater_probes import PROBES, Frames, Scores, frames_of, run_probes
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
+from ivcl_fast.analysis.linear_probes import PROBES, Frames, Scores, frames_of, run_probes
 from ivcl_fast.analysis.sample import Sample
 from ivcl_fast.analysis.segments import score_segments
 from ivcl_fast.command import parse, run_command

@@ -1,29 +1,36 @@
-"""Clips of a run's data set or of a user's video, decoded from their media."""
+"""Clips of a run's data set or of a user's video, decoded from their media; the snitch in them.
+
+The classifier answers for the end of a video. To follow the snitch over time, its input is the
+video cut off after each frame: evenly spaced frames up to and including that frame, so that no
+prediction depends on later frames. Videos cut off early are shorter and slower than any training
+video.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import tee, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
-from ivcl_fast.analysis.trajectory import frames_up_to
 from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.dataset import Clip, Media, VideoError, describe_label
 from ivcl_fast.data.decode.decoder import make_decoder, resolve_decoder
 from ivcl_fast.data.decode.pyav import open_media
+from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.formats.cater_frames import frame_count
 from ivcl_fast.data.formats.cater_labels import Scene, hidden_at_end
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.synthetic.drawn import Drawn, drawn_media
 from ivcl_fast.errors import UserError
+from ivcl_fast.models import reference
 from ivcl_fast.text import printable
 
 
@@ -63,7 +70,7 @@ class DecodedClip:
     @property
     def aligned_scene(self) -> Scene | None:
         """The scene, if it has as many frames as the video."""
-        aligned = self.scene and frame_count(self.scene) == self.frame_index[-1] + 1
+        aligned = self.scene and cater_frames.frame_count(self.scene) == self.frame_index[-1] + 1
         return self.scene if aligned else None
 
     @property
@@ -81,7 +88,7 @@ class ClipReader:
     """Reads clips for a run's models from the media instead of the run's store.
 
     ``trajectories``: also decode the frames for
-    :func:`~ivcl_fast.analysis.trajectory.follow_snitch`. ``num_frames``: frames per clip, by
+    :func:`follow_snitch`. ``num_frames``: frames per clip, by
     default as in the run's settings; a last-frame model takes one.
     """
 
@@ -149,13 +156,13 @@ class ClipReader:
     def mixed(self, count: int, clips: Sequence[Clip] | None = None) -> Iterator[DecodedClip]:
         """Read the first ``count`` usable clips of ``clips``, by default the evaluation split.
 
-        For a localisation task with scenes, clips that end with the snitch visible and hidden
-        alternate. Clips that cannot be decoded are logged and skipped; raises :class:`UserError` if
+        By default, clips that end with the snitch visible and hidden alternate if scenes are known.
+        Clips that cannot be decoded are logged and skipped; raises :class:`UserError` if
         none can be decoded.
         """
         dataset = self.run.dataset
         chosen: Iterable[Clip] = dataset.clips(dataset.splits[1]) if clips is None else clips
-        if scenes := self.scenes(list(chosen)):
+        if clips is None and (scenes := self.scenes(list(chosen))):
             ends = tee((clip, hidden_at_end(scenes.scene(clip.name))) for clip in chosen)
             visible = (clip for clip, is_hidden in ends[0] if not is_hidden)
             hidden = (clip for clip, is_hidden in ends[1] if is_hidden)
@@ -205,3 +212,48 @@ class ClipReader:
     ) -> DecodedClip:
         decoded = dict(zip(needed, frames.to(self.run.device), strict=True))
         return DecodedClip(name, index, decoded, fps, panels=self.panels is not None, video=name)
+
+
+# --- The snitch over time ------------------------------------------------------------------------
+
+
+class SnitchTrajectory(NamedTuple):
+    """Predictions for a video cut off after each of E frames; cells of an n x n floor."""
+
+    n: int
+    belief: list[list[float]]
+    """``[E][n * n]``: the predicted probability of each cell."""
+    true: list[int] | None = None
+    """``[E]``: the snitch's true cell; None without a scene."""
+    hidden: list[bool] | None = None
+    """``[E]``: whether the snitch is inside a cone; None without a scene."""
+
+
+def frames_up_to(end: int, num_frames: int) -> list[int]:
+    """Return the sampled frames of a video cut off after frame ``end``."""
+    return frame_ids(end + 1, num_frames).tolist()
+
+
+@torch.inference_mode()
+def follow_snitch(
+    model: reference.IVCLClassifier,
+    take: Callable[[Sequence[int]], Tensor],
+    ends: list[int],
+    scene: Scene | None = None,
+) -> SnitchTrajectory:
+    """Predict the snitch's cell after each of the frames ``ends``, numbered from 0.
+
+    ``take(ids)`` returns frames of the video, uint8 ``[len(ids), 3, H, W]`` on the model's device;
+    the ids are those of :func:`frames_up_to`. ``scene`` gives the true cells.
+    """
+    parts = [frames_up_to(end, model.cfg.num_frames) for end in ends]
+    shared = sorted({i for ids in parts for i in ids})  # each is encoded once
+    video = take(shared)[None]
+    frame_index = torch.tensor([[[shared.index(i) for i in ids] for ids in parts]])
+    logits = model(video, frame_index.to(video.device)).float()
+    n, belief = round(logits.shape[1] ** 0.5), logits.softmax(dim=-1).tolist()
+    if scene is None:
+        return SnitchTrajectory(n, belief)
+    cells = [cater_frames.snitch_cell(scene, end, n) for end in ends]
+    hidden = [cater_frames.snitch_hidden(scene, end) for end in ends]
+    return SnitchTrajectory(n, belief, cells, hidden)

@@ -1,19 +1,24 @@
-"""Linear probes on frozen features of frames.
+"""Linear probes on frozen features of frames, and their targets in CATER.
 
 A probe is fitted on frames of some clips and scored on frames of others (Alain and Bengio,
-"Understanding intermediate layers using linear classifier probes", 2016). Shapes: M frames, D
-features, K outputs.
+"Understanding intermediate layers using linear classifier probes", 2016). Those of CATER test
+object permanence, for which a single frame is not enough: the place of a snitch inside a cone, and
+the presence of shapes and colors without a visible object. Shapes: M frames, D features, K outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ivcl_fast.data.formats import cater_frames
+from ivcl_fast.data.formats.cater_labels import Scene
+from ivcl_fast.evaluation.baselines import guess_probability
 from ivcl_fast.evaluation.metrics import Score, topk_correct
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
@@ -22,22 +27,16 @@ HELD_OUT = 5
 """One in this many training clips is held out to choose the penalty."""
 STEPS, TOLERANCE = 100, 1e-6
 """L-BFGS stops after this many steps, or at a smaller change of the loss."""
+GUESS = "under a visible cone"
+"""Baseline for the snitch's cell: guess a random visible cone, without memory or a model."""
+
+Scores = dict[str, dict[str, dict[str, Score]]]
+"""Scores by probe, group of frames and feature name."""
+Linear = Callable[[Tensor], Tensor]
+"""A fitted probe: maps features ``[M, D]`` to predictions ``[M, K]``."""
 
 
-@dataclass(frozen=True)
-class TargetType:
-    """A type of probe target."""
-
-    loss: Callable[[Tensor, Tensor], Tensor]
-    score: Callable[[Tensor, Tensor, Tensor, Tensor], Score | None]
-    """Takes predictions ``[M, K]``, true values, a mask (bool ``[M]`` or ``[M, K]``, not all False)
-    and clips int64 ``[M]``; returns None if nothing can be scored."""
-    metric: str
-    """Name of the metric in tables."""
-
-
-@dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):
     """True values of M frames."""
 
     values: Tensor
@@ -46,11 +45,15 @@ class Targets:
     """Masks of the groups that are scored: bool ``[M]``, or ``[M, K]``."""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Target of a probe."""
+class Probe(NamedTuple):
+    """What a probe predicts."""
 
-    target: TargetType
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor, Tensor, Tensor], Score | None]
+    """Takes predictions ``[M, K]``, true values, a mask (bool ``[M]`` or ``[M, K]``, not all False)
+    and clips int64 ``[M]``; returns None if nothing can be scored."""
+    metric: str
+    """Name of the metric in tables."""
     outputs: int
     """K."""
 
@@ -84,16 +87,21 @@ def score_presence(scores: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) 
     )
 
 
-CLASSIFICATION = TargetType(F.cross_entropy, score_classes, "top-1")
-REGRESSION = TargetType(F.mse_loss, score_places, "distance")
-MULTI_LABEL = TargetType(F.binary_cross_entropy_with_logits, score_presence, "mAP")
+CLASSIFICATION = F.cross_entropy, score_classes, "top-1"
+REGRESSION = F.mse_loss, score_places, "distance"
+MULTI_LABEL = F.binary_cross_entropy_with_logits, score_presence, "mAP"
+PROBES = {
+    "snitch's cell": Probe(*CLASSIFICATION, 36),
+    "snitch's position": Probe(*REGRESSION, 2),
+    "snitch inside a cone": Probe(*MULTI_LABEL, 1),
+} | {
+    f"{attribute}s in the scene": Probe(*MULTI_LABEL, len(values))
+    for attribute, values in cater_frames.ATTRIBUTES.items()
+}
+"""The cell is one of 6 x 6; the position is in world units, and a cell is 1 unit wide."""
 
 
 # --- Fitting -------------------------------------------------------------------------------------
-
-
-Linear = Callable[[Tensor], Tensor]
-"""A fitted probe: maps features ``[M, D]`` to predictions ``[M, K]``."""
 
 
 def fit(x: Tensor, y: Tensor, probe: Probe, penalty: float) -> Linear:
@@ -114,24 +122,13 @@ def fit(x: Tensor, y: Tensor, probe: Probe, penalty: float) -> Linear:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = probe.target.loss(scaled @ weight + bias, y) + penalty * weight.square().sum()
+        loss = probe.loss(scaled @ weight + bias, y) + penalty * weight.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
     weight, bias = weight.detach(), bias.detach()
     return lambda features: (features - shift) / scale @ weight + bias
-
-
-def fit_best(x: Tensor, y: Tensor, clips: Tensor, probe: Probe) -> Linear:
-    """Fit a probe to all frames, with the penalty that scores best on held-out clips."""
-    held = clips % HELD_OUT == 0
-
-    def held_out_loss(penalty: float) -> float:
-        fitted = fit(x[~held], y[~held], probe, penalty)
-        return float(probe.target.loss(fitted(x[held]), y[held]))
-
-    return fit(x, y, probe, min(PENALTIES, key=held_out_loss))
 
 
 def run_probe(
@@ -144,17 +141,86 @@ def run_probe(
 ) -> dict[str, dict[str, Score]]:
     """Return scores by group of test frames and feature name.
 
-    ``train_clips``, ``test_clips`` int64 ``[M]``: the clip of each frame. ``features``: by name,
-    float32 ``[M, D]`` of the training and test frames. Groups without a score are left out.
+    The penalty is the one that scores best on held-out clips. ``train_clips``, ``test_clips`` int64
+    ``[M]``: the clip of each frame. ``features``: by name, float32 ``[M, D]`` of the training and
+    test frames. Groups without a score are left out.
     """
-    y = train.values
     scores: dict[str, dict[str, Score]] = {group: {} for group in test.groups}
     for name, (x, x_test) in features.items():
-        linear = fit_best(x, y.to(x.device), train_clips.to(x.device), probe)
-        predictions = linear(x_test).cpu()
+        y, held = train.values.to(x.device), train_clips.to(x.device) % HELD_OUT == 0
+        losses = {
+            penalty: float(probe.loss(fit(x[~held], y[~held], probe, penalty)(x[held]), y[held]))
+            for penalty in PENALTIES
+        }
+        predictions = fit(x, y, probe, min(PENALTIES, key=losses.__getitem__))(x_test).cpu()
         for group, chosen in test.groups.items():
             if not chosen.any():
                 continue
-            if score := probe.target.score(predictions, test.values, chosen, test_clips):
+            if score := probe.score(predictions, test.values, chosen, test_clips):
                 scores[group][name] = score
     return {group: of_group for group, of_group in scores.items() if of_group}
+
+
+# --- CATER ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frames:
+    """M frames and the targets of the probes."""
+
+    clips: Tensor
+    """int64 ``[M]``: the clip of each frame."""
+    targets: dict[str, Targets]
+    """By probe."""
+    guess: Tensor
+    """float64 ``[M]``: the probability that :data:`GUESS` is correct."""
+
+
+def frames_of(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Frames:
+    """Return the targets for these frames of the scenes; a scene's last id is its video's last
+    frame."""
+    frames = [(scene, i) for scene, ids in zip(scenes, frame_ids, strict=True) for i in ids]
+    clip = torch.tensor([number for number, ids in enumerate(frame_ids) for _ in ids])
+    last = torch.tensor([i == ids[-1] for ids in frame_ids for i in ids])
+    hidden = torch.tensor([cater_frames.snitch_hidden(*frame) for frame in frames])
+    cell = [cater_frames.snitch_cell(*frame) for frame in frames]
+    place = [cater_frames.snitch_place(*frame) for frame in frames]
+    cones = [cater_frames.visible_cones(*frame) for frame in frames]
+    guess = [guess_probability(*of_frame) for of_frame in zip(cones, cell, strict=True)]
+    present = [cater_frames.attributes_present(scene) for scene, _ in frames]
+    seen = [cater_frames.attributes_seen(*frame) for frame in frames]
+    snitch = {"visible": ~hidden, "hidden": hidden, "hidden at the end": hidden & last}
+    every = torch.ones_like(hidden)
+    targets = {
+        "snitch's cell": Targets(torch.tensor(cell), snitch),
+        "snitch's position": Targets(torch.tensor(place, dtype=torch.float32), snitch),
+        "snitch inside a cone": Targets(hidden[:, None].float(), {"all": every}),
+    }
+    for name in cater_frames.ATTRIBUTES:
+        values, in_sight = (torch.tensor([of[name] for of in each]) for each in (present, seen))
+        groups = {"all": every, "none in sight": ~in_sight}
+        targets[f"{name}s in the scene"] = Targets(values.float(), groups)
+    return Frames(clip, targets, torch.tensor(guess, dtype=torch.float64))
+
+
+def run_probes(
+    train: Frames,
+    test: Frames,
+    features: Mapping[str, tuple[Tensor, Tensor]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Scores:
+    """Fit and score all of :data:`PROBES`, and score :data:`GUESS` for the cell.
+
+    ``features``: by name, float32 ``[M, D]`` of the training and test frames. ``progress`` is
+    called with the number of fitted probes and the total.
+    """
+    scores: Scores = {}
+    for done, (name, probe) in enumerate(PROBES.items(), 1):
+        targets = train.targets[name], test.targets[name]
+        scores[name] = run_probe(probe, *targets, train.clips, test.clips, features)
+        progress(done, len(PROBES))
+    for group, of_group in scores["snitch's cell"].items():
+        chosen = test.targets["snitch's cell"].groups[group]
+        guess, clips = test.guess[chosen], test.clips[chosen]
+        of_group[GUESS] = Score.mean(guess, 1 / 36, percent=True, groups=clips)
+    return scores

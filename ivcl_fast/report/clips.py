@@ -19,9 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from ivcl_fast.analysis.attention_maps import slot_attention
-from ivcl_fast.analysis.clips import ClipReader, DecodedClip
+from ivcl_fast.analysis.clips import ClipReader, DecodedClip, SnitchTrajectory, follow_snitch
 from ivcl_fast.analysis.finished_runs import FinishedRun, Model
-from ivcl_fast.analysis.trajectory import SnitchTrajectory, follow_snitch
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.evaluation.hidden_ends import hidden_end
@@ -144,7 +143,8 @@ def describe_clip(
             found["label"], found["guess"] = names.index(clip.labels[0]), order[0]
             found["right"] = names[order[0]] in clip.labels
     if followed := follow(run, models, clip):
-        found["floor"] = describe_floor(followed)
+        belief = [[round(p, 3) for p in row] for row in followed.belief]
+        found["floor"] = followed._replace(belief=belief)._asdict()
     return found
 
 
@@ -164,15 +164,6 @@ def follow(
     if not run.localizes or not isinstance(classifier, IVCLClassifier):
         return None
     return follow_snitch(classifier, clip.take, clip.frame_index, clip.aligned_scene)
-
-
-def describe_floor(followed: SnitchTrajectory) -> dict[str, Any]:
-    """Return the belief about CATER's floor after each frame, and the true path where known."""
-    belief = [[round(p, 3) for p in row] for row in followed.probabilities.tolist()]
-    known = {"true": followed.cells, "hidden": followed.hidden}
-    return {"n": followed.grid, "belief": belief} | {
-        name: None if values is None else values.tolist() for name, values in known.items()
-    }
 
 
 def describe_layer(layer: Layer) -> dict[str, Any]:

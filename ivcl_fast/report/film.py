@@ -12,13 +12,11 @@ from typing import Literal
 import av
 import numpy as np
 import torch
-from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ivcl_fast.analysis.clips import DecodedClip
+from ivcl_fast.analysis.clips import DecodedClip, SnitchTrajectory
 from ivcl_fast.analysis.finished_runs import FinishedRun, Model
-from ivcl_fast.analysis.trajectory import SnitchTrajectory
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.files import atomic_write, write_text
@@ -90,7 +88,7 @@ def floor(followed: SnitchTrajectory, at: int) -> Image.Image:
 
     Bluer cells are likelier; a red cross marks the likeliest, a green outline the true one.
     """
-    n, scale = followed.grid, 3  # drawn larger, for smooth lines
+    n, scale = followed.n, 3  # drawn larger, for smooth lines
     picture = Image.new("RGB", (scale * PANEL,) * 2, "white")
     draw, unit = ImageDraw.Draw(picture), scale * PANEL / (n * 2**0.5)
 
@@ -104,13 +102,13 @@ def floor(followed: SnitchTrajectory, at: int) -> Image.Image:
         corners = [(0, 0), (1, 0), (1, 1), (0, 1)]
         return [point(column + ends[x], row + ends[y]) for x, y in corners]
 
-    belief = followed.probabilities[at] / followed.probabilities[at].max()
-    for cell, share in enumerate(belief.tolist()):
-        blue = tuple(round(255 - share * (255 - c)) for c in (9, 105, 218))
+    belief = followed.belief[at]
+    for cell, share in enumerate(belief):
+        blue = tuple(round(255 - share / max(belief) * (255 - c)) for c in (9, 105, 218))
         draw.polygon(square(cell, 0), fill=blue, outline=GRAY, width=scale)
-    if followed.cells is not None:
-        draw.polygon(square(int(followed.cells[at]), 0.06), outline=GREEN, width=3 * scale)
-    a, b, c, d = square(int(followed.predicted[at]), 0.25)
+    if followed.true is not None:
+        draw.polygon(square(followed.true[at], 0.06), outline=GREEN, width=3 * scale)
+    a, b, c, d = square(belief.index(max(belief)), 0.25)
     draw.line([a, c], RED, 3 * scale)
     draw.line([b, d], RED, 3 * scale)
     return picture.resize((PANEL, PANEL), Image.Resampling.LANCZOS)
@@ -164,7 +162,7 @@ def write_masks(models: Mapping[str, Model], clip: DecodedClip, folder: Path) ->
 
     The PNG files follow DAVIS: indexed, 0 for the background, k for slot k; they are numbered like
     the video's frames, from 0. The JSON file follows YouTube-VIS and COCO: an annotation for each
-    slot, with a compressed run-length encoding for each frame. Raises :class:`UserError` if the
+    slot, with a run-length encoding for each frame. Raises :class:`UserError` if the
     model was not pretrained with slot attention.
     """
     model = models.get("pretrained")
@@ -196,20 +194,11 @@ def write_masks(models: Mapping[str, Model], clip: DecodedClip, folder: Path) ->
     write_text(folder / f"{clip.name}.json", json.dumps(found))
 
 
-def as_rle(mask: Tensor) -> dict[str, list[int] | str]:
-    """Return COCO's compressed run-length encoding of a mask, bool ``[H, W]``, as pycocotools does.
+def as_rle(mask: Tensor) -> dict[str, list[int]]:
+    """Return COCO's uncompressed run-length encoding of a mask, bool ``[H, W]``.
 
-    Runs go down the columns and alternate between 0 and 1, beginning with 0. From the fourth on, a
-    run is written as the difference from the one before the last, in groups of 5 bits.
+    Runs go down the columns and alternate between 0 and 1, beginning with 0.
     """
-    flat = rearrange(mask.numpy(), "h w -> (w h)")
+    flat = mask.T.flatten().numpy()
     ends = np.flatnonzero(np.diff(flat, prepend=False, append=not flat[-1]))
-    runs = np.diff(ends, prepend=0).tolist()
-    text = ""
-    for at, run in enumerate(runs):
-        value, more = run - runs[at - 2] if at > 2 else run, True
-        while more:
-            bits, value = value & 31, value >> 5
-            more = value != (-1 if bits & 16 else 0)
-            text += chr(48 + bits + 32 * more)
-    return {"size": list(mask.shape), "counts": text}
+    return {"size": [*mask.shape], "counts": np.diff(ends, prepend=0).tolist()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ivcl_fast.analysis.cater_probes import GUESS, PROBES, Scores
+from ivcl_fast.analysis.linear_probes import GUESS, PROBES, Scores
 from ivcl_fast.analysis.segments import SegmentScores
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.evaluation.metrics import Score
@@ -86,8 +86,7 @@ def write(
         f"drawn). {ABOUT}",
     ]
     tables = {
-        f"{name} ({PROBES[name].target.metric})": probe_table(groups)
-        for name, groups in scores.items()
+        f"{name} ({PROBES[name].metric})": probe_table(groups) for name, groups in scores.items()
     }
     tables |= {name: segment_table(rows) for name, rows in segments.items()}
     for title, table in tables.items():

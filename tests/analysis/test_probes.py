@@ -12,15 +12,19 @@ import torch
 from torch import Tensor
 
 from ivcl_fast import probes, reference
-from ivcl_fast.analysis import cater_probes, linear_probes
-from ivcl_fast.analysis.cater_probes import GUESS, PROBES, frames_of, run_probes
+from ivcl_fast.analysis import linear_probes
 from ivcl_fast.analysis.linear_probes import (
     CLASSIFICATION,
+    GUESS,
     MULTI_LABEL,
+    PROBES,
     REGRESSION,
+    Frames,
     Probe,
     Targets,
+    frames_of,
     run_probe,
+    run_probes,
 )
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.synthetic.cater.scene_file import scene_dict
@@ -122,8 +126,8 @@ def planted(probe: Probe, clips: int, seed: int) -> tuple[Tensor, Tensor, Tensor
     said = normal(seed, clips * FRAMES, 12)
     turn, _ = torch.linalg.qr(normal(99, 12, 12))
     x, y = said @ turn + 0.5, said[:, : probe.outputs]
-    y = y.argmax(1) if probe.target is CLASSIFICATION else y
-    y = (y > 0).float() if probe.target is MULTI_LABEL else y
+    y = y.argmax(1) if probe.metric == "top-1" else y
+    y = (y > 0).float() if probe.metric == "mAP" else y
     return x, y, torch.arange(clips).repeat_interleave(FRAMES)
 
 
@@ -134,7 +138,11 @@ def answers_for(y: Tensor) -> Targets:
 
 @pytest.mark.parametrize(
     ("probe", "reached"),
-    [(Probe(CLASSIFICATION, 5), 0.93), (Probe(REGRESSION, 2), 0.02), (Probe(MULTI_LABEL, 3), 0.98)],
+    [
+        (Probe(*CLASSIFICATION, 5), 0.93),
+        (Probe(*REGRESSION, 2), 0.02),
+        (Probe(*MULTI_LABEL, 3), 0.98),
+    ],
     ids=["classes", "places", "presence"],
 )
 def test_what_is_planted_is_found_and_noise_is_at_chance(probe: Probe, reached: float) -> None:
@@ -145,7 +153,7 @@ def test_what_is_planted_is_found_and_noise_is_at_chance(probe: Probe, reached: 
     scores = run_probe(probe, answers_for(y), answers_for(y_test), clips, test_clips, features)
     for group in ("all", "half"):
         good, bad = scores[group]["planted"], scores[group]["noise"]
-        if probe.target is REGRESSION:
+        if probe.metric == "distance":
             assert good.value < reached < good.chance / 10
             assert good.high < bad.low
         else:
@@ -161,7 +169,7 @@ def test_every_probe_of_cater_reads_its_own_truth() -> None:
     ids = [list(range(len(FEW)))] * len(scenes)
     train, test = frames_of(scenes[:55], ids[:55]), frames_of(scenes[55:], ids[55:])
 
-    def features(frames: cater_probes.Frames) -> Tensor:
+    def features(frames: Frames) -> Tensor:
         cells = torch.nn.functional.one_hot(frames.targets["snitch's cell"].values, 36).float()
         others = [t.values for name, t in frames.targets.items() if name != "snitch's cell"]
         return torch.cat([cells, *others], dim=1)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ivcl_fast.analysis.clips import DecodedClip
-from ivcl_fast.analysis.trajectory import follow_snitch
+from ivcl_fast.analysis.clips import DecodedClip, follow_snitch
 
 
 class LastPixel:
@@ -46,9 +45,8 @@ def test_no_prediction_depends_on_later_frames() -> None:
     scene = scene_of([0, 1, 8, 9, 4])
     trajectory = follow_snitch(model, lambda ids: frames[list(ids)], [0, 2, 4], scene)
     assert [given.tolist() for given in model.given] == [[0, 0, 0], [0, 1, 2], [0, 2, 4]]
-    assert trajectory.predicted.tolist() == [0, 2, 4] and trajectory.cells is not None
-    assert trajectory.cells.tolist() == [0, 8, 4]
-    assert trajectory.hidden is not None and trajectory.hidden.tolist() == [False, True, True]
+    assert [row.index(max(row)) for row in trajectory.belief] == [0, 2, 4]
+    assert trajectory.true == [0, 8, 4] and trajectory.hidden == [False, True, True]
 
 
 @pytest.mark.parametrize(("last", "known"), [(4, True), (2, False), (9, False)])
