@@ -239,7 +239,7 @@ def train(rows: RowFile) -> None:
 def loaders(rows: RowFile) -> None:
     """Pretrain from a store on each medium, and from videos decoded on the fly."""
     clips = sizes.BATCHES["base64"].size
-    media = ("gpu", "ram", "disk") if sizes.ON_GPU else ("ram", "disk")
+    media = ("gpu", "disk") if sizes.ON_GPU else ("disk",)
     ways = {f"ours, store in {medium}": ["--placement", medium] for medium in media}
     for name in ("pyav", "dali"):
         ways[f"ours, stream by {name}"] = ["--loader", "stream", "--decoder", name]

@@ -189,12 +189,12 @@ class ClipReader:
 
     def _decode(self, media: Media, ids: Sequence[int] | None = None) -> DecodedClip:
         """Decode the frames ``ids``, by default evenly spaced."""
-        with open_media(media) as opened:
-            info = opened.info
-            index, needed = self._frames_of(info.frames, ids)
-            name = resolve_decoder(self.run.config.data.decoder)
-            crop, size = info.square(self.run.config.data.crop), self.run.config.model.image_size
-            frames = make_decoder(name, size).decode_open(opened, needed, crop)
+        opened = open_media(media)
+        info = opened.info
+        index, needed = self._frames_of(info.frames, ids)
+        name = resolve_decoder(self.run.config.data.decoder)
+        crop, size = info.square(self.run.config.data.crop), self.run.config.model.image_size
+        frames = make_decoder(name, size).decode_open(opened, needed, crop)
         return self._clip(media.name, index, needed, frames, info.fps)
 
     def _frames_of(self, count: int, ids: Sequence[int] | None) -> tuple[list[int], list[int]]:

@@ -67,10 +67,10 @@ def load_clip(
             media = Media("images", tuple(map(Path, path)))
             if other := [file for file in media.files if not is_image(file)]:
                 raise UserError(f"{other[0]}: expected an image: {', '.join(IMAGE_SUFFIXES)}")
-        with open_media(media) as opened:
-            ids = frame_ids(opened.info.frames, cfg.num_frames, stride=frame_stride)
-            part = opened.info.square(crop)
-            frames = make_decoder(chosen, cfg.image_size).decode_open(opened, ids, part)
+        opened = open_media(media)
+        ids = frame_ids(opened.info.frames, cfg.num_frames, stride=frame_stride)
+        part = opened.info.square(crop)
+        frames = make_decoder(chosen, cfg.image_size).decode_open(opened, ids, part)
         return frames.cpu().unsqueeze(0)
     except VideoError as error:
         name = path if isinstance(path, str | os.PathLike) else f"{len(path)} images"

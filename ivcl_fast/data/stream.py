@@ -145,9 +145,9 @@ def decode_clip(request: Request) -> torch.Tensor:
     """Decode uint8 rows ``[T, N, 3PP]``; raises :class:`UserError`, naming the file."""
     try:
         decoder = make_decoder(request.decoder, request.image_size, request.gpu)
-        with open_media(request.media) as opened:
-            opened.info = request.info
-            frames = decoder.decode_open(opened, request.frames, request.crop)
+        opened = open_media(request.media)
+        opened.info = request.info
+        frames = decoder.decode_open(opened, request.frames, request.crop)
         return patchify(frames, request.patch_size)
     except (VideoError, IndexError) as error:
         raise UserError(f"{request.media.files[0]}: cannot be decoded any more: {error}") from None

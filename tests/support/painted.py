@@ -31,8 +31,7 @@ def media(path: Path) -> Media:
 
 def read_images(media: Media, frame_ids: Sequence[int] | np.ndarray | None = None) -> list[bytes]:
     """Read encoded frames of Motion-JPEG or of image files."""
-    with open_media(media) as opened:
-        return opened.images(frame_ids)
+    return list(open_media(media).images(frame_ids))
 
 
 def picture(video: int, frame: int, height: int = 60, width: int = 80) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, Square
+from ivcl_fast.data.crop import WHOLE, Crop, Orientation, Square
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import (
     FrameIds,
@@ -87,11 +87,11 @@ class DALIDecoder(PyAVDecoder):
             return super().decode_open(opened, frame_ids, crop)
 
     def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
-        with open_media(media) as opened:
-            frames, crop = opened.info.frames, opened.info.square(square)
-            for start in range(0, frames, self.part_frames):
-                ids = range(start, min(start + self.part_frames, frames))
-                yield self.decode_open(opened, ids, crop)
+        opened = open_media(media)
+        frames, crop = opened.info.frames, opened.info.square(square)
+        for start in range(0, frames, self.part_frames):
+            ids = range(start, min(start + self.part_frames, frames))
+            yield self.decode_open(opened, ids, crop)
 
     def decode_by_dali(
         self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
@@ -111,11 +111,11 @@ class DALIDecoder(PyAVDecoder):
     def _images(
         self, opened: OpenMedia, frame_ids: FrameIds, height: int, width: int
     ) -> list[torch.Tensor]:
-        images = opened.images(frame_ids)
-        orientation, *others = {opened.orientation(image) for image in images} or {UPRIGHT}
-        if others:
-            raise VideoError("DALI decodes only images of the same orientation")
-        encoded = [np.frombuffer(with_huffman_tables(image), np.uint8) for image in images]
+        orientation = opened.info.orientation
+        encoded = [
+            np.frombuffer(with_huffman_tables(image), np.uint8)
+            for image in opened.images(frame_ids)
+        ]
         parts = [encoded[start : start + BATCH] for start in range(0, len(encoded), BATCH)]
         size = np.array(orientation.turned(height, width), np.float32)
         return [

@@ -67,7 +67,7 @@ class VideoInfo:
     """As stored, before any rotation."""
     rotation: int = 0
     mirrored: bool = False
-    """See :attr:`orientation`; for image files, that of the first."""
+    """See :attr:`orientation`; for images, that of the first."""
     warning: str = ""
     """Anomalies of a video that can still be decoded completely."""
 
@@ -109,20 +109,12 @@ class OpenMedia(ABC):
         """Return the name of a frame for errors: its file or its number."""
         return f"frame {number}"
 
-    def all_images(self) -> Iterator[bytes]:
-        """Yield all encoded frames, one at a time."""
-        yield from self.images()
-
     @abstractmethod
-    def images(self, frame_ids: FrameIds = None) -> list[bytes]:
-        """Return encoded frames; requires :attr:`has_images`.
+    def images(self, frame_ids: FrameIds = None) -> Iterator[bytes]:
+        """Yield encoded frames; requires :attr:`has_images`.
 
         Raises :class:`VideoError` for an incomplete file, ``IndexError`` for a missing frame.
         """
-
-    def orientation(self, image: bytes) -> Orientation:
-        """Return the orientation of one of :meth:`images`."""
-        return self.info.orientation
 
 
 class OpenImages(OpenMedia):
@@ -145,24 +137,16 @@ class OpenImages(OpenMedia):
         codec = image_codec(first)
         return VideoInfo(len(self.files), 0.0, codec, width, height, rotation, mirrored)
 
-    def images(self, frame_ids: FrameIds = None) -> list[bytes]:
-        images = []
+    def images(self, frame_ids: FrameIds = None) -> Iterator[bytes]:
         for number in checked_frame_ids(frame_ids, len(self.files)):
             path = self.files[number]
             check_file(path, f"{path.name} ")
             try:
-                images.append(path.read_bytes())
+                image = path.read_bytes()
             except OSError as error:
                 raise VideoError(f"{path.name} cannot be opened: {error.strerror}") from None
-            check_image(images[-1], path.name)
-        return images
-
-    def all_images(self) -> Iterator[bytes]:
-        for number in range(len(self.files)):
-            yield from self.images([number])
-
-    def orientation(self, image: bytes) -> Orientation:
-        return exif_orientation(image)
+            check_image(image, path.name)
+            yield image
 
 
 def checked_frame_ids(frame_ids: FrameIds, frames: int) -> Sequence[int] | np.ndarray:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import av
@@ -18,7 +17,7 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from ivcl_fast.data.crop import UPRIGHT, WHOLE, Crop, Orientation, Square, square_crop
+from ivcl_fast.data.crop import WHOLE, Crop, Orientation, Square, square_crop
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
@@ -31,7 +30,6 @@ from ivcl_fast.data.decode.media import (
     is_image,
 )
 from ivcl_fast.data.decode.video import UNDECODABLE, OpenVideo, frame_orientation
-from ivcl_fast.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -46,46 +44,17 @@ class Tolerance(NamedTuple):
 TOLERANCE = Tolerance(mean=0.6, maximum=48)
 
 
-@contextmanager
-def open_media(media: Media) -> Iterator[OpenMedia]:
-    """Open media to probe and decode them.
-
-    Raises :class:`VideoError` for media that cannot be used, and :class:`UserError` if the system
-    cannot read a file, which may be intact.
-    """
+def open_media(media: Media) -> OpenMedia:
+    """Open media to probe and decode them; raises :class:`VideoError` for unusable media."""
     if not media.files:
         raise VideoError("its frames are missing")
-    with readable(media):
-        first = media.files[0]
-        yield OpenImages(media.files) if is_image(first) else OpenVideo(first)
-
-
-@contextmanager
-def readable(media: Media) -> Iterator[None]:
-    """Raise :class:`UserError` instead of :class:`VideoError` if the system cannot read a file.
-
-    FFmpeg treats a disk error as the end of the file.
-    """
-    try:
-        yield
-    except VideoError:
-        for path in media.files:
-            try:
-                if path.is_file():  # opening a pipe would wait for a writer
-                    with path.open("rb") as file:
-                        while file.read(2**20):
-                            pass
-            except (FileNotFoundError, ValueError):  # ValueError: a zero byte in its name
-                continue
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        raise
+    first = media.files[0]
+    return OpenImages(media.files) if is_image(first) else OpenVideo(first)
 
 
 def probe(media: Media) -> VideoInfo:
     """Return what media contain; raises :class:`VideoError` for unusable ones."""
-    with open_media(media) as opened:
-        return opened.info
+    return open_media(media).info
 
 
 class PyAVDecoder:
@@ -117,17 +86,24 @@ class PyAVDecoder:
         Raises :class:`~ivcl_fast.data.dataset.VideoError` if a file is incomplete or cannot be
         decoded, and ``IndexError`` for a missing frame.
         """
-        with open_media(media) as opened:
-            return self.decode_open(opened, frame_ids, crop)
+        return self.decode_open(open_media(media), frame_ids, crop)
 
     def decode_open(
         self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
     ) -> torch.Tensor:
         """Decode media that are already open, like :meth:`decode`."""
+        orientation = opened.info.orientation
         if isinstance(opened, OpenVideo) and not opened.has_images:
-            frames = self._select(opened, frame_ids, crop)
+            ids = None if frame_ids is None else {int(i) for i in frame_ids}
+            resized, count = dict[int, np.ndarray](), 0
+            for number, frame in opened.frames(frame_ids):
+                if ids is None or number in ids:
+                    resized[number] = self._resize(frame, orientation, crop)
+                count = max(count, number + 1)
+            frames = [resized[int(i)] for i in checked_frame_ids(frame_ids, count)]
         else:
-            frames = [self._resize(*frame, crop) for frame in _images(opened, frame_ids)]
+            found = _images(opened, frame_ids)
+            frames = [self._resize(frame, orientation, crop) for frame in found]
         if not frames:
             return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
         return torch.from_numpy(np.stack(frames))
@@ -138,41 +114,23 @@ class PyAVDecoder:
         Raises :class:`VideoError` like :meth:`decode`, possibly after some parts. There is one
         pass, because seeking is not exact in every video.
         """
-        frames: Iterator[tuple[VideoFrame, Orientation]]
-        with open_media(media) as opened:
-            if isinstance(opened, OpenVideo) and not opened.has_images:
-                numbered = _with_orientation(opened.frames())
-                frames = ((frame, orientation) for _, frame, orientation in numbered)
-            else:
-                frames = _images(opened, None)
-            resized = self._squares(frames, square)
-            count = 0
-            while part := [*itertools.islice(resized, self.part_frames)]:
-                yield torch.from_numpy(np.stack(part))
-                count += len(part)
-            if isinstance(opened, OpenVideo) and (warning := opened.warning(count)):
-                log.warning("%s: kept although %s", opened.path, warning)
-
-    def _squares(
-        self, frames: Iterable[tuple[VideoFrame, Orientation]], square: Square
-    ) -> Iterator[np.ndarray]:
-        """Resize frames; the first one determines the crop."""
-        crop: Crop | None = None
-        for frame, orientation in frames:
-            if crop is None:
-                crop = square_crop(square, *orientation.turned(frame.height, frame.width))
-            yield self._resize(frame, orientation, crop)
-
-    def _select(self, opened: OpenVideo, frame_ids: FrameIds, crop: Crop) -> list[np.ndarray]:
-        """Resize the frames with these indices, which ignore the frame rate."""
-        ids = None if frame_ids is None else {int(i) for i in frame_ids}
-        resized: dict[int, np.ndarray] = {}
+        opened = open_media(media)
+        if isinstance(opened, OpenVideo) and not opened.has_images:
+            frames = (frame for _, frame in opened.frames())
+            first = next(frames)
+            orientation = frame_orientation(first)
+            frames = itertools.chain((first,), frames)
+            crop = square_crop(square, *orientation.turned(first.height, first.width))
+        else:
+            frames, orientation = _images(opened, None), opened.info.orientation
+            crop = opened.info.square(square)
+        resized = (self._resize(frame, orientation, crop) for frame in frames)
         count = 0
-        for number, frame, orientation in _with_orientation(opened.frames(frame_ids)):
-            if ids is None or number in ids:
-                resized[number] = self._resize(frame, orientation, crop)
-            count = max(count, number + 1)
-        return [resized[int(i)] for i in checked_frame_ids(frame_ids, count)]
+        while part := [*itertools.islice(resized, self.part_frames)]:
+            yield torch.from_numpy(np.stack(part))
+            count += len(part)
+        if isinstance(opened, OpenVideo) and (warning := opened.warning(count)):
+            log.warning("%s: kept although %s", opened.path, warning)
 
     def _resize(self, frame: VideoFrame, orientation: Orientation, crop: Crop) -> np.ndarray:
         # To planar RGB: for packed RGB, FFmpeg first halves the width of the chroma planes, which
@@ -198,27 +156,11 @@ class PyAVDecoder:
         return out
 
 
-def _with_orientation(
-    frames: Iterable[tuple[int, VideoFrame]],
-) -> Iterator[tuple[int, VideoFrame, Orientation]]:
-    """Add the orientation, read only where the rotation changes.
-
-    After reading side data, PyAV keeps a frame until Python's garbage collector runs.
-    """
-    rotation: float | None = None
-    orientation = UPRIGHT
-    for number, frame in frames:
-        if frame.rotation != rotation:
-            rotation, orientation = frame.rotation, frame_orientation(frame)
-        yield number, frame, orientation
-
-
-def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[tuple[VideoFrame, Orientation]]:
+def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[VideoFrame]:
     """Decode frames that are encoded images."""
     context: Any = None
-    images = opened.all_images() if frame_ids is None else opened.images(frame_ids)
     numbers = itertools.count() if frame_ids is None else frame_ids
-    for image, number in zip(images, numbers, strict=False):
+    for image, number in zip(opened.images(frame_ids), numbers, strict=False):
         codec = image_codec(image)
         # FFmpeg's PNG decoder adds an image to the previous one, so it needs a new context.
         if context is None or codec == "png" or context.name != codec:
@@ -229,4 +171,4 @@ def _images(opened: OpenMedia, frame_ids: FrameIds) -> Iterator[tuple[VideoFrame
             (frame,) = context.decode(av.Packet(image))
         except (av.FFmpegError, ValueError):
             raise VideoError(f"{UNDECODABLE}, {opened.frame_name(int(number))}") from None
-        yield frame, opened.orientation(image)
+        yield frame

@@ -86,21 +86,23 @@ class OpenVideo(OpenMedia):
         self.path = path
         container, stream = open_stream(path)
         context: Any = stream.codec_context
-        self.has_images = context.name == "mjpeg"
-        self._codec: str = context.codec.canonical_name
-        self._format = container.format.name
-        self._fps, self._shape = float(stream.average_rate or 0), (context.width, context.height)
-        self._time_base, self._transfer = float(stream.time_base or 0), int(context.color_trc or 0)
-        self._duration = (container.duration or 0) / av.time_base
-        self._tables, self._indexed = stream.frames, len(stream.index_entries)
+        with container:
+            self.has_images = context.name == "mjpeg"
+            self._codec: str = context.codec.canonical_name
+            self._format = container.format.name
+            self._shape, self._transfer = (context.width, context.height), context.color_trc or 0
+            self._fps, self._time_base = map(
+                float, (stream.average_rate or 0, stream.time_base or 0)
+            )
+            self._duration = (container.duration or 0) / av.time_base
+            self._tables, self._indexed = stream.frames, len(stream.index_entries)
         self._has_duration = self._format in (DURATION if self._tables else (*DURATION, *MP4))
-        self._unread: tuple[InputContainer, VideoStream] | None = container, stream
 
     def _read_info(self) -> VideoInfo:
         packets, image, orientation = self.packets, b"", UPRIGHT
         frames = packets.slots[-1] + 1 if packets.slots else sum(packets.shown)
         if self.has_images:
-            image = next(self.all_images(), b"")
+            image = next(self.images(), b"")
         if not self.has_images or self._format != "avi":  # AVI has no display matrix
             first = next(self._decoded(), None)
             if first is None:
@@ -113,7 +115,7 @@ class OpenVideo(OpenMedia):
             orientation = exif_orientation(image, orientation)
         if not frames:
             raise VideoError("holds no frames")
-        what = frames, self._fps, self._codec, *self._shape, *orientation
+        what = frames, float(self._fps), self._codec, *self._shape, *orientation
         return VideoInfo(*what, self.warning(frames))
 
     def warning(self, frames: int) -> str:
@@ -134,7 +136,7 @@ class OpenVideo(OpenMedia):
         hidden = max(self._tables, len(packets.pts)) - sum(packets.shown)
         if hidden and self._format in MP4:
             found.append(f"its edit list hides {hidden} of {frames + hidden} frames")
-        if hdr := HDR.get(self._transfer):
+        if hdr := HDR.get(int(self._transfer)):
             found.append(f"its colours are HDR ({hdr}) and are not converted")
         return "; ".join(found)
 
@@ -167,11 +169,10 @@ class OpenVideo(OpenMedia):
     def _read(self, all_streams: bool = False) -> tuple[VideoStream, Iterator[Packet | None]]:
         """Open the file, and return its video and an iterator over the packets.
 
-        The last one is None, which flushes the decoder; then the file is closed. Every pass reopens
+        The last one is None, which flushes the decoder; then the file is closed. Every pass opens
         the file, because seeking is not exact in every container.
         """
-        container, stream = self._unread or open_stream(self.path)
-        self._unread = None
+        container, stream = open_stream(self.path)
 
         def packets() -> Iterator[Packet | None]:
             with container:
@@ -217,18 +218,17 @@ class OpenVideo(OpenMedia):
             yield packet
             before = packet
 
-    def all_images(self) -> Iterator[bytes]:
-        for number, packet in enumerate(self.image_packets()):
-            check_image(image := bytes(packet), f"frame {number}")
-            yield image
-
-    def images(self, frame_ids: FrameIds = None) -> list[bytes]:
-        ids = None if frame_ids is None else {int(i) for i in frame_ids}
-        images = [
-            image if ids is None or number in ids else b""
-            for number, image in enumerate(self.all_images())
-        ]
-        return [images[i] for i in checked_frame_ids(frame_ids, len(images))]
+    def images(self, frame_ids: FrameIds = None) -> Iterator[bytes]:
+        kept, count = dict[int, bytes](), 0
+        wanted = None if frame_ids is None else {int(i) for i in frame_ids}
+        for count, packet in enumerate(self.image_packets(), 1):
+            check_image(image := bytes(packet), f"frame {count - 1}")
+            if wanted is None:
+                yield image
+            elif count - 1 in wanted:
+                kept[count - 1] = image
+        if wanted is not None:
+            yield from (kept[int(i)] for i in checked_frame_ids(frame_ids, count))
 
     def frames(self, frame_ids: FrameIds = None) -> Iterator[tuple[int, VideoFrame]]:
         """Decode these frames, or all, on the CPU; yield index and frame.

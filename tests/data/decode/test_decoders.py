@@ -192,8 +192,8 @@ def test_faults_of_the_file_and_missing_libraries_are_video_errors(
     decoder = make_decoder("dali", 32)
     decoder._pipelines["images"] = FailingPipeline(encountered)
     path = media(write_avi(tmp_path / "a.avi", [picture(0, 0)]))
-    with pytest.raises(error, match=said), open_media(path) as opened:
-        decoder.decode_by_dali(opened)
+    with pytest.raises(error, match=said):
+        decoder.decode_by_dali(open_media(path))
     assert numbers(decoder.decode(path).cpu().numpy()) == [(0, 0)], "with a pipeline made anew"
 
 
@@ -202,8 +202,8 @@ def test_frames_that_dali_does_not_find_are_not_black(tmp_path):
     """DALI counts the frames of a video itself."""
     one = media(write_video(tmp_path / "a.webm", [picture(0, 0)] * 3, "libvpx-vp9", **VP9))
     decoder = make_decoder("dali", 32)
-    with open_media(one) as opened:
-        opened.info = replace(opened.info, frames=5)
-        assert len(decoder.decode_by_dali(opened, [0, 2])) == 2
-        with pytest.raises(VideoError, match="out-of-bounds frame index 4"):
-            decoder.decode_by_dali(opened, [0, 4])
+    opened = open_media(one)
+    opened.info = replace(opened.info, frames=5)
+    assert len(decoder.decode_by_dali(opened, [0, 2])) == 2
+    with pytest.raises(VideoError, match="out-of-bounds frame index 4"):
+        decoder.decode_by_dali(opened, [0, 4])

@@ -34,11 +34,11 @@ def test_the_frames_of_a_clip(tmp_path, name, codec, options):
     decoder = make_decoder("pyav", 32)
     everything = decoder.decode(one)
     assert len(everything) == FRAMES
-    with open_media(one) as opened:  # several clips of a file that is open
-        for ids in CLIPS:
-            assert torch.equal(decoder.decode_open(opened, ids), everything[np.array(ids)])
-        with pytest.raises(IndexError):
-            decoder.decode_open(opened, [FRAMES])
+    opened = open_media(one)
+    for ids in CLIPS:
+        assert torch.equal(decoder.decode_open(opened, ids), everything[np.array(ids)])
+    with pytest.raises(IndexError):
+        decoder.decode_open(opened, [FRAMES])
 
 
 @pytest.mark.parametrize(("name", "codec", "options"), [KINDS[0], KINDS[4]])
@@ -61,9 +61,9 @@ def test_only_what_a_clip_needs_is_decoded(tmp_path, monkeypatch, name, codec, o
         stream, packets = read()
         return Counting(stream), packets
 
-    with open_media(media(path)) as opened:
-        assert isinstance(opened, OpenVideo) and opened.info.frames == FRAMES
-        read = opened._read
-        monkeypatch.setattr(opened, "_read", read_and_count)
-        assert [number for number, _ in opened.frames([1, 50])] == [1, 50]
-        assert 2 <= sum(fed) < 20
+    opened = open_media(media(path))
+    assert isinstance(opened, OpenVideo) and opened.info.frames == FRAMES
+    read = opened._read
+    monkeypatch.setattr(opened, "_read", read_and_count)
+    assert [number for number, _ in opened.frames([1, 50])] == [1, 50]
+    assert 2 <= sum(fed) < 20
