@@ -1,10 +1,10 @@
 """``python -m ivcl_fast.prepare``: make data ready for training.
 
-``videos:DIR``, ``csv:FILE``, ``webdataset:PATTERN``, ``hf:NAME_OR_DIR``, ``cater:DIR``,
-``acre:DIR`` and ``something-else:DIR`` decode the media of a data set into a frame store;
-``synthetic:cater`` and others write a synthetic data set in a published format. Run an interrupted
-command again to continue it. Under torchrun the ranks share the work; the jobs of a job array share
-it with ``--part 1/8`` to ``--part 8/8`` in a shared folder.
+``videos:DIR``, ``csv:FILE``, ``hf:NAME_OR_DIR``, ``cater:DIR``, ``acre:DIR`` and
+``something-else:DIR`` decode the media of a data set into a frame store; ``synthetic:cater`` and
+others write a synthetic data set in a published format. Run an interrupted command again to
+continue it. Under torchrun the ranks share the work; the jobs of a job array share it with
+``--part 1/8`` to ``--part 8/8`` in a shared folder.
 """
 
 from __future__ import annotations
@@ -112,10 +112,9 @@ class PrepareConfig:
     """What to prepare."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """videos:DIR, csv:FILE, webdataset:PATTERN, hf:NAME_OR_DIR, cater:DIR, acre:DIR,
-    something-else:DIR, synthetic:cater, synthetic:moving (CATER with a moving camera),
-    synthetic:states, synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys or
-    synthetic:something-else."""
+    """videos:DIR, csv:FILE, hf:NAME_OR_DIR, cater:DIR, acre:DIR, something-else:DIR,
+    synthetic:cater, synthetic:moving (CATER with a moving camera), synthetic:states,
+    synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys or synthetic:something-else."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder to write to; by default one inside DIR, or in --data-dir."""
     data_dir: Path = Path("data")

@@ -21,9 +21,9 @@ class DataConfig:
     """Which clips to use, and how to read their frames."""
 
     source: Annotated[str, tyro.conf.arg(name="data")] = "synthetic"
-    """Your videos: videos:DIR, csv:FILE, webdataset:PATTERN, hf:NAME_OR_DIR; a published data
-    set: cater:DIR, acre:DIR, something-else:DIR, la-cater:DIR, davis:DIR; a frame store without its
-    videos: store:DIR; or synthetic data, generated if missing: synthetic,
+    """Your videos: videos:DIR, csv:FILE, hf:NAME_OR_DIR; a published data set: cater:DIR, acre:DIR,
+    something-else:DIR, la-cater:DIR, davis:DIR; a frame store without its videos: store:DIR; or
+    synthetic data, generated if missing: synthetic,
     synthetic:{moving,states,acre-iid,acre-comp,acre-sys,something-else}."""
     task: str = "auto"
     """Task to finetune on, such as localize, actions_present, compositional or classify; auto:

@@ -25,7 +25,6 @@ from ivcl_fast.data.formats.custom.hugging_face import HuggingFaceVideos
 from ivcl_fast.data.formats.custom.labelled import TASK
 from ivcl_fast.data.formats.custom.video_folder import VideoFolder
 from ivcl_fast.data.formats.custom.video_list import VideoList
-from ivcl_fast.data.formats.custom.webdataset import WebDataset
 from ivcl_fast.data.formats.davis import Davis
 from ivcl_fast.data.formats.la_cater import LaCater
 from ivcl_fast.data.formats.something_else import SomethingElse
@@ -68,7 +67,7 @@ class DatasetFormat:
     """Whether the data set has labels of single frames."""
     options: tuple[str, ...] = ()
     """Further data settings that :attr:`open` takes, such as ``val_fraction``."""
-    place: Literal["DIR", "FILE", "PATTERN", "NAME_OR_DIR"] = "DIR"
+    place: Literal["DIR", "FILE", "NAME_OR_DIR"] = "DIR"
     """Placeholder for the part of a source after the format's name."""
 
     def open_with(self, config: DataConfig, place: Path, task: str) -> Dataset:
@@ -110,7 +109,6 @@ _FORMATS = {
     "davis": _custom(Davis),
     "videos": _custom(VideoFolder),
     "csv": _custom(VideoList, place="FILE"),
-    "webdataset": _custom(WebDataset, place="PATTERN"),
     "hf": _custom(HuggingFaceVideos, place="NAME_OR_DIR", options=("val_fraction", "data_dir")),
 }
 _SYNTHETIC = {

@@ -1,21 +1,21 @@
 """``hf:NAME_OR_DIR``: data sets of the Hugging Face ``datasets`` package.
 
 ``NAME_OR_DIR`` is an argument of ``datasets.load_dataset``, or a folder of ``save_to_disk``. Videos
-are in a column of type ``Video``, of lists of ``Image``, or of paths. Labels are in a column of
-type ``ClassLabel``, of lists of it, or of numbers or names. See
-:data:`~ivcl_fast.data.formats.custom.labelled.COLUMNS` for the names of the columns.
+are in a column of type ``Video``, or of lists of ``Image``. Labels are in a column of type
+``ClassLabel``, of lists of it, or of numbers or names in a column called ``label``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.formats.custom.labelled import (
-    COLUMNS,
     SPLIT_NAMES,
     TASK,
     TRAIN,
@@ -26,8 +26,12 @@ from ivcl_fast.data.formats.custom.labelled import (
     labels_in,
     name_of,
 )
-from ivcl_fast.data.formats.custom.unpack import Packed, unpacked
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import locked, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+LIST = "files.json"
 
 
 class HuggingFaceVideos(LabelledVideos):
@@ -59,9 +63,7 @@ def load(source: Path) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise UserError(
-            "hf: the package datasets is not installed; install it with pip install 'ivcl_fast[hf]'"
-        ) from None
+        raise UserError("hf: expected pip install 'ivcl_fast[hf]'") from None
     saved = any((source / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         found: Any = (datasets.load_from_disk if saved else datasets.load_dataset)(str(source))
@@ -76,28 +78,38 @@ def read_split(rows: Any, name: str, root: Path, folder: Path) -> list[Item]:
     split = SPLIT_NAMES.get(name.lower())
     if split is None:
         raise UserError(f"hf: split: expected one of {', '.join(SPLIT_NAMES)}, got {name!r}")
-    rows, column, missing = encoded_videos(rows)
-    labels = find_labels(rows)
+    rows, column, suffix = encoded_videos(rows)
+    if len(rows) and _files(rows[0][column])[0]["bytes"] is not None:
+        unpacked = root / "unpacked" / f"{name}-{rows._fingerprint}"
+        if not unpacked.exists():
+            unpack(rows[column], suffix, unpacked)
+        files = [[unpacked / f for f in one] for one in read_json(unpacked / LIST, "files")]
+        names = [f"{name}/{number:06d}" for number in range(len(files))]
+    else:
+        files = [[folder / one["path"] for one in _files(value)] for value in rows[column]]
+        names = [name_of(os.path.relpath(one[0], folder)) for one in files]
+    media = map(Media, names, map(tuple, files))
+    return [Item(*pair, split) for pair in zip(media, find_labels(rows), strict=True)]
 
-    def inside() -> Iterator[Packed]:
-        for number, row in enumerate(rows):
-            files = [
-                (PurePath(path).suffix.lower() or missing, data)
-                for path, data in _files(row[column])
-                if data is not None
-            ]
-            yield Packed(f"{name}/{number:06d}", files, labels[number])
 
-    if len(rows) and _files(rows[0][column])[0][1] is not None:
-        state = [rows._fingerprint, len(rows), [list(one) for one in labels]]
-        return unpacked(root, name, state, split, inside)
-    items = []
-    for number, row in enumerate(rows):
-        paths = tuple(folder / path for path, _ in _files(row[column]))
-        inner = os.path.relpath(paths[0], folder)
-        called = name_of(inner) if len(paths) == 1 else f"{name}/{number}"
-        items.append(Item(Media(called, paths), labels[number], split))
-    return items
+def unpack(values: Iterable[Any], suffix: str, folder: Path) -> None:
+    """Write videos that are inside the files of the data set, and a list of their files."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.parent, busy="filled"):  # one rank unpacks, the others wait
+        if folder.exists():
+            return
+        log.info("unpacking videos into %s", folder)
+        partial, listed = folder.with_name(f"{folder.name}.partial"), list[list[str]]()
+        shutil.rmtree(partial, ignore_errors=True)
+        for number, value in enumerate(values):
+            listed.append([])
+            for at, file in enumerate(_files(value)):
+                end = PurePath(file["path"] or "").suffix.lower() or suffix
+                listed[-1].append(f"{number:06d}/{at:05d}{end}")
+                (partial / listed[-1][-1]).parent.mkdir(parents=True, exist_ok=True)
+                (partial / listed[-1][-1]).write_bytes(file["bytes"])
+        write_json(partial / LIST, listed)
+        partial.rename(folder)
 
 
 def encoded_videos(rows: Any) -> tuple[Any, str, str]:
@@ -110,12 +122,9 @@ def encoded_videos(rows: Any) -> tuple[Any, str, str]:
         if isinstance(getattr(kind, "feature", None), datasets.Image):
             encoded = datasets.List(datasets.Image(decode=False))
             return rows.cast_column(name, encoded), name, ".png"
-    strings = [n for n, kind in rows.features.items() if "string" in getattr(kind, "dtype", "")]
-    if column := find_column(strings, "path"):
-        return rows, column, ".mp4"
     raise UserError(
-        "hf: expected a column of type Video, of lists of Image, or of paths that is called one of "
-        f"{', '.join(COLUMNS['path'])}, got {', '.join(rows.features)}"
+        "hf: expected a column of type Video or of lists of Image, got "
+        f"{', '.join(rows.features)}; for a column of paths, write a table for csv:FILE"
     )
 
 
@@ -134,11 +143,9 @@ def find_labels(rows: Any) -> list[tuple[str, ...]]:
     return [labels_in(value) for value in rows[column]] if column else [()] * len(rows)
 
 
-def _files(value: Any) -> list[tuple[str, bytes | None]]:
+def _files(value: Any) -> list[dict[str, Any]]:
     """Return path and content of the files of a video; content None means a file at the path."""
     values = value if isinstance(value, list) else [value]
     if not values or None in values:
         raise UserError("hf: expected a video in every row, got none in one")
-    if isinstance(values[0], str):
-        return [(path, None) for path in values]
-    return [(one["path"] or "", one["bytes"]) for one in values]
+    return values

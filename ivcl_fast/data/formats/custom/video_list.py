@@ -20,7 +20,6 @@ The lists of other splits beside ``FILE`` are also read, such as ``val.csv`` bes
 from __future__ import annotations
 
 import csv
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -42,8 +41,6 @@ from ivcl_fast.data.formats.custom.labelled import (
     name_of,
 )
 from ivcl_fast.errors import UserError
-
-log = logging.getLogger(__name__)
 
 EXPECTED = "lines of '<path> <label>' or '<path>,<label>', or a header with a column path"
 
@@ -91,11 +88,7 @@ def read_list(path: Path, split: str) -> Iterator[Item]:
             fields = next(csv.reader([line], delimiter=separator)) if separator else line.split()
             if any(fields):
                 yield _item(path, number, [field.strip() for field in fields], separator, split)
-    except OSError as error:
-        raise UserError(f"csv: {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"csv: {path}: expected text in UTF-8") from None
-    except csv.Error as error:  # such as a field of more than 131,072 characters
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"csv: {path}: {error}") from None
 
 
@@ -106,17 +99,11 @@ def _table(path: Path, names: list[str], rows: Iterator[list[str]], split: str) 
             f"csv: {path}: expected a column of paths, called one of {', '.join(COLUMNS['path'])}, "
             f"got {', '.join(names)}"
         )
-    others = sorted(set(names) - {"", video, label, own_split})
-    if times := [name for name in others if {"start", "end"} & {*re.split("[ _]", name)}]:
+    if times := [name for name in names if {"start", "end"} & {*re.split("[ _]", name)}]:
         raise UserError(
             f"csv: {path}: expected whole videos, got the columns {', '.join(times)}; cut the "
             "videos first, or remove these columns if they are cut"
         )
-    if label is None and others:
-        log.warning(
-            "%s: read without labels; skipped the columns %s, because labels are in a column %s",
-            path, ", ".join(others), " or ".join(COLUMNS["label"]),
-        )  # fmt: skip
     for number, fields in enumerate(rows, 2):
         if not any(fields):  # spreadsheets have empty rows
             continue

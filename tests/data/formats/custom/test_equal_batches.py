@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,22 +51,6 @@ def as_list(folder: Path, place: Path) -> str:
     return f"csv:{place / 'train.csv'}"
 
 
-def as_shards(folder: Path, place: Path) -> str:
-    for split, sizes in (("train", (5, 3)), ("val", (6,))):
-        left = files(folder, split)
-        for shard, size in enumerate(sizes):
-            with tarfile.open(place / f"{split}-{shard:02d}.tar", "w") as tar:
-                for name, path, label in left[:size]:
-                    stem = name.rpartition(".")[0]
-                    content = {path.suffix: path.read_bytes(), ".cls": str(label).encode()}
-                    for suffix, data in content.items():
-                        info = tarfile.TarInfo(stem + suffix)
-                        info.size = len(data)
-                        tar.addfile(info, io.BytesIO(data))
-            left = left[size:]
-    return f"webdataset:{place}/*.tar"
-
-
 def as_hugging_face(folder: Path, place: Path) -> str:
     datasets = pytest.importorskip("datasets", reason="needs ivcl_fast[hf]")
     columns = {"video": datasets.Video(), "label": datasets.ClassLabel(names=list(CLASSES))}
@@ -106,7 +88,7 @@ def expected(folder) -> dict[str, list[Batch]]:
 
 
 @pytest.mark.parametrize("loader", ["store", "stream"])
-@pytest.mark.parametrize("form", [as_list, as_shards, as_hugging_face])
+@pytest.mark.parametrize("form", [as_list, as_hugging_face])
 def test_formats_agree(form: Callable[[Path, Path], str], loader, folder, expected, tmp_path):
     source = form(folder, tmp_path)
     for _ in range(2):  # the second time from what has been unpacked

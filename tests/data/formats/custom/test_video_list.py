@@ -61,11 +61,6 @@ def test_columns_in_any_order_and_missing_labels(tmp_path):
     assert read(tmp_path, "path", "my clips/a.mp4") == [("my clips/a.mp4", (), "train")]
 
 
-def test_labels_in_a_column_with_another_name_are_named(tmp_path, caplog):
-    assert read(tmp_path, "path,,Mood", "a.mp4,0,sad") == [("a.mp4", (), "train")]
-    assert "skipped the columns mood" in caplog.text
-
-
 def test_numbers_are_classes_in_their_order_and_lists_beside_are_splits(tmp_path):
     written(tmp_path / "train.csv", "v/10.mp4 10", "v/9.mp4 9", "v/2.mp4 2")
     written(tmp_path / "val.csv", "v/11.mp4 11", f"{tmp_path}/v/x.mp4 2")
@@ -121,7 +116,7 @@ def test_several_labels_and_none(tmp_path):
     ("text", "where"),
     [
         (b"", "got an empty file"),
-        (b"\xff\xfe\x00", "UTF-8"),
+        (b"\xff\xfe\x00", "utf-8"),
         (b"clip,action\na.mp4,0\nb.mp4,1\n", "expected a column of paths"),
         (b"a.mp4,x\nb.mp4,nan\nc.mp4,x\n", "got none for 1 of 3, such as b.mp4"),
         (b"path,start_time,label\na.mp4,0.5,x\n", "whole videos, got the columns start_time"),
