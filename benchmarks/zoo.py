@@ -204,7 +204,6 @@ def crossover_benchmarks() -> Iterator[Benchmark]:
     """
     require("timm")
     crossovers.LIMITS.update(dict.fromkeys(crossovers.LIMITS, (1 << 30, 1 << 30)))
-    crossovers.LEAST.clear()
     model = next(models())
     for mode in MODES:
         for tokens in GRIDS:

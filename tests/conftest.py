@@ -111,13 +111,12 @@ def short_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def fused_at_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``accelerate`` uses fused forward passes at every length and size, with nothing compared yet.
+    """``accelerate`` uses fused forward passes at every length, with nothing compared yet.
 
     At which lengths they are faster differs between machines.
     """
     always = dict.fromkeys(crossovers.LIMITS, (1 << 30, 1 << 30))
     monkeypatch.setattr(crossovers, "LIMITS", always)
-    monkeypatch.setattr(crossovers, "LEAST", {})
     monkeypatch.setattr(comparison, "_differences", {})
 
 

@@ -18,7 +18,6 @@ from torch import nn
 
 from ivcl_fast.models.accelerate.adapter import Adapter, ComparedAdapter, swap, unswap
 from ivcl_fast.models.accelerate.comparison import found_differences
-from ivcl_fast.models.accelerate.patches import PatchConvolution, embeds_patches
 from ivcl_fast.models.accelerate.table import adapters_of
 from ivcl_fast.models.hub import PretrainedModel
 from ivcl_fast.models.ivcl import FAST, set_attention_backend
@@ -27,10 +26,7 @@ REFERENCE = "_accelerated_from"
 """Attribute of a replaced reference module with its original class."""
 
 
-NONE_KNOWN = (
-    "the model has no module of a known class; see the list in ivcl_fast.models.accelerate.table"
-)
-ALL_FUSED = "all known modules were already replaced"
+NONE_KNOWN = "see the list of known classes in ivcl_fast.models.accelerate.table"
 
 
 @dataclass
@@ -43,8 +39,6 @@ class Report:
     """Name of each module of a known class that was not replaced, with the reason."""
     parts: dict[str, nn.Module] = field(default_factory=dict, repr=False)
     """Replaced modules of other packages."""
-    fused_before: bool = False
-    """Whether some modules were already replaced."""
 
     @property
     def kept(self) -> dict[str, str]:
@@ -61,7 +55,7 @@ class Report:
         kept = self.kept
         lines = [f"{len(self.replaced)} modules replaced, {len(kept)} kept"]
         if not self.replaced and not kept:
-            lines[0] += f": {ALL_FUSED if self.fused_before else NONE_KNOWN}"
+            lines[0] += f"; {NONE_KNOWN}"
         for title, modules in (("replaced", self.replaced), ("kept", kept)):
             groups: dict[str, list[str]] = defaultdict(list)
             for name, text in modules.items():
@@ -94,10 +88,7 @@ def accelerate(module: nn.Module) -> Report:
         print(ivcl_fast.accelerate(model))
         ivcl_fast.restore(model)
     """
-    check_is_module(module)
     report = Report()
-    fast = [n for n, p in module.named_modules() if isinstance(p, (*FAST, *FAST.values()))]
-    in_reference = tuple(f"{name}." if name else "" for name in fast)
     for name, part in module.named_modules():
         if isinstance(part, Adapter) and part.own_reason():
             unswap(part)  # its class has changed; another adapter may fit
@@ -106,9 +97,7 @@ def accelerate(module: nn.Module) -> Report:
             part.__class__ = FAST[old]
             part.__dict__[REFERENCE] = old
             report.replaced[name] = old.__name__
-        elif isinstance(part, (Adapter, *FAST.values())):
-            report.fused_before = True
-        elif not (isinstance(part, nn.Conv2d) and name.startswith(in_reference)):
+        elif not isinstance(part, (Adapter, *FAST.values())):
             replace(name, part, report)
     for part in module.modules():
         if isinstance(part, PretrainedModel):
@@ -119,7 +108,7 @@ def accelerate(module: nn.Module) -> Report:
 def replace(name: str, part: nn.Module, report: Report) -> None:
     """Apply the first adapter that fits ``part``; record it, or the reason why none fits."""
     adapters = adapters_of(part)
-    if not adapters or (PatchConvolution in adapters and not embeds_patches(part)):
+    if not adapters:
         return
     kind, reasons = type(part).__name__, []
     if "forward" in part.__dict__:
@@ -137,16 +126,9 @@ def restore(module: nn.Module) -> None:
     """Undo :func:`accelerate` in place: restore the class of each module in ``module``. A model
     without replaced modules is unchanged.
     """
-    check_is_module(module)
     for part in module.modules():
         unswap(part)
         if (origin := part.__dict__.get(REFERENCE)) is not None:
             part.__dict__.pop("attention_backend", None)
             if type(part) is FAST[origin]:  # unchanged since accelerate
                 part.__class__ = part.__dict__.pop(REFERENCE)
-
-
-def check_is_module(module: object) -> None:
-    """Raise ``TypeError`` unless ``module`` is a module."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")

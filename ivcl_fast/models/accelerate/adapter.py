@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ivcl_fast.models.accelerate.comparison import difference, remember
-from ivcl_fast.models.accelerate.crossovers import is_small, longest, no_gain_reason
+from ivcl_fast.models.accelerate.crossovers import longest, no_gain_reason
 from ivcl_fast.models.layers import PLAIN, compute_dtype
 
 
@@ -27,7 +27,7 @@ class Adapter:
     swapped: ClassVar[type]
     """The class set by :func:`swap`. An instance whose class has changed since, for example by a
     parametrisation, runs its original forward pass."""
-    kind: ClassVar[str | None] = None
+    kind: ClassVar[str]
     """Kind of attention in ``crossovers.py``."""
 
     def own_reason(self) -> str | None:
@@ -61,12 +61,6 @@ class ComparedAdapter(Adapter):
         compared once."""
         raise NotImplementedError
 
-    def speed_reason(self, x: Tensor) -> str | None:
-        """Return why the original forward pass is expected to be as fast on ``x``, or None."""
-        if self.kind is not None and is_slower(self, x, self.kind, x.shape[1]):
-            return "its own forward pass is as fast at this length and in this dtype"
-        return None
-
     def key(self) -> tuple:
         """Key of the class and settings."""
         return self.origin.__module__, self.origin.__qualname__, *self.settings()
@@ -77,8 +71,10 @@ class ComparedAdapter(Adapter):
             return "not a plain tensor, or exported"
         if x.numel() == 0 or not is_fixed(x.shape[1:]):
             return "a dynamic or empty shape"
-        if reason := self.own_reason() or self.speed_reason(x):
+        if reason := self.own_reason():
             return reason
+        if is_slower(self, x, self.kind, x.shape[1]):
+            return "its own forward pass is as fast at this length and in this dtype"
         key = self.key()
         if not torch.compiler.is_compiling():
             remember(key, self)
@@ -98,9 +94,6 @@ def is_slower(part: Any, x: Tensor, kind: str, num_tokens: int) -> bool:
     checkpoint calls it both without and with gradients, and both calls must drop the same values.
     """
     training = part.training or torch.is_grad_enabled()
-    # Compiled code has no overhead per call.
-    if not torch.compiler.is_compiling() and is_small(x, training):
-        return True
     return num_tokens > longest(kind, x.device.type, compute_dtype(x), training)
 
 
@@ -133,7 +126,7 @@ def _make(origin: Any, adapter: Any) -> Any:
 def swap(part: Any, adapter: Any) -> str | None:
     """Apply ``adapter`` to ``part``; return the reason if it does not fit."""
     device = next(part.parameters()).device.type
-    if adapter.kind is not None and (reason := no_gain_reason(adapter.kind, device)):
+    if reason := no_gain_reason(adapter.kind, device):
         return reason
     origin: Any = type(part)
     part.__class__ = adapted(origin, adapter)

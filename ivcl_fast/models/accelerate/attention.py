@@ -7,7 +7,6 @@ norms, rotations and hooks around it run unchanged.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -18,10 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from ivcl_fast import kernels
 from ivcl_fast.kernels import short_attention
-from ivcl_fast.kernels._op import constant_when_compiled
 from ivcl_fast.kernels.attention import Inputs, attention, not_supported_reasons
 from ivcl_fast.models.accelerate.adapter import Adapter, ComparedAdapter, is_fixed, is_slower
-from ivcl_fast.models.accelerate.comparison import difference, remember
 from ivcl_fast.models.accelerate.crossovers import PACKED, SEPARATE
 from ivcl_fast.models.layers import PLAIN, compute_dtype, is_plain, linear
 
@@ -214,12 +211,9 @@ class Redirect(TorchFunctionMode):
         is_plain = attn_mask is None and 0 <= dropout_p < 1 and not is_causal and not enable_gqa
         if is_plain and can_fuse(query, key, value, scale):
             x = query.transpose(1, 2)  # [B, N, heads, d]
-            shape, dtype = (3, *query.shape[1:]), compute_dtype(x)
-            if not (
-                is_slower(self.part, x, SEPARATE, x.shape[1])
-                or not_supported_reasons("short", Inputs(shape[2], shape[3], dtype, x.device))
-                or sdpa_difference(x.device.type, shape, dtype)
-            ):
+            inputs = Inputs(x.shape[1], x.shape[3], compute_dtype(x), x.device)
+            slower = is_slower(self.part, x, SEPARATE, x.shape[1])
+            if not slower and not not_supported_reasons("short", inputs):
                 return fused(query, key, value, dropout_p)
         return SDPA(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -249,33 +243,3 @@ def fused(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Te
     qkv = torch.stack(parts, dim=2).flatten(2)
     out = short_attention(qkv, query.shape[1], dropout)
     return out.unflatten(2, parts[0].shape[2:]).transpose(1, 2)
-
-
-class SelfAttention(nn.Module):
-    """SDPA of stacked queries, keys and values ``[B, 3, heads, N, d]``, for
-    :mod:`~ivcl_fast.models.accelerate.comparison`."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.place = nn.Parameter(torch.zeros((), device=device))
-
-    def own_output(self, x: Tensor) -> Tensor:
-        query, key, value = x.unbind(1)
-        return SDPA(query, key, value)
-
-    def fused_output(self, x: Tensor) -> Tensor:
-        query, key, value = x.unbind(1)
-        return fused(query, key, value)
-
-
-@functools.cache
-def self_attention(device: str) -> SelfAttention:
-    return SelfAttention(device)
-
-
-@constant_when_compiled
-def sdpa_difference(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
-    """Return how fused attention differs from SDPA on stacked inputs ``[B, *shape]``, or None."""
-    key = ("scaled_dot_product_attention", device)
-    remember(key, self_attention(device))
-    return difference(key, shape, dtype)

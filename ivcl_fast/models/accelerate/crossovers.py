@@ -9,11 +9,9 @@ any CPU, and in bfloat16 less than attention alone, so they are not in the table
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ivcl_fast.kernels import _ext
 from ivcl_fast.kernels._op import constant_when_compiled, unsupported_reason
-from ivcl_fast.models.layers import compute_dtype
 
 PACKED, SEPARATE = "attention", "separate_attention"
 """Attention on one packed tensor of queries, keys and values, or on three that must be packed."""
@@ -33,11 +31,6 @@ LIMITS: dict[tuple[str, str, str], tuple[int, int]] = {
     ("cuda", SEPARATE, "bfloat16"): (128, 128),
 }
 """Longest sequence in training and in inference, by (hardware, kind, dtype)."""
-LEAST = {"cpu": 1 << 16, "cuda": 1 << 22}
-"""Input size ``B*N*D`` below which the overhead of a call exceeds the gain. On a CPU the overhead
-is the checks, except in bfloat16 training, which gains at every size. On a GPU it is kernel
-launches; that number is an estimate.
-"""
 NEAREST = "avx512bf16"
 """Hardware whose rows are used for other CPUs."""
 
@@ -51,13 +44,6 @@ def longest(kind: str, device: str, dtype: torch.dtype, training: bool) -> int:
     hardware = ("cuda",) if device == "cuda" else (_ext.ISA, NEAREST)
     limits = next((LIMITS[h, kind, name] for h in hardware if (h, kind, name) in LIMITS), (0, 0))
     return limits[0 if training else 1]
-
-
-def is_small(x: Tensor, training: bool) -> bool:
-    """Return whether an input is too small for the fused forward pass to be faster."""
-    if x.numel() >= LEAST.get(x.device.type, 0):
-        return False
-    return x.is_cuda or not (training and compute_dtype(x) == torch.bfloat16)
 
 
 def no_gain_reason(kind: str, device: str) -> str | None:

@@ -16,13 +16,10 @@ from ivcl_fast.models.accelerate.attention import (
     TorchMultiheadAttention,
     VitPytorchAttention,
 )
-from ivcl_fast.models.accelerate.patches import PatchConvolution
 
 TABLE: dict[str, tuple[type[Adapter], ...]] = {
     # PyTorch, torchvision, open_clip
     "torch.nn.modules.activation.MultiheadAttention": (TorchMultiheadAttention,),
-    "torch.nn.modules.conv.Conv2d": (PatchConvolution,),
-    "torch.nn.modules.conv.Conv3d": (PatchConvolution,),
     # timm
     "timm.layers.attention.Attention": (TimmAttention, SdpaAttention),
     "timm.models.vision_transformer.Attention": (TimmAttention, SdpaAttention),  # older versions

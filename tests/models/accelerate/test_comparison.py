@@ -90,7 +90,7 @@ def test_a_compiled_model_is_fused_and_compared(name, compared, fused_at_every_l
     accelerate(model)
     compiled = torch.compile(model.train(), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images()), plain.train()(images()))
-    assert len(compared) == 1 and fused_calls(compiled, images()) == 2
+    assert len(compared) == (name != "timm, EVA") and fused_calls(compiled, images()) == 2
 
 
 def test_exported_programs_have_no_fused_ops(fused_at_every_length):
