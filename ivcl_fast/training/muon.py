@@ -7,7 +7,7 @@ matrices of one shape are stacked and updated together, with a tenth of the oper
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +17,6 @@ from torch import Tensor
 from ivcl_fast.distributed.dtensor import is_sharded, local_tensor
 from ivcl_fast.kernels._op import device_kind
 from ivcl_fast.training.hardware import has_fast_bf16
-
-Stacks = dict[torch.Size, Tensor]
-"""Matrices ``[n, rows, columns]`` by the shape of a single matrix, in bfloat16."""
 
 CPU_BATCH = 2**18
 """Elements updated together on a CPU, few enough to stay in cache."""
@@ -69,37 +66,24 @@ class Muon(torch.optim.Muon):
         by_shape: dict[torch.Size, list[int]] = {}
         for number, parameter in enumerate(parameters):
             by_shape.setdefault(parameter.shape, []).append(number)
-        shares = {
-            shape: Share(len(numbers), parameters[numbers[0]], self.replicated)
-            for shape, numbers in by_shape.items()
-        }
-        stacks = {shape: share.empty_stack() for shape, share in shares.items()}
-        torch._foreach_copy_(
-            [row for shape, share in shares.items() for row in share.rows(stacks[shape])],
-            [updates[n] for numbers in by_shape.values() for n in numbers],
-        )
-        stacks = {shape: share.collect(stacks[shape]) for shape, share in shares.items()}
-        batch = CPU_BATCH if device_kind(weights[0].device) == "cpu" else None
-        stacks = orthogonalize(
-            stacks, group["ns_coefficients"], group["ns_steps"], group["eps"], batch
-        )
-        sizes = [0.2 * max(shape) ** 0.5 for shape in by_shape]  # AdamW's RMS step size
-        rates = (
-            torch._foreach_mul([lr] * len(sizes), sizes)  # in one launch
-            if isinstance(lr, Tensor)
-            else [lr * size for size in sizes]
-        )
-        for (shape, numbers), size, rate in zip(by_shape.items(), sizes, rates, strict=True):
-            stack = shares[shape].hand_back(stacks.pop(shape))
+        on_cpu = device_kind(weights[0].device) == "cpu"
+        for shape, numbers in by_shape.items():
+            share = Share(len(numbers), parameters[numbers[0]], self.replicated)
+            stack = share.empty_stack()
+            torch._foreach_copy_(share.rows(stack), [updates[n] for n in numbers])
+            settings = group["ns_coefficients"], group["ns_steps"], group["eps"]
+            own = orthogonalize(share.collect(stack), *settings, CPU_BATCH if on_cpu else None)
+            stack = share.hand_back(own)
             same = [weights[n] for n in numbers]
+            size = 0.2 * max(shape) ** 0.5  # AdamW's RMS step size
             # On a GPU, foreach operations take one launch if strides are equal.
-            keeps = batch is not None and not isinstance(rate, Tensor)
+            keeps = on_cpu and not isinstance(lr, Tensor)
             layout = torch.preserve_format if keeps else torch.contiguous_format
-            steps = shares[shape].rows(stack.to(torch.float32, memory_format=layout))
-            if isinstance(rate, Tensor):
-                decay_and_add(same, steps, rate, group["weight_decay"] / size)
+            steps = share.rows(stack.to(torch.float32, memory_format=layout))
+            if isinstance(lr, Tensor):
+                decay_and_add(same, steps, lr * size, group["weight_decay"] / size)
             else:
-                torch._foreach_add_(same, steps, alpha=-rate)
+                torch._foreach_add_(same, steps, alpha=-lr * size)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -179,85 +163,40 @@ class Share:
 
 
 def orthogonalize(
-    stacks: Stacks,
+    stack: Tensor,
     coefficients: tuple[float, float, float],
     steps: int,
     eps: float,
     batch: int | None = None,
-) -> Stacks:
-    """Approximate the nearest orthogonal matrices by Newton-Schulz iteration.
+) -> Tensor:
+    """Approximate the nearest orthogonal matrices of a stack by Newton-Schulz iteration.
 
-    Tall matrices are transposed, because the Gram matrix of the short side is smaller. Without
-    ``batch``, all matrices of one short side are computed together, with the fewest launches;
-    otherwise at most ``batch`` elements of one shape.
+    Tall matrices are transposed, because the Gram matrix of the short side is smaller. With
+    ``batch``, at most this many elements are computed together.
     """
-    settings = coefficients, steps, eps
-    wide = {shape: x.mT if shape[0] > shape[1] else x for shape, x in stacks.items()}
-    done: Stacks = {}
-    if batch is None:
-        for height in sorted({min(shape) for shape in stacks}):
-            same = {shape: x for shape, x in wide.items() if min(shape) == height}
-            done |= orthogonalize_together(same, *settings)
-    else:
-        for shape, x in wide.items():
-            pieces = x.split(max(1, batch // shape.numel()))
-            done[shape] = join([newton_schulz([piece], *settings)[0] for piece in pieces])
-    return {shape: done[shape].mT if shape[0] > shape[1] else done[shape] for shape in stacks}
-
-
-def orthogonalize_together(wide: Stacks, *settings: Any) -> Stacks:
-    """Orthogonalise wide matrices of one height with the fewest launches.
-
-    Keys are the shapes before transposition, so two keys may have matrices of equal size.
-    """
-    by_width: dict[int, list[torch.Size]] = {}
-    for shape, x in wide.items():
-        by_width.setdefault(x.shape[2], []).append(shape)
-    joined = [join([wide[shape] for shape in shapes]) for shapes in by_width.values()]
-    done: Stacks = {}
-    for shapes, x in zip(by_width.values(), newton_schulz(joined, *settings), strict=True):
-        done |= zip(shapes, x.split([len(wide[shape]) for shape in shapes]), strict=True)
-    return done
-
-
-def join(stacks: list[Tensor]) -> Tensor:
-    """Return one stack of all matrices; a single stack is not copied."""
-    return torch.cat(stacks) if len(stacks) > 1 else stacks[0]
+    is_tall = stack.shape[1] > stack.shape[2]
+    wide = stack.mT if is_tall else stack
+    pieces = wide.split(len(wide) if batch is None else max(1, batch // wide[0].numel()))
+    done = [newton_schulz(piece, coefficients, steps, eps) for piece in pieces]
+    joined = torch.cat(done) if len(done) > 1 else done[0]
+    return joined.mT if is_tall else joined
 
 
 def newton_schulz(
-    stacks: list[Tensor], coefficients: tuple[float, float, float], steps: int, eps: float
-) -> list[Tensor]:
-    """Orthogonalise the matrices in stacks ``[n, short, long]`` of one height.
-
-    The polynomial of their equal-sized Gram matrices is computed for all stacks at once.
-    """
-    is_single = len(stacks) == len(stacks[0]) == 1
-    counts = [len(stack) for stack in stacks]
+    stack: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
+    """Orthogonalise the wide matrices of a stack ``[n, short, long]``."""
     # On CPUs without bfloat16 hardware, a tiny model's step takes 1.3 s in bfloat16, 0.04 s in
     # float32.
-    device = stacks[0].device
-    is_slow = device_kind(device) == "cpu" and not has_fast_bf16(device)
-    dtype = torch.float32 if is_slow else torch.bfloat16
-    multiply, multiply_add, x = torch.bmm, torch.baddbmm, [stack.to(dtype) for stack in stacks]
-    if is_single:  # PyTorch's batched product of a single matrix is slower on a CPU
-        multiply, multiply_add, x = torch.mm, torch.addmm, [x[0][0]]  # type: ignore[assignment]
-
-    def parts(grams: Tensor) -> Sequence[Tensor]:
-        return [grams] if is_single else grams.split(counts)
-
-    norms = [torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True) for matrix in x]
-    torch._foreach_clamp_min_(norms, eps)
-    x = [matrix / norm for matrix, norm in zip(x, norms, strict=True)]
+    is_slow = device_kind(stack.device) == "cpu" and not has_fast_bf16(stack.device)
+    x = stack.to(torch.float32 if is_slow else torch.bfloat16)
+    multiply, multiply_add = torch.bmm, torch.baddbmm
+    if len(stack) == 1:  # PyTorch's batched product of a single matrix is slower on a CPU
+        multiply, multiply_add, x = torch.mm, torch.addmm, x[0]  # type: ignore[assignment]
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(eps)
     a, b, c = coefficients
-    height = stacks[0].shape[1]
-    grams = x[0].new_empty(*([] if is_single else [sum(counts)]), height, height)
     for _ in range(steps):
-        for matrix, gram in zip(x, parts(grams), strict=True):
-            multiply(matrix, matrix.mT, out=gram)
-        polynomials = multiply_add(grams, grams, grams, beta=b, alpha=c)
-        x = [
-            multiply_add(matrix, polynomial, matrix, beta=a)
-            for matrix, polynomial in zip(x, parts(polynomials), strict=True)
-        ]
-    return [matrix.view_as(stack).to(stack) for matrix, stack in zip(x, stacks, strict=True)]
+        gram = multiply(x, x.mT)
+        polynomial = multiply_add(gram, gram, gram, beta=b, alpha=c)
+        x = multiply_add(x, polynomial, x, beta=a)
+    return x.view_as(stack).to(stack)
