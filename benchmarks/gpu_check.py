@@ -125,8 +125,7 @@ def all_commands(folder: Path, rehearse: bool) -> dict[str, Sequence[str]]:
 
 def test_files() -> list[str]:
     """Return the folders of tests whose imports are installed."""
-    # This file has optional imports, and its tests are for the interpreter.
-    paths = ["tests/kernels", "--ignore=tests/kernels/ops/test_memory_access.py"]
+    paths = ["tests/kernels"]
     if all(map(find_spec, ("av", "pebble", "tyro", "jinja2", "tensorboard", "PIL"))):
         paths += ["tests/training", "tests/data"]
     return paths

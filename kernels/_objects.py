@@ -6,7 +6,6 @@ Standard library only, because ``setup.py`` runs this file before the package ex
 from __future__ import annotations
 
 import hashlib
-import struct
 from pathlib import Path
 
 ISAS = ("amx", "avx512bf16", "avx512", "avx2", "generic")
@@ -26,15 +25,3 @@ def digest(csrc: Path) -> str:
     for path in sorted([*csrc.glob("*.h"), *csrc.glob("*.cpp")]):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()[:16]
-
-
-def is_complete(library: bytes) -> bool:
-    """Whether an ELF file has its full length: loading a truncated file kills the process.
-
-    The section headers are at its end; see elf(5) for the header of a 64-bit file.
-    """
-    if len(library) < 64:
-        return False
-    (start,) = struct.unpack_from("=Q", library, 0x28)
-    size, count = struct.unpack_from("=HH", library, 0x3A)
-    return start + size * count <= len(library)

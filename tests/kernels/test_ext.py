@@ -78,16 +78,13 @@ def test_environment_variable_is_obeyed(folder, monkeypatch):
 
 
 @loaded
-def test_outdated_and_damaged_objects_are_refused(folder):
+def test_an_outdated_object_is_refused(folder):
     good = Path(_ext._library._name).read_bytes()
     mark = (MARK + digest(_ext.CSRC)).encode()
     best = folder / f"{module('avx512')}.abi3.so"
     best.write_bytes(good.replace(mark, MARK.encode() + b"0" * 16))
     outdated = f"{best.name}: built from other sources than csrc/; build it again: make build"
     assert _ext._load() == outdated
-    for size in (0, 63, len(good) - 1):
-        best.write_bytes(good[:size])
-        assert _ext._load() == f"{best.name}: truncated; build or install it again", size
 
 
 @loaded
