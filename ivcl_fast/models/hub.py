@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 
 from ivcl_fast.config import IVCLConfig
@@ -61,11 +60,8 @@ video = load_clip("VIDEO", model.cfg{{ frames }})  # uint8 {{ video }}
 """
 """Model card template for ``huggingface_hub``."""
 
-MODEL_FILES = (MODEL, CHECKSUMS, CONFIG, "README.md")
-"""Files of a model's folder."""
 DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 """Arguments of ``from_pretrained`` that are passed on to ``huggingface_hub``."""
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class PretrainedModel(
@@ -121,10 +117,9 @@ class PretrainedModel(
         pretrained_model_name_or_path: str | Path,
         *,
         map_location: Any = "cpu",
-        dtype: torch.dtype | str | None = None,
         **download: Any,
     ) -> Self:
-        """Load a model from a folder or the Hugging Face hub, in evaluation mode.
+        """Load a model from a folder or the Hugging Face hub, in float32 and evaluation mode.
 
         Args:
             pretrained_model_name_or_path: a folder written by ``save_pretrained``; a run's folder,
@@ -132,8 +127,6 @@ class PretrainedModel(
                 pretraining, for its pretrained model; ``ivcl_fast/tiny-localize`` or another model
                 that comes with the package; or OWNER/NAME on the hub.
             map_location: the device of the model.
-            dtype: of the model's parameters, a ``torch.dtype`` or its name, such as ``"bfloat16"``;
-                ``"auto"`` is that of the saved weights. float32 by default, whatever was saved.
             download: revision, cache_dir, force_download, local_files_only and token, which go to
                 ``huggingface_hub.hf_hub_download``.
 
@@ -146,17 +139,16 @@ class PretrainedModel(
             classifier = ivcl_fast.IVCLClassifier.from_pretrained("runs/RUN")
             logits = classifier(ivcl_fast.load_clip("video.avi", classifier.cfg))
         """
-        place, dtype = pretrained_model_name_or_path, dtype_named(dtype)
         for name in sorted(download.keys() - set(DOWNLOAD)):
             raise TypeError(
-                f"from_pretrained: expected map_location, dtype, {', '.join(DOWNLOAD)}, got {name}"
+                f"from_pretrained: expected map_location, {', '.join(DOWNLOAD)}, got {name}"
             )
-        folder = find_model(place, STAGES[cls.kind], **download)
-        return cls._from_folder(folder, dtype).to(map_location).eval()
+        folder = find_model(pretrained_model_name_or_path, STAGES[cls.kind], **download)
+        return cls._from_folder(folder).to(map_location).eval()
 
     @classmethod
-    def _from_folder(cls, folder: Path, dtype: torch.dtype | None) -> Any:
-        """Load the model in a folder; ``dtype`` None keeps the dtype of the weights."""
+    def _from_folder(cls, folder: Path) -> Any:
+        """Load the model in a folder."""
         config, weights = read_config(folder / CONFIG), read_weights(folder / MODEL)
         if (kind := class_of(weights)) not in (cls.kind, None):
             finetune = f", or {cls.kind}(cfg, num_classes).load_pretrained({str(folder)!r})"
@@ -174,7 +166,6 @@ class PretrainedModel(
             raise UserError(f"{folder / CONFIG}: {error}") from None
         if reason := misfit(model, weights):
             raise UserError(f"{folder}: {reason}")
-        model.to(dtype or next(v.dtype for v in weights.values() if v.is_floating_point()))
         model.load_state_dict(weights)
         model.training_record = config.get("training")
         return model
@@ -199,22 +190,6 @@ def find_model(place: str | Path, stage: str, **download: Any) -> Path:
             + first_line(error)
         ) from None
     return folder
-
-
-def dtype_named(dtype: Any) -> torch.dtype | None:
-    """Parse the ``dtype`` of ``from_pretrained``; None stands for the dtype of the saved weights.
-
-    Raises :class:`UserError` for a dtype that is not in :data:`FLOATS`.
-    """
-    if dtype is None:
-        return torch.float32
-    if dtype == "auto":
-        return None
-    names = {str(known).removeprefix("torch."): known for known in FLOATS}
-    found = names.get(str(dtype).removeprefix("torch."))
-    if found is None:
-        raise UserError(f"dtype: expected one of auto, {', '.join(names)}, got {dtype!r}")
-    return found
 
 
 # --- Model card -----------------------------------------------------------------------------------

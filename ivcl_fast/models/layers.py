@@ -7,7 +7,7 @@ modules are called as usual.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,6 @@ from torch.nn.modules import module as nn_module
 from ivcl_fast import kernels
 from ivcl_fast.kernels.linear import leaves_bias
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLAIN = (Tensor, nn.Parameter, FakeTensor)
 """Tensor classes that kernels may read; others, such as DTensor, override operations.
 ``FakeTensor`` stands for plain tensors in a plan."""
@@ -58,27 +57,15 @@ def has_hooks(part: nn.Module) -> bool:
     return has_own_hooks(part) or nn_module._has_any_global_hook()
 
 
-FORWARDS: dict[type, Callable[..., Any]] = {
-    kind: kind.forward for kind in (nn.Linear, nn.LayerNorm)
-}
-"""``forward`` of each class at import, or at the first call of :func:`is_patched`."""
-
-
-def is_patched(kind: type[nn.Module]) -> bool:
-    """Return whether the ``forward`` of a class has been replaced."""
-    return FORWARDS.setdefault(kind, kind.forward) is not kind.forward
-
-
 def is_plain(part: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether ``part`` only does what ``kind`` does with plain parameters.
 
-    Parametrisations and adapters change the class; ``forward`` may also be replaced on the instance
-    or the class.
+    Parametrisations and adapters change the class; ``forward`` may also be replaced on the
+    instance.
     """
     return (
         type(part) is kind
         and "forward" not in part.__dict__
-        and not is_patched(kind)
         and not has_hooks(part)
         and all(p is None or type(p) in PLAIN for p in part._parameters.values())
     )

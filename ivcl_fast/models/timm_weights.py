@@ -8,7 +8,6 @@ deviation is folded exactly into the patch embedding.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from math import isqrt
@@ -23,8 +22,6 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
 from ivcl_fast.models.weights import CHECKPOINTS, CONFIG, read_weights, weights_file
 from ivcl_fast.text import first_line
-
-log = logging.getLogger(__name__)
 
 PREFIX = "timm:"
 TOKENS = ("cls_token", "reg_token")
@@ -92,7 +89,6 @@ def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
     vit = read(source)
     weights = {key: value for key, value in vit.weights.items() if not UNUSED.fullmatch(key)}
     check_sizes(source, weights, vit.num_heads, cfg)
-    log_assumptions(source, vit, cfg)
     check_parts(source, weights, own)
     tokens, positions = split_tokens(source, weights)
     fitted = {key: own[key].cpu().clone() for key in own if key.startswith(SLOTS)}
@@ -158,16 +154,6 @@ def pixel_statistics(config: Mapping[str, Any]) -> tuple[Tensor | None, Tensor |
     """Return the mean and deviation of a ``pretrained_cfg``, or None if it has none."""
     mean, std = (torch.tensor(config[k]) if config.get(k) else None for k in ("mean", "std"))
     return mean, std
-
-
-def log_assumptions(source: str, vit: ViT, cfg: IVCLConfig) -> None:
-    """Log the ViT's unknown settings, for which the config's are assumed."""
-    known = {"num_heads": vit.num_heads, "pixel_mean": vit.mean, "pixel_std": vit.std}
-    assumed = [f"{name} {getattr(cfg, name)}" for name, value in known.items() if value is None]
-    if assumed:
-        log.info(
-            "%s: settings not stored with the weights, assumed: %s", source, ", ".join(assumed)
-        )
 
 
 def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -132,23 +132,6 @@ def test_weights_of_a_joint_encoder_are_refused_by_a_factorised_one(run):
     IVCLClassifier(joint.cfg, 5).load_pretrained("joint")
 
 
-def test_a_model_has_the_dtype_that_was_asked_for(tmp_path):
-    IVCL(CFG).to(torch.bfloat16).save_pretrained(tmp_path)
-
-    def dtypes(**asked):
-        model = IVCL.from_pretrained(tmp_path, **asked)
-        return {p.dtype for p in model.parameters() if p.is_floating_point()}
-
-    assert dtypes() == {torch.float32}
-    assert dtypes(dtype="auto") == dtypes(dtype="bfloat16") == {torch.bfloat16}
-    assert dtypes(dtype=torch.float16) == {torch.float16}
-    elsewhere = IVCL.from_pretrained(tmp_path, map_location="meta")
-    assert {p.device.type for p in elsewhere.parameters()} == {"meta"}
-    for wrong in ("int8", torch.int8, "half", 16):
-        with pytest.raises(ValueError, match=r"^dtype: expected one of auto, float32, bfloat16"):
-            dtypes(dtype=wrong)
-
-
 @pytest.mark.parametrize(
     ("file", "name"), [("a.pth", None), ("a.pt", "model"), ("a.ckpt", "model_state_dict")]
 )
