@@ -116,9 +116,7 @@ class Interrupted(Exception):
 def process_group(device: torch.device) -> Iterator[None]:
     """Connect the ranks, each on its ``device``, within the ``with`` block.
 
-    If a rank dies, the others report it in one line and exit with status 1; torchrun then ends
-    the run, or restarts all ranks (``--max-restarts``). After a :class:`UserError` the exit status
-    is 2.
+    If a rank dies, the others report it in one line and exit with status 1.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # libraries and Triton use the current device
@@ -192,11 +190,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Run the block on rank 0 first, then on one rank of every other machine, then on the rest.
-
-    Later ranks find the files that earlier ranks made, on a shared file system or on the same
-    machine.
-    """
+    """Run the block on rank 0 first, then on one rank of every other machine, then on the rest."""
     turn = 0 if is_main() else 1 if local_rank() == 0 else 2
     for _ in range(turn):
         barrier()
@@ -206,10 +200,7 @@ def main_process_first() -> Iterator[None]:
 
 
 def let_rank0_report_first() -> None:
-    """Wait, except on rank 0, before raising an error that rank 0 most likely raises too.
-
-    When rank 0 has printed the error and exited, torchrun ends this rank.
-    """
+    """Wait, except on rank 0, whose exit most likely makes torchrun end this rank."""
     if not is_main():
         time.sleep(3.0)
 
@@ -217,9 +208,8 @@ def let_rank0_report_first() -> None:
 class Decision:
     """Makes all ranks stop or save at the same step when any rank requests it.
 
-    The all-reduce of a step overlaps with the computation of the next one: with several ranks,
-    decisions take effect one step later. By then, ranks have requested the checkpoint again, which
-    is ignored.
+    The all-reduce of a step overlaps with the computation of the next one, so decisions of several
+    ranks take effect one step later.
     """
 
     def __init__(self) -> None:

@@ -16,11 +16,9 @@ def parallelize(
 ) -> nn.Module:
     """Wrap ``model`` so that its gradients are averaged over all ranks.
 
-    Without ``shard_by`` every rank holds a replica (DDP), initialised from rank 0's weights. With
-    ``shard_by``, the class of the model's blocks, ``model`` itself is sharded in place (FSDP2); the
-    ranks' weights must already be equal, and optimisers must be created after the call. With
-    ``amp``, ranks gather the shards' parameters in bfloat16 instead of casting them afterwards;
-    shards and gradients stay float32. A single process gets ``model`` back.
+    ``shard_by``: the class of the model's blocks, to shard it in place (FSDP2) instead of holding
+    replicas (DDP); optimisers must be created after the call. With ``amp``, ranks gather the
+    shards' parameters in bfloat16; shards and gradients stay float32.
     """
     if not dist.is_initialized():
         return model
@@ -47,11 +45,7 @@ def parallelize(
 
 
 def no_sync_if(model: nn.Module, more_to_come: bool) -> AbstractContextManager[None]:
-    """Skip the gradient all-reduce of replicas in this backward pass if another one follows.
-
-    Shards reduce their gradients in every pass: keeping full gradients would use the memory that
-    sharding saves.
-    """
+    """Skip the gradient all-reduce of replicas in this backward pass if another one follows."""
     if more_to_come and isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return nullcontext()

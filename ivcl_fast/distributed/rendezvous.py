@@ -21,10 +21,8 @@ ANSWER_TIMEOUT = timedelta(seconds=0.5)
 def unused_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     """Return a view of ``store`` that no earlier attempt has used; all ranks must call this.
 
-    Rank 0 chooses the key prefix. Every other rank requests it under a random key, so that it only
-    reads the reply to its own request. If no rank confirms a reply, the request came from a dead
-    rank, and rank 0 waits for another. Raises ``torch.distributed.DistStoreError`` if a rank sends
-    no request within the store's timeout.
+    Rank 0 chooses the key prefix. Every other rank requests it under a random key and confirms the
+    reply; a request without confirmation came from a dead rank.
     """
     if rank:
         answer = uuid.uuid4().hex

@@ -5,9 +5,8 @@ A training checkpoint is a folder ``step-<number>/`` with ``model.safetensors``,
 three, which ``sha256sum -c`` can read. Finished models are in :mod:`~ivcl_fast.models.weights`.
 They are written in the background: a step waits only for a copy in memory.
 
-The files do not depend on the number of ranks: rank 0 gathers sharded tensors one at a time and
-writes them in full. A run can therefore continue with any number of ranks, replicated or sharded.
-docs/distributed.md gives the cost and explains why torch.distributed.checkpoint is not used.
+Rank 0 gathers sharded tensors one at a time and writes them in full, so a run can continue with any
+number of ranks, replicated or sharded.
 """
 
 from __future__ import annotations
@@ -94,8 +93,7 @@ def restore_optimizers(
 class BackgroundWriter:
     """Writes the checkpoints of one stage in a background thread, on rank 0 only.
 
-    A checkpoint that cannot be written logs a one-line warning, and earlier ones are kept. Until
-    :meth:`wait` returns, the newest checkpoint may not be on disk.
+    A checkpoint that cannot be written logs a one-line warning, and earlier ones are kept.
     """
 
     def __init__(self, folder: Path, stage: str) -> None:
@@ -129,9 +127,8 @@ class BackgroundWriter:
 def store(folder: Path, saved: Checkpoint) -> Path:
     """Write a checkpoint under ``folder`` and keep the newest :data:`KEEP`; on rank 0 only.
 
-    Checkpoints of later steps are deleted too; they must be damaged, because the run continued from
-    an earlier one. If the files cannot be written, raises ``OSError`` and keeps all earlier
-    checkpoints.
+    Checkpoints of later steps are deleted too: they are damaged, because the run continued from an
+    earlier one. Raises ``OSError`` if the files cannot be written.
     """
     final = folder / f"step-{saved.step:08d}"
     try:
@@ -161,9 +158,8 @@ def latest(folder: Path) -> Checkpoint | None:
 def newest_undamaged(folder: Path) -> Checkpoint | None:
     """Like :func:`latest`, for a single rank.
 
-    A checkpoint is damaged if a file is missing or differs from its checksum. Other
-    operating-system errors are raised, so that training does not restart over a checkpoint that may
-    be intact.
+    Operating-system errors other than a missing file are raised, so that training does not restart
+    over a checkpoint that may be intact.
     """
     for path in reversed(list_steps(folder)):
         try:
@@ -191,10 +187,9 @@ def list_steps(folder: Path) -> list[Path]:
 
 
 def gather_to_rank0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors to the CPU of rank 0; the other ranks get an empty dict.
+    """Copy tensors to the CPU of rank 0, shards in full; the other ranks get an empty dict.
 
-    All ranks must call this: sharded tensors are gathered, one at a time. GPU tensors are copied to
-    pinned memory, which is several times faster and is cached by PyTorch.
+    All ranks must call this. GPU tensors are copied to pinned memory, several times faster.
     """
     gathered, waiting = {}, set()
     for name, tensor in tensors.items():

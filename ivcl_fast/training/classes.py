@@ -51,14 +51,9 @@ class Classes:
             pairs = enumerate(zip(self.names, found.names, strict=False))
             change = next((f"; class {i} is {b!r}, not {a!r}" for i, (a, b) in pairs if a != b), "")
             raise UserError(
-                f"--data: expected the run's {len(self.names)} classes ({self._per_clip}), got "
-                f"{source!r} with {len(found.names)} ({found._per_clip}){change}"
+                f"--data: expected the run's {len(self.names)} classes (target {self.target}), got "
+                f"{source!r} with {len(found.names)} (target {found.target}){change}"
             )
-
-    @property
-    def _per_clip(self) -> str:
-        words = {"class": "one label per clip", "classes": "several labels per clip"}
-        return words.get(self.target, self.target)
 
     def write(self, folder: Path) -> None:
         """Write the classes into the run's folder."""

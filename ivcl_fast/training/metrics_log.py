@@ -100,6 +100,8 @@ class MetricsLog:
             self._to_viewer(stage, clips, films)
 
     def _to_viewer(self, stage: str, clips: int, values: Mapping[str, float | bytes]) -> None:
+        if self._viewer == "none":
+            return
         with self._viewer_errors_logged():
             if self._show is None:
                 self._show = self._started.enter_context(VIEWERS[self._viewer](self.folder))
@@ -143,24 +145,18 @@ def tensorboard(folder: Path) -> Iterator[Show]:
 
 @contextmanager
 def wandb(folder: Path) -> Iterator[Show]:
-    """Start a Weights & Biases run, configured by its environment variables (``WANDB_MODE``,
-    ...)."""
+    """Start a Weights & Biases run, configured by its environment variables."""
     package = importlib.import_module("wandb")
     run = package.init(project=PROJECT, name=folder.name, group=folder.name, dir=str(folder))
-    stages: set[str] = set()
 
     def show(stage: str, clips: int, values: Mapping[str, float | bytes]) -> None:
-        step = f"{stage}/clips"
-        if stage not in stages:  # each stage counts clips from 0, but wandb's steps must increase
-            stages.add(stage)
-            run.define_metric(f"{stage}/*", step_metric=step)
-        shown = {
-            name: package.Video(io.BytesIO(value), format="gif")
-            if isinstance(value, bytes)
-            else value
-            for name, value in values.items()
-        }
-        run.log({**shown, step: clips})
+        # Each stage counts clips from 0, but wandb's own steps must increase.
+        run.define_metric(f"{stage}/*", step_metric=f"{stage}/clips")
+        shown: dict[str, Any] = {f"{stage}/clips": clips}
+        for name, value in values.items():
+            is_film = isinstance(value, bytes)
+            shown[name] = package.Video(io.BytesIO(value), format="gif") if is_film else value
+        run.log(shown)
 
     failed = 1  # wandb's context manager would print a traceback
     try:
@@ -170,11 +166,5 @@ def wandb(folder: Path) -> Iterator[Show]:
         run.finish(failed)
 
 
-@contextmanager
-def none(folder: Path) -> Iterator[Show]:
-    """Write nothing."""
-    yield lambda stage, clips, values: None
-
-
-VIEWERS = {"tensorboard": tensorboard, "wandb": wandb, "none": none}
+VIEWERS = {"tensorboard": tensorboard, "wandb": wandb}
 """Context manager of each viewer."""

@@ -23,7 +23,7 @@ from ivcl_fast.evaluation.evaluate import BATCH, Evaluation, evaluate, frame_sco
 from ivcl_fast.evaluation.targets import TARGETS
 from ivcl_fast.models import backbone
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, Supervised
-from ivcl_fast.models.weights import MODEL, read_weights
+from ivcl_fast.models.weights import read_weights
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import choose_execution, peak_flops, tune_malloc
@@ -34,8 +34,8 @@ from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule, scaled_lr
 from ivcl_fast.training.run_folder import (
     CHECKPOINTS,
-    PARTIAL,
     has_progress,
+    is_finished,
     save_model,
 )
 from ivcl_fast.training.seeds import clip_seeds
@@ -218,7 +218,7 @@ class Run:
 
     def finished(self, name: str) -> bool:
         """Return whether the stage ``name`` is finished, that is, has saved its model."""
-        return (self.folder / name / MODEL).is_file()
+        return is_finished(self.folder / name)
 
     # --- Parts of a stage -----------------------------------------------------------------------
 
@@ -244,8 +244,7 @@ class Run:
         # Rank 0 decides: on a shared file system, files may appear later on other machines.
         if distributed.broadcast_from_rank0(self.finished(name)):
             if distributed.is_main():  # left if the process was killed before deleting them
-                for name in (CHECKPOINTS, PARTIAL):
-                    shutil.rmtree(folder / name, ignore_errors=True)
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             model.load_state_dict(read_weights(folder))
             return model
         if self.config.optim.zero_init:

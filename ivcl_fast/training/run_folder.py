@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import fsync, locked
+from ivcl_fast.files import locked
 from ivcl_fast.models import timm_weights
-from ivcl_fast.models.hub import MODEL_FILES, PretrainedModel
-from ivcl_fast.models.weights import MODEL
+from ivcl_fast.models.hub import PretrainedModel
+from ivcl_fast.models.weights import CHECKSUMS, MODEL
 from ivcl_fast.training.classes import ANSWERS
 from ivcl_fast.training.settings import (
     CHANGEABLE,
@@ -28,8 +28,6 @@ from ivcl_fast.training.settings import (
 
 CHECKPOINTS = "checkpoints"
 """Folder of training checkpoints inside a stage's folder."""
-PARTIAL = "model.partial"
-"""Temporary folder for writing a model, inside its final folder."""
 FOLDERS = (
     "pretrain", "finetune", "scratch", "last-frame", "scratch-last-frame", "tensorboard",
     "visualize", "probes", "export",
@@ -136,21 +134,20 @@ def opened_folder(config: TrainConfig) -> Iterator[None]:
         yield
 
 
-def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -> None:
-    """Save a stage's finished model in ``folder``; the weights appear last.
+def is_finished(folder: Path) -> bool:
+    """Return whether a stage has saved its model: checksums come last, and then its checkpoints are
+    deleted."""
+    has_checksums = (folder / CHECKSUMS).is_file()
+    return (folder / MODEL).is_file() and (has_checksums or not (folder / CHECKPOINTS).exists())
 
-    ``training``: training metadata for the model card. Raises :class:`UserError` or ``OSError`` if
-    the files cannot be written, for example on a full disk.
+
+def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -> None:
+    """Save a stage's finished model in ``folder``, with training metadata for the model card.
+
+    Raises :class:`UserError` or ``OSError`` if the files cannot be written, for example on a full
+    disk.
     """
-    partial = folder / PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial, training=training)
-        for name in sorted(MODEL_FILES, key=lambda name: name == MODEL):
-            fsync(partial / name)
-            os.replace(partial / name, folder / name)
-        fsync(folder)
+        model.save_pretrained(folder, training=training)
     except SafetensorError as error:  # such as on a full disk
         raise UserError(f"{folder}: the model cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
