@@ -22,6 +22,7 @@ import tyro
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.config import MAX_SIZE
 from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
+from ivcl_fast.data.datamodule import store_source
 from ivcl_fast.data.dataset import Dataset, check_all_usable, describe_splits
 from ivcl_fast.data.decode.decoder import DecoderName
 from ivcl_fast.data.formats.cater import Cater
@@ -34,10 +35,10 @@ from ivcl_fast.data.registry import (
     parse_source,
 )
 from ivcl_fast.data.remote import Remote
-from ivcl_fast.data.store.build import build_part, build_store, default_store_path, find_store
+from ivcl_fast.data.store.build import build_part, build_store
 from ivcl_fast.data.store.shards import BAD_FILES, Part
 from ivcl_fast.data.synthetic.blender.process import find_python
-from ivcl_fast.data.synthetic.drawn import DrawnSpec, drawn_media
+from ivcl_fast.data.synthetic.drawn import DrawnSpec
 from ivcl_fast.data.synthetic.renderers import Renderer, warn_if_slow
 from ivcl_fast.data.synthetic.writer import Size, write_dataset
 from ivcl_fast.distributed import group as distributed
@@ -187,14 +188,9 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     """Decode all media of a data set into its frame store, and return it if it is complete."""
     flags = config.store
     sizes = flags.image_size, flags.patch_size
-    media = dataset.media()
-    out, decoder = config.out, flags.decoder
-    drawn = drawn_media(dataset)
-    if drawn and out is None:
-        out = default_store_path(dataset.root, *sizes, "drawn")
-    if out is None:
-        named = {"task": own_task, "crop": flags.crop}
-        out, decoder = find_store(dataset.root, sizes, decoder, **named)
+    source, out, decoder = store_source(dataset, sizes, flags.decoder, flags.crop, own_task)
+    if config.out:
+        out, decoder = config.out, flags.decoder
     part = None if flags.part is None else parse_part(flags.part)
     device = None
     if torch.cuda.is_available():  # there may be more ranks than GPUs
@@ -208,31 +204,32 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
             shard_videos=flags.shard_videos,
             engine=flags.engine,
         )
-        if part and (left := build_part(part, drawn or media, out, *sizes, decoder, **options)):
+        if part and (left := build_part(part, source, out, *sizes, decoder, **options)):
             print(
                 f"store: {out}, part {flags.part} is complete; {left} videos of other parts are "
                 "missing; the last part completes the store, or this command without --part"
             )
             return None
-        store = build_store(drawn or media, out, *sizes, decoder, **options)
+        store = build_store(source, out, *sizes, decoder, **options)
     if flags.verify:
         print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)
         store.verify()
-    if not len(store.names):
+    total = len(store.index) + len(store.bad_files)
+    if not len(store.index):
         raise UserError(
-            f"{dataset.root}: none of its {len(media)} videos can be used; the reasons are in "
+            f"{dataset.root}: none of its {total} videos can be used; the reasons are in "
             f"{store.path / BAD_FILES}"
         )
     frames = int(store.index.frames.sum())
-    how = "drawn" if drawn else f"decoded by {store.decoder}"
+    how = "drawn" if store.decoder == "drawn" else f"decoded by {store.decoder}"
     print(
-        f"store: {out}, {len(store.names)} videos, {frames:,} frames, "
+        f"store: {out}, {len(store.index)} videos, {frames:,} frames, "
         f"{store.bytes / 1e9:.2f} GB, {how}; "
         f"{len(store.bad_files)} videos could not be used"
         + (", checksums verified" if flags.verify else "")
     )
     if flags.require_all:
-        check_all_usable(store.bad_files, len(media), store.path / BAD_FILES)
+        check_all_usable(store.bad_files, total, store.path / BAD_FILES)
     return out
 
 

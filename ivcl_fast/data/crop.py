@@ -21,15 +21,6 @@ class Crop(NamedTuple):
         height, width = round(size / self.height), round(size / self.width)
         return height, width, round(self.top * height), round(self.left * width)
 
-    def inside(self, outer: Crop) -> Crop:
-        """Return this crop of the crop ``outer``, relative to the whole frame."""
-        return Crop(
-            outer.top + self.top * outer.height,
-            outer.left + self.left * outer.width,
-            self.height * outer.height,
-            self.width * outer.width,
-        )
-
 
 WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
 """The entire frame."""

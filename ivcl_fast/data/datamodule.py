@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ivcl_fast.data.dataset import Clip, Dataset, Label, check_all_usable, summary
-from ivcl_fast.data.decode.decoder import decoding_gpu, default_workers, resolve_decoder
+from ivcl_fast.data.crop import Square
+from ivcl_fast.data.dataset import Clip, Dataset, Label, Media, check_all_usable, summary
+from ivcl_fast.data.decode.decoder import (
+    DecoderName,
+    decoding_gpu,
+    default_workers,
+    resolve_decoder,
+)
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
@@ -30,6 +36,7 @@ from ivcl_fast.data.store.build import build_store, default_store_path, find_sto
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.labels import StoredDataset, check_frames, media_names
 from ivcl_fast.data.store.shards import BAD_FILES
+from ivcl_fast.data.store.source import Source
 from ivcl_fast.data.store.table import Index, encoded
 from ivcl_fast.data.stream import StreamLoader
 from ivcl_fast.data.stream_index import saved_index
@@ -292,30 +299,41 @@ def _open_store(
 ) -> tuple[Index, Path, Callable[..., ClipLoader]]:
     """Return the index of a store, its folder, and a function that makes loaders."""
     sizes = model.image_size, model.patch_size
+    options: dict[str, Any] = dict(placement=config.placement, device=device, step_bytes=step_bytes)
     if isinstance(dataset, StoredDataset):
         check_frames(dataset.root, *sizes, config.crop)
-        store = FrameStore(dataset.root, config.placement, device, step_bytes)
-        return store.index, store.path, partial(StoreLoader, store)
-    options: dict[str, Any] = dict(placement=config.placement, device=device, step_bytes=step_bytes)
-    if drawn := drawn_media(dataset):
-        source = drawn.only([one.name for one in dataset.media()])
-        store = _draw_store(source, config, model, **options)
+        store = FrameStore(dataset.root, **options)
     else:
         task = dataset.task if dataset_format.media_by_task else None
-        crop = config.crop
-        out, decoder = find_store(dataset.root, sizes, config.decoder, task=task, crop=crop)
-        options |= dict(decoder=decoder, workers=config.workers, crop=crop)
+        source, out, decoder = store_source(dataset, sizes, config.decoder, config.crop, task)
+        options |= dict(decoder=decoder, workers=config.workers, crop=config.crop)
         with Bar("decoding", 0, "videos") as bar:
-            store = build_store(dataset.media(), out, *sizes, progress=bar, **options)
+            store = build_store(source, out, *sizes, progress=bar, **options)
     return store.index, store.path, partial(StoreLoader, store)
 
 
-def _draw_store(source: Drawn, config: DataConfig, model: IVCLConfig, **options: Any) -> FrameStore:
-    """Render a synthetic data set into its store, or open the store."""
+def store_source(
+    dataset: Dataset,
+    sizes: tuple[int, int],
+    decoder: DecoderName,
+    crop: Square,
+    own_task: str | None,
+) -> tuple[Source | Sequence[Media], Path, DecoderName]:
+    """Return the source of a data set's frames, the default folder of its store, and the decoder.
+
+    ``sizes``: of images and patches. ``own_task``: the task, if each has separate media.
+    """
+    if drawn := drawn_media(dataset):
+        return drawn, default_store_path(dataset.root, *sizes, "drawn"), decoder
+    return dataset.media(), *find_store(dataset.root, sizes, decoder, task=own_task, crop=crop)
+
+
+def _draw_store(source: Drawn, config: DataConfig, model: IVCLConfig) -> None:
+    """Render a synthetic data set into its store."""
     sizes = model.image_size, model.patch_size
     out = default_store_path(source.root, *sizes, "drawn")
     with Bar("rendering", 0, source.spec.unit) as bar:
-        return build_store(source, out, *sizes, workers=config.workers, progress=bar, **options)
+        build_store(source, out, *sizes, workers=config.workers, progress=bar)
 
 
 def _open_stream(
@@ -350,7 +368,6 @@ def _open_stream(
             image_size=model.image_size,
             patch_size=model.patch_size,
             square=config.crop,
-            random_crop=dataset_format.parts and options["jitter"],
             workers=config.workers or default_workers(decoder),
             gpu=decoding_gpu(device),
             **options,

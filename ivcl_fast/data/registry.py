@@ -25,8 +25,6 @@ from ivcl_fast.data.formats.custom.hugging_face import HuggingFaceVideos
 from ivcl_fast.data.formats.custom.labelled import TASK
 from ivcl_fast.data.formats.custom.video_folder import VideoFolder
 from ivcl_fast.data.formats.custom.video_list import VideoList
-from ivcl_fast.data.formats.davis import Davis
-from ivcl_fast.data.formats.la_cater import LaCater
 from ivcl_fast.data.formats.something_else import SomethingElse
 from ivcl_fast.data.frame_labels import OBJECTS
 from ivcl_fast.data.remote import Remote
@@ -105,8 +103,6 @@ _FORMATS = {
     "something-else": DatasetFormat(
         SomethingElse, tuple(something_else.TASKS), media_by_task=True, parts=True
     ),
-    "la-cater": _custom(LaCater),
-    "davis": _custom(Davis),
     "videos": _custom(VideoFolder),
     "csv": _custom(VideoList, place="FILE"),
     "hf": _custom(HuggingFaceVideos, place="NAME_OR_DIR", options=("val_fraction", "data_dir")),

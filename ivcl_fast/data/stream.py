@@ -26,10 +26,6 @@ from ivcl_fast.data.workers import WorkerPool, result_of
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 
-_CROP = 2  # a random stream besides those of the loader
-CROP_AREA, CROP_ASPECT = (0.5, 1.0), (3 / 4, 4 / 3)
-"""Ranges of random crops: share of the frame's area; aspect ratio relative to the frame's."""
-
 
 @dataclass(frozen=True)
 class Request:
@@ -65,7 +61,6 @@ class StreamLoader(ClipLoader):
         image_size: int,
         patch_size: int,
         square: Square = "none",
-        random_crop: bool = False,
         workers: int,
         gpu: int | None = None,
         **options: Any,
@@ -75,8 +70,6 @@ class StreamLoader(ClipLoader):
         Args:
             index: the usable media, from :func:`~ivcl_fast.data.stream_index.saved_index`.
             square: the part of the frames that is resized to the square.
-            random_crop: decode a random part of the square, the same in all frames of a clip; not
-                for data sets whose labels are positions in the frame.
             workers: processes or threads; with 1 a thread of this process decodes.
             gpu: index of the GPU for DALI, if there is one; by default the current one.
             options: for :class:`ClipLoader`.
@@ -84,8 +77,7 @@ class StreamLoader(ClipLoader):
         self._media = {one.name: one for one in media}
         self._decoder = decoder
         self.image_size, self.patch_size = image_size, patch_size
-        self.square, self.random_crop = square, random_crop
-        self.workers = workers
+        self.square, self.workers = square, workers
         self.gpu = decoding_gpu(None) if gpu is None else gpu
         self._on_gpu = torch.cuda.is_available() and decoder == "dali"
         """Whether DALI decodes on a GPU; frames that PyAV decodes are then copied there."""
@@ -108,7 +100,7 @@ class StreamLoader(ClipLoader):
         try:
             while True:
                 for sampled in itertools.islice(batches, most - len(ahead)):
-                    requests = [self._request(epoch, one) for one in sampled]
+                    requests = [self._request(one) for one in sampled]
                     ahead.append((sampled, [(one, self._submit(one)) for one in requests]))
                 if not ahead:
                     return
@@ -120,16 +112,12 @@ class StreamLoader(ClipLoader):
                 for _, future in decoding:
                     future.cancel()
 
-    def _request(self, epoch: int, sampled: Sampled) -> Request:
+    def _request(self, sampled: Sampled) -> Request:
         first = int(sampled.clip_ids[0])
         media = self._media[self.clips[first].media]
         info = info_of(self.index, int(self._rows[first]))
-        crop = info.square(self.square)
-        if self.random_crop:
-            drawn = draw_crop(np.random.default_rng([self.seed, epoch, _CROP, first]))
-            crop = drawn.inside(crop)
-        sizes = self.image_size, self.patch_size
-        return Request(media, info, sampled.frames, crop, self._decoder, *sizes, self.gpu)
+        how = info.square(self.square), self._decoder, self.image_size, self.patch_size, self.gpu
+        return Request(media, info, sampled.frames, *how)
 
     def _submit(self, request: Request) -> Future[Any]:
         """Begin to decode a clip."""
@@ -173,11 +161,3 @@ def decode_clip_on_own_stream(request: Request) -> torch.Tensor:
 def decode_in_worker(request: Request) -> np.ndarray:
     """Like :func:`decode_clip`, but return an array: processes exchange it faster than a tensor."""
     return decode_clip(request).cpu().numpy()
-
-
-def draw_crop(rng: np.random.Generator) -> Crop:
-    """Return a crop with random area, aspect ratio and position."""
-    area = rng.uniform(*CROP_AREA)
-    aspect = np.exp(rng.uniform(*np.log(CROP_ASPECT)))
-    height, width = min(1.0, (area / aspect) ** 0.5), min(1.0, (area * aspect) ** 0.5)
-    return Crop(rng.uniform(0, 1 - height), rng.uniform(0, 1 - width), height, width)

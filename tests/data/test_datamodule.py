@@ -95,14 +95,6 @@ def test_a_share_consists_of_complete_problems_whatever_the_seed(folder):
     assert next(iter(masked.epoch(0))).frame_index is None
 
 
-@pytest.mark.parametrize(("name", "crops"), [("synthetic", 0), ("synthetic:something-else", 1)])
-def test_frames_are_cropped_only_if_the_answer_is_not_a_place(name, crops, folder):
-    """And only in training."""
-    streamed = opened(config(name, folder, loader="stream"))
-    cropped = [loader(streamed, streamed.train_split, t).random_crop for t in (True, False)]
-    assert cropped == [bool(crops), False]
-
-
 def test_read_only_commands_write_no_data(tmp_path):
     with pytest.raises(UserError, match=rf"--data-dir: .* got no {tmp_path}/synthetic-"):
         opened(config("synthetic", tmp_path), read_only=True)

@@ -135,26 +135,6 @@ def test_an_abandoned_epoch_ends_and_leaves_nothing_behind(videos, workers):
     assert not active_children()
 
 
-# --- crops --------------------------------------------------------------------------------------
-
-
-def test_random_crops(videos):
-    """A crop per clip, epoch and seed, the same in all frames."""
-    clips = [Clip("c", "v1", 0, (0, 0, 5))] * 8
-    options = dict(clips=clips, num_frames=3, batch_size=8, shuffle=False)
-    (whole,) = make(videos, **options).epoch(0)
-
-    def crop(epoch: int, seed: int = 0) -> torch.Tensor:
-        return next(make(videos, random_crop=True, seed=seed, **options).epoch(epoch)).rows
-
-    crops = crop(0), crop(1), crop(0, seed=1)
-    assert torch.equal(crop(0), crops[0])
-    assert not any(torch.equal(crops[0], other) for other in crops[1:])
-    assert torch.equal(crops[0][:, 0], crops[0][:, 1])
-    assert len({rows.numpy().tobytes() for rows in crops[0]}) == 8
-    assert not (crops[0] == whole.rows).flatten(1).all(1).any()
-
-
 def test_a_file_that_breaks_later_is_named(videos, tmp_path):
     listed = list(videos)
     listed[3] = media(write_painted(tmp_path / "v3.avi", 3, FRAMES[3]))

@@ -115,6 +115,7 @@ class PyAVDecoder:
         pass, because seeking is not exact in every video.
         """
         opened = open_media(media)
+        frames: Iterator[VideoFrame]
         if isinstance(opened, OpenVideo) and not opened.has_images:
             frames = (frame for _, frame in opened.frames())
             first = next(frames)

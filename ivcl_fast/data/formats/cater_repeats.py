@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ivcl_fast.data.formats.cater_labels import Scene
@@ -46,23 +46,21 @@ def find_repeats(dataset: Cater, splits: Iterable[str] = ("val", "train")) -> di
     return repeats
 
 
-def describe_repeats(dataset: Cater, repeats: Mapping[str, str]) -> str:
-    """Describe how many scenes occur again, within and across splits."""
-    val = {clip.name for clip in dataset.clips("val")}
-    across = {name: of for name, of in repeats.items() if (name in val) != (of in val)}
-    if not repeats:
-        return "scenes: each occurs once"
-    name, of = min((across or repeats).items())
-    return (
-        f"scenes: {len(repeats)} occur again, {len(across)} of them in train and val, such as "
-        f"{name} in {of}; train --drop-duplicates leaves them out"
-    )
-
-
 def report_repeats(dataset: Cater) -> None:
     """Print how many scenes occur again; nothing for a package without scenes or lists."""
-    if (dataset.root / "scenes").is_dir():
-        try:
-            print(describe_repeats(dataset, find_repeats(dataset)), flush=True)
-        except UserError as error:
-            print(f"scenes: not compared: {error}", flush=True)
+    if not (dataset.root / "scenes").is_dir():
+        return
+    try:
+        repeats = find_repeats(dataset)
+        val = {clip.name for clip in dataset.clips("val")}
+    except UserError as error:
+        print(f"scenes: not compared: {error}", flush=True)
+        return
+    across = {name: of for name, of in repeats.items() if (name in val) != (of in val)}
+    if repeats:
+        name, of = min((across or repeats).items())
+        print(
+            f"scenes: {len(repeats)} occur again, {len(across)} of them in train and val, such as "
+            f"{name} in {of}; train --drop-duplicates leaves them out",
+            flush=True,
+        )
