@@ -11,6 +11,7 @@ import platform
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +37,8 @@ SECONDS, MOST_BYTES = 15.0, 7_000_000
 """The gallery ends after this many seconds after the first clip, or bytes."""
 POINTS = 400
 """Most points of a curve."""
-MOST_CLASSES, EXAMPLES = 30, 4
-"""Most classes in a matrix, and clips that are named for each of its cells."""
+MOST_CLASSES = 30
+"""Most classes in a matrix."""
 NOT_SHOWN = {"out", "name", "resume", "overwrite", "data_dir", "preset"}
 """Settings that the page does not list: the run's location, and those shown elsewhere."""
 COMMANDS = ("train", "evaluate", "visualize", "demo", "compare", "sweep")
@@ -207,18 +208,16 @@ def describe_confusion(run: FinishedRun, evaluation: Evaluation | None) -> dict[
     if evaluation is None or run.classes.target != "class":
         return None
     names = run.classes.names
-    pairs: dict[tuple[int, int], list[str]] = {}
-    for clip in evaluation.by_clip():
-        pairs.setdefault((clip["label"], clip["answer"]), []).append(clip["name"])
+    pairs = Counter((clip["label"], clip["answer"]) for clip in evaluation.by_clip())
     mistakes = np.zeros(len(names))
     for (label, answer), clips in pairs.items():
-        mistakes[[label, answer]] += len(clips) * (label != answer)
+        mistakes[[label, answer]] += clips * (label != answer)
     order = np.argsort(-mistakes, kind="stable")[:MOST_CLASSES]
     return {
         "n": round(len(names) ** 0.5) if run.localizes else None,
         "names": names,
         "classes": sorted(order.tolist()),
-        "pairs": [[*pair, len(clips), clips[:EXAMPLES]] for pair, clips in sorted(pairs.items())],
+        "pairs": [[*pair, clips] for pair, clips in sorted(pairs.items())],
     }
 
 

@@ -15,18 +15,15 @@
  * @typedef {{title: string, chance: number | null,
  *   lines: Record<string, [number, number | null][]>}} Panel
  * @typedef {{n: number | null, names: string[], classes: number[],
- *   pairs: [number, number, number, string[]][]}} Confusion
- *   Pairs of a true class and an answer, with the number of clips and the names of some.
+ *   pairs: [number, number, number][]}} Confusion
+ *   Pairs of a true class and an answer, with the number of clips.
  */
 
 /** @type {{curves: Panel[], clips: Clip[], confusion: Confusion | null}} */
 const data = JSON.parse(byId("data").textContent || "{}");
 const SVG = "http://www.w3.org/2000/svg";
 
-/**
- * @param {string} id
- * @returns {any} The element, of whichever kind it is.
- */
+/** @type {(id: string) => any} */
 function byId(id) {
   return document.getElementById(id);
 }
@@ -49,6 +46,12 @@ function add(parent, tag, attributes = {}, text = "") {
   return element;
 }
 
+/** @type {(clip: Clip) => {kind: string, mark: string}} */
+function verdict({ right }) {
+  if (right === null) return { kind: "", mark: "" };
+  return right ? { kind: "right", mark: "✓ " } : { kind: "wrong", mark: "✗ " };
+}
+
 /** @type {(share: number | null) => string} */
 function percent(share) {
   return share === null ? "unknown" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
@@ -67,16 +70,10 @@ function makeSortable(table) {
       const falls = heading.getAttribute("aria-sort") === "descending";
       headings.forEach((other) => other.removeAttribute("aria-sort"));
       heading.setAttribute("aria-sort", falls ? "ascending" : "descending");
-      const key = (/** @type {any} */ row) => {
-        const text = row.cells[column].textContent, value = parseFloat(text);
-        return Number.isNaN(value) ? text : value;
-      };
-      const rows = [...table.tBodies[0].rows].sort((a, b) => {
-        const [x, y] = [key(a), key(b)];
-        const order = typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === "number" ? 1 : -1;
-        return (falls ? 1 : -1) * order;
-      });
-      table.tBodies[0].append(...rows);
+      const text = (/** @type {any} */ row) => row.cells[column].textContent;
+      const rows = [...table.tBodies[0].rows].sort((a, b) =>
+        parseFloat(text(a)) - parseFloat(text(b)) || text(a).localeCompare(text(b)));
+      table.tBodies[0].append(...(falls ? rows : rows.reverse()));
     });
   });
 }
@@ -94,14 +91,6 @@ function short(value) {
 }
 
 /**
- * @param {number} number
- * @returns {string} One of five colours, full or dashed.
- */
-function stageClass(number) {
-  return `stage-${number % 5}${number % 10 > 4 ? " dashed" : ""}`;
-}
-
-/**
  * Draw a panel of curves; the pointer shows the nearest point.
  * @param {Panel} panel
  */
@@ -113,8 +102,8 @@ function drawCurves(panel) {
   });
   const caption = add(figure, "figcaption");
   const stages = Object.entries(panel.lines).map(([stage, points]) => ({
-    stage, number: STAGES.indexOf(stage), points: /** @type {[number, number][]} */ (
-      points.filter((point) => point[1] !== null)),
+    stage, color: `stage-${STAGES.indexOf(stage) % 5}`,
+    points: /** @type {[number, number][]} */ (points.filter((point) => point[1] !== null)),
   }));
   const all = stages.flatMap((line) => line.points);
   if (!all.length) {
@@ -145,18 +134,13 @@ function drawCurves(panel) {
   }
   for (const line of stages) {
     const points = line.points.map(([clips, value]) => `${x(clips)},${y(value)}`).join(" ");
-    add(svg, "polyline", { class: stageClass(line.number), points });
-    for (const [clips, value] of line.points.length <= 30 ? line.points : []) {
-      const at = { cx: x(clips), cy: y(value), r: 2.5, fill: "currentColor" };
-      add(svg, "circle", { class: stageClass(line.number), ...at });
-    }
+    add(svg, "polyline", { class: line.color, points });
   }
   const dot = add(svg, "circle", { r: 4, cx: -9, cy: -9, fill: "currentColor" });
   const legend = () => {
     caption.textContent = "";
     for (const line of stages) {
-      const mark = line.number < 5 ? "—" : "- -";
-      add(caption, "span", { class: stageClass(line.number) }, `${mark} ${line.stage} `);
+      add(caption, "span", { class: line.color }, `— ${line.stage} `);
     }
     const chance = panel.chance === null ? "" : `- - chance ${short(panel.chance)} `;
     caption.append(`${chance}over clips seen`);
@@ -172,7 +156,7 @@ function drawCurves(panel) {
         const distance = Math.hypot(x(clips) - px, y(value) - py);
         if (distance >= best) continue;
         best = distance;
-        dot.setAttribute("class", stageClass(line.number));
+        dot.setAttribute("class", line.color);
         dot.setAttribute("cx", String(x(clips)));
         dot.setAttribute("cy", String(y(value)));
         caption.textContent = `${line.stage}: ${short(value)} after ${clips} clips`;
@@ -205,12 +189,7 @@ function imageOf(layer) {
   return image;
 }
 
-/**
- * @param {HTMLCanvasElement} canvas
- * @param {Clip} clip
- * @param {number} frame
- * @param {Layer} [layer]
- */
+/** @type {(canvas: HTMLCanvasElement, clip: Clip, frame: number, layer?: Layer) => void} */
 function drawFrame(canvas, clip, frame, layer = clip.layers[0]) {
   const context = canvas.getContext("2d");
   if (!context) return;
@@ -230,16 +209,11 @@ function drawFrame(canvas, clip, frame, layer = clip.layers[0]) {
     context.fillRect(0, 0, size, size);
     context.globalCompositeOperation = "source-over";
   }
-  if (tile !== null) {
-    put(layer, tile);
-    return;
+  if (tile !== null) put(layer, tile);
+  else {  // not a query frame
+    context.fillStyle = "rgba(0, 0, 0, 0.7)";
+    context.fillRect(0, 0, size, size);
   }
-  context.fillStyle = "rgba(0, 0, 0, 0.7)";
-  context.fillRect(0, 0, size, size);
-  context.fillStyle = "white";
-  context.font = "16px system-ui, sans-serif";
-  context.textAlign = "center";
-  context.fillText("not a query frame", size / 2, size / 2);
 }
 
 // --- Answers ---------------------------------------------------------------------------------
@@ -281,11 +255,7 @@ function makeFloor(parent, n, label, look, hint) {
   return { svg, cells, center, corners };
 }
 
-/**
- * @param {number} n
- * @param {number} cell
- * @returns {string} The name that the classes have, too.
- */
+/** @type {(n: number, cell: number) => string} */
 function cellName(n, cell) {
   return `cell ${cell} (column ${cell % n}, row ${Math.floor(cell / n)})`;
 }
@@ -340,8 +310,7 @@ function drawPanels(clip) {
   add(parent, "h3", {}, "Questions about them");
   data.clips.forEach((of, number) => {
     if (of.problem !== clip.problem) return;
-    const mark = of.right === null ? "" : of.right ? "✓ " : "✗ ";
-    make(of, of.titles.length - 1, mark + (of.answer ?? "question"), of === clip,
+    make(of, of.titles.length - 1, verdict(of).mark + (of.answer ?? "question"), of === clip,
       () => select(number));
   });
 }
@@ -355,9 +324,8 @@ function drawAnswer(parent, clip, frame) {
   }
   if (clip.answer !== null) {
     add(parent, "h3", {}, "Answer for the whole clip");
-    const mark = clip.right === null ? "" : clip.right ? " ✓ right" : " ✗ wrong";
-    add(parent, "p", { class: clip.right === null ? "" : clip.right ? "right" : "wrong" },
-      clip.answer + mark);
+    const { kind, mark } = verdict(clip);
+    add(parent, "p", { class: kind }, `${clip.answer} ${mark}${kind}`);
     for (const [name, share, isTrue] of clip.probabilities) {
       const bar = add(parent, "div", { class: "bar" });
       add(bar, "span", { title: name, class: isTrue ? "right" : "" },
@@ -371,8 +339,7 @@ function drawAnswer(parent, clip, frame) {
 
 /**
  * Draw a mark for each frame: whether the belief is right, and when the snitch is hidden.
- * @param {Element} parent
- * @param {Clip} clip
+ * @type {(parent: Element, clip: Clip) => void}
  */
 function drawTimeline(parent, clip) {
   const { floor } = clip;
@@ -429,8 +396,7 @@ function drawConfusion() {
 
 /**
  * Show the clips of a class, or those with one answer.
- * @param {number} label
- * @param {number | null} answer
+ * @type {(label: number, answer: number | null) => void}
  */
 function pick(label, answer) {
   const form = byId("filters");
@@ -441,22 +407,20 @@ function pick(label, answer) {
 }
 
 /**
- * Say how many clips have the chosen class and answer, and which of them are not on this page.
- * @param {string} label
- * @param {string} guess
+ * Say how many clips with the chosen class and answer are answered wrongly.
+ * @type {(label: string, guess: string) => void}
  */
 function tellMistakes(label, guess) {
   const { confusion } = data;
   if (!confusion || (!label && !guess)) return;
-  const found = confusion.pairs.filter((pair) =>
-    (!label || pair[0] === Number(label)) && (!guess || pair[1] === Number(guess)));
-  const mistakes = found.filter((pair) => pair[0] !== pair[1]);
-  const sum = (/** @type {Confusion["pairs"]} */ of) => of.reduce((all, pair) => all + pair[2], 0);
-  const here = new Set(data.clips.map((clip) => clip.name));
-  const more = mistakes.flatMap((pair) => pair[3]).filter((name) => !here.has(name)).slice(0, 8);
-  byId("chosen").textContent = `${sum(mistakes)} of ${sum(found)}`
-    + " such clips are answered wrongly."
-    + (more.length ? ` Not on this page (visualize RUN --clip NAME): ${more.join(", ")}` : "");
+  let all = 0, wrong = 0;
+  for (const [of, answer, clips] of confusion.pairs) {
+    if ((label && of !== Number(label)) || (guess && answer !== Number(guess))) continue;
+    all += clips;
+    if (of !== answer) wrong += clips;
+  }
+  byId("chosen").textContent = `${wrong} of ${all} such clips are answered wrongly; the gallery`
+    + " shows some of them (another one: visualize RUN --clip NAME).";
 }
 
 // --- Player ----------------------------------------------------------------------------------
@@ -468,13 +432,8 @@ const state = {
 /** @type {HTMLButtonElement[]} */
 let thumbnails = [];
 
-/**
- * @param {Clip} clip
- * @returns {Clip[]} The clip in each run.
- */
-function inRuns(clip) {
-  return clip.other ? [clip, clip.other] : [clip];
-}
+/** @type {(clip: Clip) => Clip[]} */
+const inRuns = (clip) => clip.other ? [clip, clip.other] : [clip];
 
 /** Draw the chosen clip's frame, its answer, and the same moment of all other clips. */
 function draw() {
@@ -512,20 +471,17 @@ function seek(frame) {
 /** Put a link to this clip and frame into the address; inside a notebook there is none. */
 function writeLink() {
   if (location.protocol === "about:") return;
-  const { name, layers } = data.clips[state.clip];
+  const { name } = data.clips[state.clip];
   const link = new URLSearchParams({ clip: name, frame: String(state.frame + 1) });
-  if (state.layer) link.set("layer", layers[state.layer].name);
   history.replaceState(null, "", `#${link}`);
 }
 
 /** Show what the address links to, if it is here. */
 function readLink() {
   const link = new URLSearchParams(location.hash.slice(1));
-  const number = data.clips.findIndex((clip) => clip.name === link.get("clip"));
-  const clip = data.clips[Math.max(number, 0)];
-  state.layer = Math.max(clip.layers.findIndex((layer) => layer.name === link.get("layer")), 0);
-  const frame = Number(link.get("frame")) - 1;
-  select(Math.max(number, 0), frame >= 0 && frame < clip.titles.length ? frame : undefined);
+  const found = data.clips.findIndex((clip) => clip.name === link.get("clip"));
+  const number = Math.max(found, 0), frame = Number(link.get("frame")) - 1;
+  select(number, data.clips[number].titles[frame] ? frame : undefined);
 }
 
 /** @param {number} layer */
@@ -539,8 +495,7 @@ function choose(layer) {
 
 /**
  * Show a clip, by default its last frame, for which the model answers.
- * @param {number} number
- * @param {number} [frame]
+ * @type {(number: number, frame?: number) => void}
  */
 function select(number, frame) {
   const clip = data.clips[number];
@@ -576,14 +531,11 @@ function play() {
 function filter() {
   const chosen = new FormData(byId("filters"));
   const value = (/** @type {string} */ name) => String(chosen.get(name) ?? "");
-  const passes = (/** @type {Clip} */ clip) => {
-    const right = value("right"), end = value("end"), now = clip.other?.right;
-    return (!right || String(clip.right) === right || (right === "gained" && !clip.right && now)
-        || (right === "lost" && clip.right && now === false))
-      && (!end || clip.end === end || (end === "hidden" && clip.end === "moved while hidden"))
-      && (!value("label") || String(clip.label) === value("label"))
-      && (!value("guess") || String(clip.guess) === value("guess"));
-  };
+  const fits = (/** @type {string} */ name, /** @type {unknown} */ of) =>
+    !value(name) || String(of) === value(name);
+  const passes = (/** @type {Clip} */ clip) =>
+    fits("right", clip.right) && fits("label", clip.label) && fits("guess", clip.guess)
+      && (fits("end", clip.end) || (value("end") === "hidden" && clip.end !== "visible"));
   const sign = Number(chosen.get("order"));
   state.order = data.clips.map((_, number) => number).filter((n) => passes(data.clips[n]));
   state.order.sort((a, b) =>
@@ -624,8 +576,7 @@ function startGallery() {
   thumbnails = data.clips.map((clip, number) => {
     const button = add(byId("thumbnails"), "button", { type: "button", title: clip.name });
     add(button, "canvas", { width: 112, height: 112 });
-    const mark = clip.right === null ? "" : clip.right ? "✓ " : "✗ ";
-    const kind = clip.right === null ? "" : clip.right ? "right" : "wrong";
+    const { kind, mark } = verdict(clip);
     const sure = clip.confidence === null ? "" : ` ${percent(clip.confidence)}`;
     add(button, "span", { class: kind }, `${mark}${kind}${sure}`);
     if (clip.end !== null) add(button, "span", { class: "end" }, clip.end);
