@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import baselines, machine, mae, ops, sizes, steps, zoo
+from benchmarks import baselines, machine, ops, sizes, steps, zoo
 from benchmarks.measure import (
     DEVICE,
     Benchmark,
-    check_parity,
     free_memory,
     measure,
     peak_bytes,
@@ -77,8 +76,6 @@ def attention() -> Iterable[Benchmark]:
 def steps_of(model: str) -> Iterable[Benchmark]:
     """Our steps and the baselines' of a model."""
     yield steps.pretraining_benchmark(model, sizes.BATCHES[model], max_seconds=60)
-    if model == "mae":
-        yield mae.hugging_face_benchmark()
     if model == "base64":
         yield from (one for one in steps.benchmarks() if one.name.startswith("inference"))
 
@@ -219,14 +216,6 @@ def profile(rows: RowFile) -> None:
 
 # --- Whole runs -----------------------------------------------------------------------------------
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-RANKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "1 rank": ((), ()),
-    "2 ranks, DDP": (TORCHRUN, ()),
-    "2 ranks, FSDP2": (TORCHRUN, ("--shard",)),
-}
-"""How ranks are started, and flags."""
-
 
 def train(rows: RowFile) -> None:
     """Run ``train --quick --compile`` like a user."""
@@ -255,23 +244,7 @@ def loaders(rows: RowFile) -> None:
                 row |= settled(records, clips)
 
 
-def several_gpus(rows: RowFile) -> None:
-    """Pretrain on one GPU, then on two over NCCL: the losses must match."""
-    if torch.cuda.device_count() < 2:
-        raise Skip(f"2 GPUs are needed, there are {torch.cuda.device_count()}")
-    losses: dict[str, Tensor] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (launcher, flags) in RANKS.items():
-            with rows.row("pretraining on several devices", name) as row:
-                flags = "--stage", "pretrain", *flags
-                records = run_train(folder, f"run{len(losses)}", *flags, launcher=launcher)
-                losses[name] = torch.tensor([r["loss"] for r in records if "loss" in r])
-                row["difference"] = check_parity(losses[name], losses["1 rank"], tolerance=0.02)
-
-
-def run_train(
-    folder: str, name: str, *flags: str, launcher: Sequence[str] = ()
-) -> list[dict[str, Any]]:
+def run_train(folder: str, name: str, *flags: str) -> list[dict[str, Any]]:
     """Run the main command on little data; return its metrics.
 
     It shares this process's output. Raises ``RuntimeError`` if it fails, and :class:`Skip` if a
@@ -279,7 +252,7 @@ def run_train(
     """
     require("av", "pebble", "tyro", "rich", "jinja2", "tensorboard")
     command = [
-        sys.executable, *launcher, "-m", "ivcl_fast.train", "--quick", "--out", f"{folder}/runs",
+        sys.executable, "-m", "ivcl_fast.train", "--quick", "--out", f"{folder}/runs",
         "--name", name, "--data-dir", f"{folder}/data", "--device", DEVICE.type, "--no-pictures",
         *flags,
     ]  # fmt: skip
@@ -301,7 +274,6 @@ PARTS: dict[str, Callable[[RowFile], None]] = {
     "accelerate": partial(benchmarks, zoo.crossover_benchmarks),
     "train": train,
     "loaders": loaders,
-    "ranks": several_gpus,
 }
 
 

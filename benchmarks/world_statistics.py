@@ -21,7 +21,7 @@ from ivcl_fast.data.formats import acre, cater_labels
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.cater.scene_file import scene_dict
 from ivcl_fast.data.synthetic.cater.video import draw_video
-from ivcl_fast.evaluation.hidden_ends import hidden_end
+from ivcl_fast.evaluation.tracker import hidden_end
 
 PAGE = Path("docs/results/world/statistics.md")
 PUBLISHED_LABELS = {

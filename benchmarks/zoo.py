@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ivcl_fast
 from benchmarks.measure import DEVICE, Benchmark, Call, Setup
@@ -45,8 +44,8 @@ class Model:
     name: str
     patch: int
     build: Callable[[int], nn.Module]
-    one_line: Callable[[nn.Module], nn.Module] | None = None
-    """Changes a copy of the model; None if its attention is already an explicit softmax."""
+    one_line: Callable[[nn.Module], nn.Module]
+    """Changes a copy of the model."""
     frames: int | None = None
     """Number of frames of a video (the axis before the channels); None for images."""
 
@@ -72,25 +71,6 @@ def hugging_face_model(name: str, patch: int, options: dict[str, Any], grid: int
     return getattr(transformers, f"{name}Model")(config)
 
 
-def torchvision_model(patch: int, grid: int) -> nn.Module:
-    from torchvision.models import VisionTransformer
-
-    return VisionTransformer(patch * grid, patch, 2, 12, WIDTH, 4 * WIDTH, num_classes=10)
-
-
-def open_clip_model(grid: int) -> nn.Module:
-    from open_clip.transformer import VisionTransformer
-
-    return VisionTransformer(16 * grid, 16, WIDTH, 2, 12, 4.0, output_dim=512)
-
-
-def vit_pytorch_model(name: str, grid: int) -> nn.Module:
-    import vit_pytorch
-
-    sizes = {"dim": WIDTH, "depth": 2, "heads": 12, "mlp_dim": 4 * WIDTH, "num_classes": 10}
-    return getattr(vit_pytorch, name)(image_size=16 * grid, patch_size=16, **sizes)
-
-
 def without_fused_attn(model: nn.Module) -> nn.Module:
     """timm: like ``timm.layers.set_fused_attn(False)`` before building a model."""
     part: Any
@@ -103,12 +83,6 @@ def without_fused_attn(model: nn.Module) -> nn.Module:
 def eager(model: Any) -> nn.Module:
     """Hugging Face: ``attn_implementation="eager"``."""
     model.set_attn_implementation("eager")
-    return model
-
-
-def in_math(model: nn.Module) -> nn.Module:
-    """PyTorch: ``sdpa_kernel(SDPBackend.MATH)`` around the forward pass."""
-    model.forward = sdpa_kernel(SDPBackend.MATH)(model.forward)
     return model
 
 
@@ -131,12 +105,6 @@ def models() -> Iterator[Model]:
     }.items():  # fmt: skip
         build = partial(hugging_face_model, name, 16, options)
         yield Model("transformers", f"{name}Model", 16, build, eager, frames=2)
-    for patch in (16, 32):
-        build = partial(torchvision_model, patch)
-        yield Model("torchvision", f"vit_b_{patch}", patch, build, in_math)
-    yield Model("open_clip_torch", "VisionTransformer", 16, open_clip_model, in_math)
-    for name in ("ViT", "SimpleViT"):
-        yield Model("vit-pytorch", name, 16, partial(vit_pytorch_model, name))
 
 
 # --- Measurement ----------------------------------------------------------------------------------
@@ -173,7 +141,7 @@ def setup(model: Model, mode: str, tokens: int, images: int) -> Setup:
     def build(name: str) -> list[Call]:
         return [call(changes[name](copy.deepcopy(original)), x, mode)]
 
-    return Setup({name: partial(build, name) for name, change in changes.items() if change})
+    return Setup({name: partial(build, name) for name, change in changes.items()})
 
 
 def benchmark(model: Model, mode: str, tokens: int, images: int) -> Benchmark:
@@ -181,7 +149,7 @@ def benchmark(model: Model, mode: str, tokens: int, images: int) -> Benchmark:
     version = metadata.version(model.package)
     return Benchmark(
         name=f"{model.package} {version} {model.name}, {mode}, {images}x{tokens} tokens",
-        implementations=("ours", ORIGINAL, *([ONE_LINE] if model.one_line else [])),
+        implementations=("ours", ORIGINAL, ONE_LINE),
         setup=partial(setup, model, mode, tokens, images),
         facts={"mode": mode, "tokens": tokens, "count": images, "unit": "images"},
         max_seconds=30,
@@ -191,7 +159,7 @@ def benchmark(model: Model, mode: str, tokens: int, images: int) -> Benchmark:
 def benchmarks() -> Iterator[Benchmark]:
     """Yield the benchmarks of every installed model."""
     for model in models():
-        if util.find_spec(model.package.removesuffix("_torch").replace("-", "_")):
+        if util.find_spec(model.package):
             for mode in MODES:
                 for tokens in GRIDS:
                     yield benchmark(model, mode, tokens, max(1, TOKENS // tokens))

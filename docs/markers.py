@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ivcl_fast.files import write_text
 
-Kinds = Mapping[str, Callable[..., Iterable[str] | None]]
-"""Functions by kind. Each takes the arguments and returns the lines, or None to keep the text."""
+Kinds = Mapping[str, Callable[..., Iterable[str]]]
+"""Functions by kind. Each takes the arguments and returns the lines."""
 
 
 def written_anew(page: str, kinds: Kinds) -> str:
@@ -20,7 +20,7 @@ def written_anew(page: str, kinds: Kinds) -> str:
     def filled(found: re.Match[str]) -> str:
         begin, kind, arguments, end = found.groups()
         lines = kinds[kind](*(arguments.split("; ") if arguments else ()))
-        return found[0] if lines is None else begin + "\n".join(lines) + f"\n{end}"
+        return begin + "\n".join(lines) + f"\n{end}"
 
     return re.sub(marker + ".*?(<!-- end -->)", filled, page, flags=re.DOTALL)
 

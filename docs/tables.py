@@ -4,8 +4,6 @@
 
 ``<!-- studies -->``
     what each study asks and how many runs it takes, from ``ivcl_fast/studies/definitions.py``;
-``<!-- plan: FLAGS -->``
-    memory and speed of each preset in bfloat16, with these flags of ``train``;
 ``<!-- presets -->``
     the sizes of each preset;
 ``<!-- zoo -->``
@@ -15,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 from pathlib import Path
 
@@ -25,11 +22,9 @@ from docs.markers import write_anew
 from ivcl_fast.config import PRESETS, IVCLConfig
 from ivcl_fast.models.reference import IVCL
 from ivcl_fast.models.weights import CONFIG, MODEL, PACKAGED, read_config
-from ivcl_fast.report.plan import CARDS, plan_stages
 from ivcl_fast.report.tables import Table
 from ivcl_fast.studies.definitions import STUDIES
 from ivcl_fast.studies.runner import plan_jobs
-from ivcl_fast.training.arguments import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = "top-1, all", "top-1, visible", "top-1, hidden", "query, all", "problem, all"
@@ -52,30 +47,6 @@ def studies() -> list[str]:
 
 
 # --- Recipes and models --------------------------------------------------------------------------
-
-
-def plan(flags: str) -> list[str]:
-    """Return what ``info --plan`` predicts for all presets."""
-    header = [
-        "preset", "stage", "fixed, GB", "MB per clip", "clips that fit 24 GB", "80 GB",
-        "GFLOP per clip", "hours per million clips, RTX 4090", "H100",
-    ]  # fmt: skip
-    return Table(header, [row for preset in PRESETS for row in plan_rows(preset, flags)]).markdown()
-
-
-@functools.cache
-def plan_rows(preset: str, flags: str) -> list[list[str]]:
-    """Return the rows of a preset: pretraining and finetuning."""
-    rows = []
-    for stage in plan_stages(parse(["--preset", preset, "--amp", "bf16", *flags.split()])):
-        m = stage.memory
-        fixed = (m.weights + m.gradients + m.optimizer + m.casts) / 1e9
-        hours = (f"{1e6 / stage.clips_per_second(card) / 3600:.2g}" for card in CARDS)
-        most = (f"{stage.most_clips[card]:,}" for card in CARDS)
-        per_clip = f"{stage.activations_per_clip / 1e6:,.0f}"
-        gflop = f"{stage.flops / 1e9:,.0f}"
-        rows.append([preset, stage.stage, f"{fixed:.2f}", per_clip, *most, gflop, *hours])
-    return rows
 
 
 def presets() -> list[str]:
@@ -113,7 +84,6 @@ def zoo() -> list[str]:
 
 KINDS = {
     "studies": studies,
-    "plan": plan,
     "presets": presets,
     "zoo": zoo,
 }

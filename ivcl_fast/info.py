@@ -15,7 +15,7 @@ from importlib import metadata
 import torch
 
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.errors import UserError, flag, require_at_least
+from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.kernels import _ext, _triton, attention, unsupported_reason
 from ivcl_fast.training import hardware
 from ivcl_fast.training.arguments import parse as parse_run
@@ -96,23 +96,17 @@ class InfoConfig:
     """Information to show."""
 
     plan: bool = False
-    """Predict the memory and the time of a training run, and the size of its frame store. Takes all
-    flags of ivcl_fast.train, such as --preset base64 --batch-size 88."""
+    """Predict the memory and the time of a training run. Takes all flags of ivcl_fast.train, such
+    as --preset base64 --batch-size 88."""
     ranks: int = 1
     """For --plan: GPUs that share the batch."""
-    videos: int = 5500
-    """For --plan: videos in the frame store; by default those of CATER with one camera."""
-    frames_per_video: int = 301
-    """For --plan: frames of each video; by default those of CATER."""
 
 
 def check_flags(config: InfoConfig) -> None:
     """Raise :class:`UserError` for an invalid value or a flag without effect."""
-    of_plan = "ranks", "videos", "frames_per_video"
-    require_at_least(config, 1, *of_plan)
-    for name in () if config.plan else of_plan:
-        if getattr(config, name) != getattr(InfoConfig, name):
-            raise UserError(f"{flag(name)}: expected together with --plan, got it alone")
+    require_at_least(config, 1, "ranks")
+    if config.ranks != InfoConfig.ranks and not config.plan:
+        raise UserError("--ranks: expected together with --plan, got it alone")
 
 
 def show(config: InfoConfig, flags: list[str] | None = None) -> None:
@@ -120,7 +114,7 @@ def show(config: InfoConfig, flags: list[str] | None = None) -> None:
     if config.plan:
         from ivcl_fast.report import plan  # the models take seconds to import
 
-        plan.show(parse_run(flags or []), config.ranks, config.videos, config.frames_per_video)
+        plan.show(parse_run(flags or []), config.ranks)
         return
     for title, rows in sections().items():
         print(title)

@@ -1,16 +1,18 @@
-"""Oracle tracker: localise the snitch by rules on the ground-truth objects of a clip's frames.
+"""Where the snitch is at the end of a scene: an oracle tracker, and how cones hide it.
 
-It reads the visible objects and their places in each sampled frame from the scene. Its score is
-attainable without knowing what happens between the frames.
+The tracker localises the snitch by rules on the ground-truth objects of a clip's frames. It reads
+the visible objects and their places in each sampled frame from the scene. Its score is attainable
+without knowing what happens between the frames.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from ivcl_fast.data.formats import cater_frames
-from ivcl_fast.data.formats.cater_labels import Scene, snitch_of
+from ivcl_fast.data.formats.cater_labels import Scene, containers_at_end, snitch_of
 
 AT_THE_SAME_PLACE = 0.5
 """Distance in world units within which two positions count as the same place."""
@@ -67,3 +69,36 @@ def _container(lost: Place, cones: dict[str, Place], before: dict[str, Place]) -
         return nearest
     moved = {cone: place for cone, place in cones.items() if before.get(cone) != place}
     return min(moved or cones, key=lambda cone: math.dist(cones[cone], lost))
+
+
+class HiddenEnd(NamedTuple):
+    """State of a snitch that is hidden when a video ends."""
+
+    cones: int
+    """Number of nested cones over the snitch."""
+    carried: bool
+    """Whether the snitch was moved after it last disappeared."""
+
+
+def hidden_end(scene: Scene) -> HiddenEnd | None:
+    """Return how the snitch is hidden at the end of a scene, or None if it is visible.
+
+    Example::
+
+        >>> hidden_end(data.scene("CATER_new_003000.avi"))
+        HiddenEnd(cones=1, carried=True)
+    """
+    snitch, around = snitch_of(scene)["instance"], containers_at_end(scene)
+    if snitch not in around:
+        return None
+    since = max(
+        end
+        for action, other, _, end in scene["movements"][around[snitch]]
+        if action == "_contain" and other == snitch
+    )
+    cones, inside = 0, snitch
+    while inside in around:
+        cones, inside = cones + 1, around[inside]
+    last = cater_frames.frame_count(scene) - 1
+    start, end = (cater_frames.snitch_place(scene, frame) for frame in (min(since, last), last))
+    return HiddenEnd(cones, math.dist(start, end) >= AT_THE_SAME_PLACE)

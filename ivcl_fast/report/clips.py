@@ -23,7 +23,7 @@ from ivcl_fast.analysis.clips import ClipReader, DecodedClip, SnitchTrajectory, 
 from ivcl_fast.analysis.finished_runs import FinishedRun, Model
 from ivcl_fast.data.dataset import Clip
 from ivcl_fast.evaluation.evaluate import Evaluation
-from ivcl_fast.evaluation.hidden_ends import hidden_end
+from ivcl_fast.evaluation.tracker import hidden_end
 from ivcl_fast.models import reference
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, SlotAutoencoder
 

@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import ivcl_fast
+from ivcl_fast.__main__ import COMMANDS
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
@@ -41,8 +42,6 @@ MOST_CLASSES = 30
 """Most classes in a matrix."""
 NOT_SHOWN = {"out", "name", "resume", "overwrite", "data_dir", "preset"}
 """Settings that the page does not list: the run's location, and those shown elsewhere."""
-COMMANDS = ("train", "evaluate", "visualize", "demo", "compare", "sweep")
-"""Commands that write pages."""
 PANELS = {
     "loss": "Loss",
     "val_frame_map": "Labels of frames in pretraining, mAP",

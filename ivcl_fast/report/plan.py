@@ -1,4 +1,4 @@
-"""The memory, time and frame store of a training run, predicted from its settings."""
+"""The memory and time of a training run, predicted from its settings."""
 
 from __future__ import annotations
 
@@ -89,14 +89,12 @@ def plan_table(plans: list[StagePlan]) -> Table:
     return Table(["", *(f"{plan.stage}, {plan.precision}" for plan in plans)], rows)
 
 
-def show(config: TrainConfig, ranks: int, videos: int, frames: int) -> None:
-    """Print the plan of a run whose frame store has ``videos`` videos of ``frames`` frames."""
+def show(config: TrainConfig, ranks: int) -> None:
+    """Print the plan of a run."""
     plans = [*plan_stages(config, ranks)]
     where = "the CPU" if config.speed.device == "cpu" else "each GPU" if ranks > 1 else "a GPU"
     title = f"{config.preset}, {plans[0].clips} clips per step on {where}"
     plan_table(plans).print(f"{title}: predicted, not measured")
-    size = 3 * config.model.image_size**2 * videos * frames
-    print(f"frame store: {size / 1e9:,.1f} GB, {videos:,} videos of {frames} frames")
     print(
         f"The peak excludes CUDA's context and library workspaces, so a step may use {USABLE:.0%} "
         f"of a GPU's memory (GB = 10^9 bytes). Clips/s assume {EFFICIENCY:.0%} of the data sheet's "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ def write_report(
         sections.append(results_section(results))
         curve = f"The training curve is on {run.data.measured_in_training}."
         heading = f"On `{run.data.eval_split}`; 95 % intervals in brackets. {curve}"
-        parts += ["## Results", summary(results), heading, str(results_table(results))]
+        parts += ["## Results", markdown(summary(results)), heading, str(results_table(results))]
     if bad := run.data.bad_files:
         first = markdown(": ".join(next(iter(bad.items()))))
         parts.append(f"{len(bad)} videos could not be used, such as {first}.")
@@ -70,21 +70,18 @@ def write_report(
 
 def results_section(results: Sequence[Result]) -> Section:
     """Return the results with their summary, for the page."""
-    return Section("Results", summary(results, "“{}”".format), results_table(results))
+    return Section("Results", summary(results), results_table(results))
 
 
-def summary(
-    results: Sequence[Result], quote: Callable[[str], str] = lambda name: f"*{markdown(name)}*"
-) -> str:
+def summary(results: Sequence[Result]) -> str:
     """Compare the first result with chance and the other results in one sentence.
 
     It is about the first metric, on clips that end with a hidden snitch if these are known.
-    ``quote``: marks names, by default as Markdown.
     """
     first, group = results[0], "hidden" if "hidden" in results[0].scores else "all"
     metric, score = next(iter(first.scores[group].items()))
     others = {"chance": score.chance} | {
-        quote(result.title): result.scores[group][metric].value
+        f"“{result.title}”": result.scores[group][metric].value
         for result in results[1:]
         if group in result.scores
     }
@@ -94,16 +91,16 @@ def summary(
         comparisons.append(f"{how} {title} ({score.format(value)})")
     clips = "all clips" if group == "all" else "clips that end with a hidden snitch"
     return (
-        f"On {clips}, {quote(first.title)} has {METRIC_NAMES[metric]} "
+        f"On {clips}, “{first.title}” has {METRIC_NAMES[metric]} "
         f"{score.format(score.value)}: {', '.join(comparisons)}. "
-    ) + meaning(results, group, metric, quote)
+    ) + meaning(results, group, metric)
 
 
-def meaning(results: Sequence[Result], group: str, metric: str, quote: Callable[[str], str]) -> str:
+def meaning(results: Sequence[Result], group: str, metric: str) -> str:
     """Say in one sentence what the first result's score shows, compared with the best guess."""
     score, sign = results[0].scores[group][metric], -1 if metric in LOWER_IS_BETTER else 1
     guesses = {"chance": score.chance} | {
-        quote(result.title): result.scores[group][metric].value
+        f"“{result.title}”": result.scores[group][metric].value
         for result in results[1:]
         if result.title.startswith(GUESSES) and group in result.scores
     }

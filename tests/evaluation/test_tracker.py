@@ -9,7 +9,7 @@ from ivcl_fast.data.formats.cater_labels import hidden_at_end, localize_label
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.synthetic.cater.scene_file import frame_times, scene_dict
 from ivcl_fast.data.synthetic.cater.video import draw_video
-from ivcl_fast.evaluation.tracker import track_snitch
+from ivcl_fast.evaluation.tracker import HiddenEnd, hidden_end, track_snitch
 
 LAST = 10
 
@@ -68,3 +68,25 @@ def test_it_follows_planned_videos(frames, at_least):
             right.append(found == localize_label(planned))
     assert len(right) > 8
     assert np.mean(right) >= at_least
+
+
+# --- How it is hidden ----------------------------------------------------------------------------
+
+PATHS = dict(snitch={0: CORNER, 6: FAR}, a={0: FAR, 3: CORNER, 6: FAR}, b={0: CORNER})
+NESTED = ("b", "_contain", "a", 4, 5)
+LIFTED = ("a", "_pick_place", None, 7, 8)
+AGAIN = ("a", "_contain", "snitch", 8, 9)
+
+
+@pytest.mark.parametrize(
+    "movements, found",
+    [
+        ([], None),
+        ([COVERED, LIFTED], None),
+        ([COVERED], HiddenEnd(1, True)),
+        ([COVERED, NESTED], HiddenEnd(2, True)),
+        ([COVERED, LIFTED, AGAIN], HiddenEnd(1, False)),
+    ],
+)
+def test_how_it_is_hidden(movements, found):
+    assert hidden_end(scene(movements, **PATHS)) == found

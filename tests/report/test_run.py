@@ -36,7 +36,7 @@ def test_a_sentence_compares_the_hidden_clips_with_chance_and_baselines():
 
     guess, scratch = result(VISIBLE_CONE, 0.302), result("scratch", 0.19)
     said = summary([result("ours", 0.177), guess, scratch])
-    assert said.startswith("On clips that end with a hidden snitch, *ours* has top-1 17.7 %: ")
-    assert f"above chance (2.8 %), below *{VISIBLE_CONE}* (30.2 %), level with *sc" in said
-    assert f"This is not clearly better than *{VISIBLE_CONE}*" in said
+    assert said.startswith("On clips that end with a hidden snitch, “ours” has top-1 17.7 %: ")
+    assert f"above chance (2.8 %), below “{VISIBLE_CONE}” (30.2 %), level with “sc" in said
+    assert f"This is not clearly better than “{VISIBLE_CONE}”" in said
     assert summary([result("ours", 0.4), guess]).endswith("without memory or reasoning.")
