@@ -38,13 +38,3 @@ def test_rates_do_not_count_the_start(monkeypatch, capsys):
             bar(done)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["rendering: 1/64 videos", "rendering: 41/64 videos, 2.0/s, 12 s left"]
-
-
-def test_a_live_bar_waits_for_its_work(monkeypatch):
-    """Two at once would draw over each other."""
-    monkeypatch.setattr(progress, "has_live_terminal", lambda: True)
-    with Bar("decoding", 0, "frames") as bar:
-        assert bar._live is None
-        bar.add(1)
-        bar.add(2)
-        assert bar._live is not None and bar.done == 3

@@ -98,9 +98,8 @@ def test_every_kind_of_classifier(changes, tmp_path):
     assert write_model(model, tmp_path / "c.pt2") < 2e-5
 
 
-@pytest.mark.parametrize("difference", [math.nan, 2e-3])
-def test_a_model_that_differs_is_not_written(difference, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_command, "compare", lambda *_: difference)
+def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_command, "compare", lambda *_: math.nan)
     with pytest.raises(UserError, match=r"c.pt2: not written: "):
         write_model(IVCLClassifier(config(), 4).eval(), tmp_path / "c.pt2")
     assert not list(tmp_path.iterdir())

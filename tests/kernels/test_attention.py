@@ -179,14 +179,9 @@ def test_installed_packages_are_used(monkeypatch, gpu):
     monkeypatch.undo()
     monkeypatch.setattr(module, "package_unsupported_reason", lambda package: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    capability = {"cuda": (9, 0)}
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability["cuda"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert module._flash_provider(CUDA, 64) == "flash-attn 4"
-    assert module._flash_provider(torch.device("cuda", 1), 64) == "flash-attn 2"
     assert module._flash_provider(CUDA, 72) == "flash-attn 2"
-    for other in ((8, 0), (8, 9), (12, 0)):
-        capability["cuda"] = other
-        assert module._flash_provider(CUDA, 64) == "flash-attn 2"
     assert module._flash_provider(CUDA, 20) == "torch"
     assert module._flash_provider(CPU, 64) == "torch"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

@@ -120,16 +120,7 @@ def test_broken_packages_are_survived_and_named(tmp_path):
         (tmp_path / name / "__init__.py").write_text(f"raise RuntimeError('{name} is broken')\n")
     done = run(NO_DEVICES + "import ivcl_fast.kernels, ivcl_fast\nivcl_fast.IVCL\n", tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    done = run(
-        "import torch, ivcl_fast\n"
-        "cfg = ivcl_fast.IVCLConfig.preset('tiny', image_size=16, depth=1, num_frames=2,\n"
-        "                                  num_query_frames=1)\n"
-        "model = ivcl_fast.IVCL(cfg)\n"
-        "model(torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8)).loss.backward()\n"
-        "from ivcl_fast.info import InfoConfig, show\n"
-        "show(InfoConfig())\n",
-        tmp_path,
-    )
+    done = run("from ivcl_fast.info import InfoConfig, show; show(InfoConfig())\n", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "triton is broken" in done.stdout
     assert "xformers is broken" in done.stdout

@@ -52,16 +52,6 @@ def test_variants_share_an_equal_pretraining_of_their_data():
         assert (c.data.task, c.model.num_frames) == ("acre", 7)
 
 
-def test_a_study_has_its_own_budget_which_the_command_may_change():
-    study = STUDIES["causes"]
-    flags = study.flags(("--train-videos=7",))
-    assert flags[-1] == "--train-videos=7" and "--train-videos" not in flags
-    config = parse(flags)
-    assert (config.stages.pretrain_clips, config.stages.finetune_clips) == (30_000, 120_000)
-    assert (config.data.train_videos, config.data.val_videos) == (7, 1000)
-    assert study.quick().flags(("--quick",)) == ("--batch-size", "4", "--quick")
-
-
 @pytest.mark.parametrize(
     ("text", "flags"),
     [

@@ -15,7 +15,6 @@ TINY = IVCLConfig.preset("tiny")
     ("preset", "classes", "megabytes"),
     [
         ("tiny", 36, 18),
-        ("base64", None, 341),
         ("base224", 36, 1168),
     ],
 )
