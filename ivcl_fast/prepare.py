@@ -34,7 +34,6 @@ from ivcl_fast.data.registry import (
     keep_labels,
     parse_source,
 )
-from ivcl_fast.data.remote import Remote
 from ivcl_fast.data.store.build import build_part, build_store
 from ivcl_fast.data.store.shards import BAD_FILES, Part
 from ivcl_fast.data.synthetic.blender.process import find_python
@@ -80,12 +79,6 @@ class StoreFlags:
     part: str | None = None
     """Build only part i of n of the store, such as 2/8, in a job array. The last part to finish
     completes the store; so does the command without --part."""
-    engine: Literal["local", "ray"] = "local"
-    """local: decode on this machine; ray: on the CPUs of a Ray cluster (``RAY_ADDRESS``), whose
-    nodes share the folders of the videos and of the store (extra ``ray``)."""
-    shard_videos: int | None = None
-    """Largest average number of videos in a file of the store; default that of an existing store,
-    or 256, which makes files of 1 GB for CATER at 64 pixels."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +129,6 @@ class PrepareConfig:
         require_at_least(self.synthetic, 0, "seed", most=2**63 - 1)
         require_at_least(self.synthetic, 0, "samples", most=MOST_SAMPLES)
         require_at_least(self.store, 1, "image_size", "patch_size", most=MAX_SIZE)
-        require_at_least(self.store, 1, "shard_videos", most=MOST_VIDEOS)
         image, patch = self.store.image_size, self.store.patch_size
         if image % patch:
             raise UserError(f"--image-size: expected a multiple of {patch}, got {image}")
@@ -153,8 +145,7 @@ def prepare(config: PrepareConfig) -> None:
         if config.store != StoreFlags():
             raise UserError(
                 "--task, --image-size, --patch-size, --crop, --decoder, --verify, --require-all, "
-                "--part, --engine, --shard-videos: expected a folder, such as cater:DIR, got "
-                "synthetic data"
+                "--part: expected a folder, such as cater:DIR, got synthetic data"
             )
         drawable = place.format in ("cater", "acre") and source != "synthetic:states"
         if config.synthetic.renderer == "blender" and not drawable:
@@ -169,8 +160,6 @@ def prepare(config: PrepareConfig) -> None:
         task = find_task(source, config.store.task)
         data = DataConfig(source, data_dir=config.data_dir, crop=config.store.crop)
         check_options(data)
-        if isinstance(place, Remote):
-            place = place.fetch(config.data_dir)
         dataset = dataset_format.open_with(data, place, task)
         print(f"data: {dataset.task}, {describe_splits(dataset)}", flush=True)
         if isinstance(dataset, Cater):
@@ -201,8 +190,6 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
             progress=bar,
             device=device,
             crop=flags.crop,
-            shard_videos=flags.shard_videos,
-            engine=flags.engine,
         )
         if part and (left := build_part(part, source, out, *sizes, decoder, **options)):
             print(

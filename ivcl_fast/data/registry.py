@@ -27,7 +27,6 @@ from ivcl_fast.data.formats.custom.video_folder import VideoFolder
 from ivcl_fast.data.formats.custom.video_list import VideoList
 from ivcl_fast.data.formats.something_else import SomethingElse
 from ivcl_fast.data.frame_labels import OBJECTS
-from ivcl_fast.data.remote import Remote
 from ivcl_fast.data.store.labels import StoredDataset, read_labels, stored_tasks, write_labels
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater
@@ -119,10 +118,8 @@ _SYNTHETIC = {
 }
 
 
-def parse_source(
-    source: str, argument: str = "--data"
-) -> tuple[DatasetFormat, Path | Synthetic | Remote]:
-    """Return the format of a data source, and its folder, synthetic data set or remote location.
+def parse_source(source: str, argument: str = "--data") -> tuple[DatasetFormat, Path | Synthetic]:
+    """Return the format of a data source, and its folder or synthetic data set.
 
     Raises :class:`UserError`, which names ``argument``, for an unknown source.
 
@@ -137,10 +134,7 @@ def parse_source(
         synthetic = _SYNTHETIC[rest or "static"]
         return _FORMATS[synthetic.format], synthetic
     if prefix in _FORMATS and rest:
-        dataset_format = _FORMATS[prefix]
-        if "://" in rest and dataset_format.place == "DIR":
-            return dataset_format, Remote(rest)
-        return dataset_format, Path(rest)
+        return _FORMATS[prefix], Path(rest)
     if prefix == "store" and rest:
         return _stored(Path(rest), argument), Path(rest)
     if rest and (added := _added_format(prefix)):
@@ -252,8 +246,6 @@ def open_dataset(
         if not read_only:
             _write_synthetic(config, root, spec, draw)
         place = root
-    if isinstance(place, Remote):
-        place = place.fetch(config.data_dir)
     if read_only and dataset_format.place in ("DIR", "FILE") and not place.exists():
         raise UserError(f"{flag}: expected the data set of the run, got no {place.absolute()}")
     return dataset_format.open_with(config, place, task)

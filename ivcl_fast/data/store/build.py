@@ -19,8 +19,7 @@ from ivcl_fast.data.decode.decoder import (
 )
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.placement import Placement
-from ivcl_fast.data.store.ray_pool import RayPool
-from ivcl_fast.data.store.shards import BAD_FILES, SHARD_VIDEOS, Build, Part, Progress
+from ivcl_fast.data.store.shards import BAD_FILES, Build, Part, Progress
 from ivcl_fast.data.store.source import GONE, Source, VideoSource
 from ivcl_fast.data.store.table import INDEX, Index, decoded, read_index
 from ivcl_fast.data.workers import WorkerPool
@@ -28,8 +27,6 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 
 log = logging.getLogger(__name__)
-
-Engine = Literal["local", "ray"]
 
 
 def default_store_path(
@@ -76,7 +73,6 @@ def build_store(
     device: torch.device | None = None,
     crop: Square = "none",
     step_bytes: Callable[[], int] | None = None,
-    **options: Any,
 ) -> FrameStore:
     """Decode every frame of videos into a store at ``out``, or open the store if it exists.
 
@@ -95,7 +91,6 @@ def build_store(
         crop: part of the frames to resize to the square; by default all of them.
         placement, device, step_bytes: see :class:`FrameStore`; DALI decodes on ``device`` if it
             is a GPU.
-        options: for :func:`build_part`.
 
     Raises:
         UserError: ``out`` contains a store with other settings, a store that has lost more than
@@ -109,7 +104,7 @@ def build_store(
         (2, 64, 192)
     """
     sizes = image_size, patch_size
-    build_part(Part(0, 1), source, out, *sizes, decoder, workers, progress, device, crop, **options)
+    build_part(Part(0, 1), source, out, *sizes, decoder, workers, progress, device, crop)
     store = FrameStore(out, placement, device, step_bytes)
     if store.bad_files:
         total = len(store.index) + len(store.bad_files)
@@ -128,17 +123,10 @@ def build_part(
     progress: Progress | None = None,
     device: torch.device | None = None,
     crop: Square = "none",
-    shard_videos: int | None = None,
-    engine: Engine = "local",
 ) -> int:
     """Build a part of a store, without waiting for other parts; see :func:`build_store`.
 
     Parts may run at the same time on machines that share the folder.
-
-    Args:
-        shard_videos: largest average number of videos in a shard; default that of an existing
-            store, or :data:`SHARD_VIDEOS`.
-        engine: ``local`` for processes of this machine, ``ray`` for the CPUs of a Ray cluster.
 
     Returns the number of videos that other parts have yet to decode; the part for which it is 0
     completes the store.
@@ -158,15 +146,13 @@ def build_part(
         for key, value in settings.items():
             if before[key] != value:
                 raise UserError(f"{out}: expected a store with {key} {value}, got {before[key]}")
-        shard_videos = shard_videos or before["shard_videos"]
-    settings["shard_videos"] = shard_videos or SHARD_VIDEOS
     build = Build(source, out, settings, append_frames)
     if found is not None:
         if build.is_current(found):
             return 0
         check_clips(out, found, source)
     count = workers or default_workers("dali" if source.decoder == "dali" else "pyav")
-    with RayPool() if engine == "ray" else WorkerPool(count) as pool:
+    with WorkerPool(count) as pool:
         return build.run(part, pool, progress or (lambda *_: None))
 
 

@@ -24,7 +24,6 @@ import numpy as np
 
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.store.frame_store import checksum
-from ivcl_fast.data.store.ray_pool import RayPool
 from ivcl_fast.data.store.source import Source
 from ivcl_fast.data.store.table import INDEX, VERSION, Columns, Index, encoded, table_bytes
 from ivcl_fast.data.workers import WorkerPool
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 BAD_FILES = "bad_files.json"
 SHARD_FILE = re.compile("shard-[0-9a-f]{16}[.]")
 SHARD_VIDEOS = 256
-"""Default of the largest average number of clips in a shard: 1 GB of CATER at 64 pixels."""
+"""Largest average number of clips in a shard: 1 GB of CATER at 64 pixels."""
 SHARDS = 64
 """Smallest average number of shards of a data set with more clips than this."""
 WAIT_SECONDS = 1.0
@@ -136,9 +135,9 @@ class Build:
         if count > 1:
             raise UserError(f"{count} videos have the name {name}")
         self.source, self.out, self.append = source, out, append
-        self.settings = {"version": VERSION, "shard_videos": SHARD_VIDEOS, **settings}
+        self.settings = {"version": VERSION, **settings}
         self.shards = list[Shard]()
-        for names in grouped(source.names, self.settings["shard_videos"]):
+        for names in grouped(source.names):
             content = repr((self.settings, names, [source.state(name) for name in names]))
             digest = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
             self.shards.append(Shard(f"shard-{digest}", names))
@@ -150,7 +149,7 @@ class Build:
             file_size(self.out / f"{id}.u8") == size for id, size in sizes.items()
         )
 
-    def run(self, part: Part, pool: WorkerPool | RayPool, progress: Progress) -> int:
+    def run(self, part: Part, pool: WorkerPool, progress: Progress) -> int:
         """Build the missing shards of a part, together with other processes.
 
         Returns the number of clips left to other parts; if it is 0, writes the index. Raises
@@ -224,13 +223,13 @@ class Build:
                 (self.out / name).unlink(missing_ok=True)
 
 
-def grouped(names: Sequence[str], largest: int) -> Iterator[list[str]]:
-    """Divide clips, in order, into shards; ``largest``: their largest average number of clips.
+def grouped(names: Sequence[str]) -> Iterator[list[str]]:
+    """Divide clips, in order, into shards.
 
     The name of a clip decides whether it begins a shard, so adding or removing clips changes only
     their shards, unless the number of clips doubles.
     """
-    size = 1 << (max(1, min(largest, len(names) // SHARDS)).bit_length() - 1)
+    size = 1 << (max(1, min(SHARD_VIDEOS, len(names) // SHARDS)).bit_length() - 1)
     group: list[str] = []
     for name in names:
         begins = zlib.crc32(name.encode(errors="surrogateescape")) % size == 0
