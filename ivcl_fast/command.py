@@ -42,9 +42,7 @@ def parse(
 ) -> Any:
     """Parse the flags of ``python -m ivcl_fast.<name>`` into the dataclass ``config``.
 
-    ``description``: text above the flags in ``--help``, such as a module's docstring.
-    ``arguments``: by default those of the process. ``options``: passed on to ``tyro.cli``. Raises
-    ``SystemExit`` after ``--help``, ``--version`` and for unknown flags; only rank 0 prints.
+    ``description``: text above the flags in ``--help``. ``options``: passed on to ``tyro.cli``.
     """
     join_help_lines(config)
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -92,10 +90,8 @@ def join_help_lines(config: type) -> None:
 def run_command(main: Callable[[], None], continues: bool = False) -> NoReturn:
     """Run the ``main`` function of a command, then exit.
 
-    ``continues``: whether running a stopped command again continues it. A :class:`UserError`, an
-    operating-system error in :data:`REFUSALS` and a lack of memory print one line on stderr and
-    exit with status 2. Signals exit with 128 plus their number; so does a closed pipe
-    (``... | head``), without a message.
+    ``continues``: whether running a stopped command again continues it. Errors that the user can
+    fix print one line and exit with status 2; signals exit with 128 plus their number.
     """
     to_stderr = logging.StreamHandler()
     to_stderr.setFormatter(PrintableFormatter("%(message)s"))

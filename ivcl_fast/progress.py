@@ -28,13 +28,8 @@ def duration(seconds: float) -> str:
 class Bar:
     """Shows how many of ``total`` items are done, their rate and the time left.
 
-    ``bar(done)`` may be called at any rate. Items done before the first call do not count towards
-    the rate, because an earlier run may have done them. The live bar appears at the first call, so
-    that a waiting bar does not disturb another.
-
-    >>> with Bar("decoding", 100, "videos") as bar:
-    ...     for done in range(101):
-    ...         bar(done)
+    Items done before the first call do not count towards the rate. The live bar appears at the
+    first call, so that a waiting bar does not disturb another.
     """
 
     def __init__(self, name: str, total: int, unit: str) -> None:

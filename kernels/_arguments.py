@@ -29,8 +29,7 @@ _REMEMBERED = 1024
 def checker(rules: Mapping[str, Rule], op: Any) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
     """Return a function that completes and checks the arguments of a call of ``op``.
 
-    It raises ``ValueError``, naming the argument, if an argument breaks a rule, and caches the
-    arguments that it has accepted.
+    It raises ``ValueError``, naming the argument, and caches the arguments that it has accepted.
     """
     complete, schema = completer(op), op._schema.arguments
     optional = {a.name for a in schema if isinstance(a.type, torch.OptionalType)}

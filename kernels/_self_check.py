@@ -44,10 +44,7 @@ def tolerance(dtype: torch.dtype) -> float:
 def checked(
     name: str, triton: Callable, ref: Callable, has_frames: Sequence[bool]
 ) -> Callable[..., Any]:
-    """Return ``triton``, which is compared with ``ref`` when it is first called with a shape.
-
-    ``has_frames``: which arguments are tensors whose first axis is frames.
-    """
+    """Return ``triton``, which is compared with ``ref`` when it is first called with a shape."""
     seen = set()
 
     def run(*args: Any) -> Any:
@@ -70,10 +67,7 @@ def is_checked(device: torch.device) -> bool:
 
 
 def sample(args: Sequence[Any], has_frames: Sequence[bool]) -> list[Any]:
-    """Return arguments like ``args`` with few frames, and random numbers in place of floats.
-
-    PyTorch's own generator is left alone.
-    """
+    """Return arguments with few frames, and random numbers of another generator for floats."""
     found = []
     for arg, by_frame in zip(args, has_frames, strict=False):
         if isinstance(arg, Tensor):

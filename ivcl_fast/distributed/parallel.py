@@ -1,13 +1,14 @@
-"""Models on several ranks: replicas (DDP) or shards (FSDP2)."""
+"""Models on several ranks: replicas (DDP) or shards (FSDP2), whose tensors are DTensors."""
 
 from __future__ import annotations
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -49,3 +50,30 @@ def no_sync_if(model: nn.Module, more_to_come: bool) -> AbstractContextManager[N
     if more_to_come and isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return nullcontext()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether ``tensor`` is a DTensor, so that this rank holds only a shard."""
+    return hasattr(tensor, "full_tensor")
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor (a collective call); return a plain tensor unchanged."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a sharded tensor, or a plain tensor unchanged."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shard_if_needed(tensor: Tensor, like: Any) -> Tensor:
+    """Shard a tensor like ``like``, if that is sharded and has the same shape.
+
+    Every rank must hold the full ``tensor``.
+    """
+    if not is_sharded(like) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # takes a second to import
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

@@ -61,11 +61,7 @@ def has_public_name(source: str) -> bool:
 
 
 def zero_branches(model: nn.Module) -> None:
-    """Initialise every block of ``model`` as the identity.
-
-    Zeroes the last matrices of a block's branches, ``attn.proj`` and ``mlp.fc2``, similar to the
-    zero-initialised norms of Goyal et al. (2017).
-    """
+    """Initialise every block of ``model`` as the identity, as Goyal et al. (2017) do with norms."""
     for part in model.modules():
         if isinstance(part, Block):
             nn.init.zeros_(part.attn.proj.weight)
@@ -73,12 +69,10 @@ def zero_branches(model: nn.Module) -> None:
 
 
 def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) -> list[str]:
-    """Load the backbone of another model.
+    """Load every key of a source that the model has under ``encoder.`` or ``temporal.``.
 
-    Loads every key of ``source`` that the model has under ``encoder.`` or ``temporal.``; position
-    and time embeddings of another length are interpolated, with a log line. Returns the loaded
-    keys. Raises :class:`UserError` naming the first key whose shape does not fit, and for a
-    different depth, number of heads (if known from a config) or kind of encoder.
+    Position and time embeddings of another length are interpolated, with a log line. Returns the
+    loaded keys. Raises :class:`UserError` for sizes or a kind of encoder that do not fit.
     """
     if timm_weights.is_timm(source):
         weights = timm_weights.encoder_weights(source, model)
@@ -149,7 +143,6 @@ def description(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, A
 def default_sizes(source: str) -> tuple[str | None, dict[str, Any]]:
     """Return a source's preset, and the config fields that a model initialised from it must share.
 
-    These are the sizes of the weights, the frame size, and an objective with a different encoder.
     Returns ``(None, {})`` if no config is stored next to the weights.
     """
     if source == "random":

@@ -19,10 +19,16 @@ from ivcl_fast import kernels
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.models import backbone, reference, slot_autoencoder, supervised
 from ivcl_fast.models.hub import PretrainedModel
-from ivcl_fast.models.layers import Branch, is_bare
+from ivcl_fast.models.layers import (
+    Branch,
+    arange,
+    flat_index,
+    frame_positions,
+    is_bare,
+    slot_positions,
+)
 from ivcl_fast.models.reference import take_rows
 from ivcl_fast.models.slot_attention import SlotAttention
-from ivcl_fast.models.token_index import arange, flat_index, frame_positions, slot_positions
 from ivcl_fast.models.transformer import (
     Attention,
     Block,

@@ -37,8 +37,7 @@ def has_own_hooks(part: nn.Module) -> bool:
 def runs(part: Any, kind: type[nn.Module]) -> bool:
     """Return whether ``part`` runs the ``forward`` of ``kind`` and takes its extra arguments.
 
-    False for third-party modules, subclasses that override ``forward``, and instances with their
-    own, except ``kind.recomputed``, which takes the same arguments.
+    False for subclasses and instances with a ``forward`` of their own, except ``kind.recomputed``.
     """
     if not isinstance(part, kind) or type(part).forward is not kind.forward:
         return False
@@ -93,8 +92,6 @@ class Branch(NamedTuple):
 def run_branch(part: nn.Module, kind: type[nn.Module], last: str, x: Tensor, *args: Any) -> Branch:
     """Return ``part(x, *args)``, leaving the bias of its layer ``last`` to the next norm if that is
     faster.
-
-    ``kind`` is the class of ``part`` whose ``forward`` takes ``with_bias``.
     """
     layer: Any = part._modules.get(last)
     if leaves_bias(x) and is_plain(part, kind) and layer is not None and is_plain(layer, nn.Linear):
@@ -139,3 +136,39 @@ def linear_of_parts(layer: nn.Module, parts: list[Tensor]) -> Sequence[Tensor]:
     if not is_plain(layer, nn.Linear):
         return [layer(part) for part in parts]
     return linear(layer, torch.cat(parts, dim=1)).split([p.shape[1] for p in parts], dim=1)
+
+
+# --- Token indices --------------------------------------------------------------------------------
+# The index of token n of sequence f of ``[F, N, D]`` is f * N + n.
+
+
+def select_tokens(x: Tensor, token_index: Tensor) -> Tensor:
+    """Gather the tokens of ``[F, N, D]`` at an int64 index of any shape: ``[*index.shape, D]``."""
+    return x.flatten(0, 1).index_select(0, token_index.flatten()).unflatten(0, token_index.shape)
+
+
+def flat_index(positions: Tensor, length: int, first: int = 0) -> Tensor:
+    """Return the token index of positions ``[F, *]``, relative to ``first``, in sequences of
+    ``length`` tokens."""
+    end = first + positions.shape[0] * length
+    return positions + torch.arange(first, end, length, device=positions.device)[:, None]
+
+
+def frame_positions(frames: Tensor, tokens_per_frame: int, count: int, first: int = 0) -> Tensor:
+    """Return positions ``[B, Q * count]`` within a clip, of ``count`` tokens of each of its frames
+    ``[B, Q]``.
+
+    Each frame has ``tokens_per_frame`` tokens, and the selected ones start at ``first``.
+    """
+    return (frames.unsqueeze(-1) * tokens_per_frame + arange(count, frames, first)).flatten(1)
+
+
+def slot_positions(frames: int, tokens_per_frame: int, slots: int, like: Tensor) -> Tensor:
+    """Return positions ``[T * S]`` within a clip of the slots of all frames; slots come first in a
+    frame."""
+    return arange(frames * tokens_per_frame, like).unflatten(0, (frames, -1))[:, :slots].flatten()
+
+
+def arange(n: int, like: Tensor, first: int = 0) -> Tensor:
+    """Return the ``n`` numbers from ``first``, on the device of ``like``."""
+    return torch.arange(first, first + n, device=like.device)

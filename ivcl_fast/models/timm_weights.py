@@ -60,11 +60,7 @@ def check(source: str) -> None:
 
 
 def read(source: str) -> ViT:
-    """Load the ViT ``timm:NAME``, which timm downloads if needed, or ``timm:PATH``.
-
-    ``PATH``: a ``.safetensors`` or ``.pth`` file, or a folder as on the Hugging Face hub, with
-    ``model.safetensors`` and optionally ``config.json``. Raises :class:`UserError`.
-    """
+    """Load the ViT ``timm:NAME``, which timm downloads if needed, or a file ``timm:PATH``."""
     if path := local_path(source):
         file = path / CONFIG
         config = read_json(file, "a config of timm") if file.is_file() else {}
@@ -80,10 +76,7 @@ def read(source: str) -> ViT:
 
 
 def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
-    """Return a source's weights with a model's keys ``encoder.*``.
-
-    Positions are not interpolated. Raises :class:`UserError` for a ViT of other sizes or parts.
-    """
+    """Return a source's weights with a model's keys ``encoder.*``, positions not interpolated."""
     cfg: IVCLConfig = model.cfg
     own = model.encoder.state_dict()
     vit = read(source)
@@ -115,10 +108,8 @@ def encoder_weights(source: str, model: Any) -> dict[str, Tensor]:
 
 
 def split_tokens(source: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the tokens ``[any, D]`` before the patches, and the patches' positions ``[1, N, D]``.
-
-    Positions of the tokens are added to them. Raises :class:`UserError` if the patch grid is not
-    square.
+    """Return the tokens ``[any, D]`` before the patches with their positions, and those of the
+    patches ``[1, N, D]``.
     """
     positions = weights["pos_embed"]
     parts = [weights[key][0] for key in TOKENS if key in weights]

@@ -33,6 +33,7 @@ from ivcl_fast.models.layers import (
     Branch,
     add_norm,
     compute_dtype,
+    flat_index,
     has_hooks,
     has_own_hooks,
     is_bare,
@@ -42,9 +43,10 @@ from ivcl_fast.models.layers import (
     linear_of_parts,
     run_branch,
     runs,
+    select_tokens,
+    slot_positions,
 )
 from ivcl_fast.models.reference import all_patches
-from ivcl_fast.models.token_index import flat_index, select_tokens, slot_positions
 
 
 class Attention(reference.Attention):

@@ -135,8 +135,7 @@ def class_of(keys: Collection[str]) -> str | None:
 def packaged_model(place: str | os.PathLike) -> Path | None:
     """Return the folder of a packaged model, such as ``ivcl_fast/tiny-localize``.
 
-    Returns None for other places, including a local folder of that name. Raises :class:`UserError`
-    if there is no such packaged model.
+    Returns None for other places, including a local folder of that name.
     """
     if not isinstance(place, str) or not place.startswith(PREFIX) or Path(place).is_dir():
         return None
@@ -148,11 +147,7 @@ def packaged_model(place: str | os.PathLike) -> Path | None:
 
 
 def is_local(place: str | os.PathLike) -> bool:
-    """Return whether a model's place is a folder rather than ``OWNER/NAME`` on the Hugging Face
-    hub.
-
-    Raises :class:`UserError` if it can be neither.
-    """
+    """Return whether a model's place is a folder rather than ``OWNER/NAME`` on the hub."""
     if Path(place).is_dir():
         return True
     is_run = Path(place).parts[:1] == ("runs",)  # the hub's error would mislead
@@ -172,9 +167,8 @@ def is_local(place: str | os.PathLike) -> bool:
 def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read the state dict of a source (see :func:`weights_file`); a state dict passes through.
 
-    A file may also be a ``torch.save`` checkpoint (``.pth``) of tensors and plain values; code in
-    it is not run. Raises :class:`UserError` for a file without weights or with a wrong checksum in
-    :data:`CHECKSUMS`.
+    Code in a ``torch.save`` checkpoint is not run. Raises :class:`UserError` for a file without
+    weights or with a wrong checksum in :data:`CHECKSUMS`.
     """
     if isinstance(source, Mapping):
         return dict(source)
@@ -190,11 +184,7 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file.
-
-    Raises ``SafetensorError`` if it is damaged, and ``OSError``, with its name, if it cannot be
-    opened.
-    """
+    """Read the tensors of a safetensors file; raises ``SafetensorError`` or a named ``OSError``."""
     with file.open("rb"):
         return load_file(file)
 

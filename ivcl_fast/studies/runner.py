@@ -65,10 +65,9 @@ class Job:
 def plan_jobs(
     study: Study, folder: Path, seeds: int, common: tuple[str, ...], pretrainings: int = 1
 ) -> tuple[list[Job], list[Job]]:
-    """Return the pretrainings, and the finetunings that start from them.
+    """Return the pretrainings, and the finetunings that start from them in turn.
 
-    ``common``: flags of all runs. ``seeds``: number of finetunings of every variant; they start
-    from its ``pretrainings`` in turn. Variants with the same settings of pretraining share it.
+    ``common``: flags of all runs. Variants with the same settings of pretraining share it.
     """
     pretrained: dict[TrainConfig, Job] = {}
     finetunings = []
@@ -105,8 +104,7 @@ def variant_folder(variant: Variant) -> Path:
 def run_jobs(jobs: list[Job], parallel: int, gpus: int, study: list[Job]) -> None:
     """Run unfinished jobs in separate processes, ``parallel`` at a time.
 
-    Each gets a GPU, or an equal share of the CPU cores. With ``parallel=1`` jobs print to the
-    terminal, otherwise to ``log.txt`` in their folders. If a job fails or a signal arrives, all
+    Each gets a GPU, or an equal share of the CPU cores. If a job fails or a signal arrives, all
     jobs save a checkpoint and stop. ``study``: all jobs, for messages such as ``run 7/20``.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // parallel))}
@@ -182,10 +180,8 @@ class SweepConfig:
 def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
     """Run a study and write its table; return its folder, which is in ``config.out``.
 
-    ``common``: flags of ``ivcl_fast.train`` for every run. Runs that an earlier call finished are
-    kept. If another process is running the study, this waits for it. Raises :class:`UserError` for
-    flags that the study sets itself, if the folder holds runs with other settings, and under
-    torchrun.
+    ``common``: flags of ``ivcl_fast.train`` for every run. Finished runs are kept. Raises
+    :class:`UserError` for flags that the study sets itself, and for runs with other settings.
     """
     if (ranks := distributed.world_size()) > 1:  # they would wait for each other's lock
         raise UserError(

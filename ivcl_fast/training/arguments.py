@@ -46,10 +46,10 @@ class UncheckedModel(IVCLConfig):
 
 
 def parse(arguments: Sequence[str], description: str | None = None) -> TrainConfig:
-    """Parse flags, such as ``["--preset", "base64"]``.
+    """Parse flags, such as ``["--preset", "base64"]``; ``description``: text above ``--help``.
 
-    ``description``: text above the flags in ``--help``. Raises :class:`UserError` for a value that
-    is not accepted, and ``SystemExit`` for an unknown flag and after ``--help``.
+    Raises :class:`UserError` for a value that is not accepted, and ``SystemExit`` for an unknown
+    flag and after ``--help``.
     """
     given = values_given(arguments)
     for name in given.keys() & FLAGS_ELSEWHERE:
@@ -127,10 +127,7 @@ def checked(config: TrainConfig) -> TrainConfig:
 
 
 def continued(config: TrainConfig, run: TrainConfig) -> TrainConfig:
-    """Return the settings with which to continue ``run``.
-
-    Raises :class:`UserError` for flags that would change its result.
-    """
+    """Return the settings with which to continue ``run``; refuse flags that change its result."""
     accepted = CHANGEABLE - {"config", "overwrite", "name", "out"}
     before, now = run.flat(), config.flat()
     if different := sorted(name for name in now.keys() - accepted if now[name] != before[name]):

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.distributed.dtensor import full_tensor, shard_if_needed
+from ivcl_fast.distributed.parallel import full_tensor, shard_if_needed
 from ivcl_fast.files import atomic_folder, read_bytes, write_json
 from ivcl_fast.models.weights import MODEL, check_checksums, load_tensors, write_checksums
 

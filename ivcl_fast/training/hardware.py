@@ -107,8 +107,7 @@ def compile_unsupported_reason(device: torch.device) -> str | None:
 def choose_execution(speed: SpeedConfig) -> Execution:
     """Choose how steps run; print a line for each flag that cannot be followed.
 
-    Several GPUs compile instead of recording a CUDA graph, which also needs fewer launches. A CPU
-    ignores ``--cuda-graph``. Raises :class:`UserError` for a device that this machine lacks.
+    Several GPUs compile instead of recording a CUDA graph, which also needs fewer launches.
     """
     device = pick_device(distributed.device_of_rank(speed.device))
     compile, cuda_graph = speed.compile, speed.cuda_graph and device.type == "cuda"
@@ -130,13 +129,10 @@ DETERMINISTIC_THREADS = 4
 
 
 def enable_determinism() -> None:
-    """Use only deterministic algorithms, even if slower.
+    """Use only deterministic algorithms; call this before the first use of a GPU or the compiler.
 
-    On a CPU the number of threads becomes ``DETERMINISTIC_THREADS``, because PyTorch's libraries
-    split large products and sums into one part per thread, which changes rounding. The kernels of
-    this project give the same bits for any number of threads.
-
-    Call this before the first use of a GPU or of the compiler.
+    On a CPU, PyTorch's libraries split large products into one part per thread, which changes
+    rounding, so the number of threads is fixed.
     """
     torch.set_num_threads(DETERMINISTIC_THREADS)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
@@ -149,8 +145,7 @@ def enable_determinism() -> None:
 def tune_malloc() -> None:
     """Make glibc keep freed memory for later allocations; no effect with other C libraries.
 
-    By default glibc returns large blocks to the system, and each CPU step gets them back as zeroed
-    pages, which takes a fifth of the time of a ``tiny`` step.
+    Otherwise each CPU step gets zeroed pages, which takes a fifth of the time of a ``tiny`` step.
     """
     trim_threshold, mmap_threshold = -1, -3
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):

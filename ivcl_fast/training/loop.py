@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.distributed.dtensor import full_tensor
-from ivcl_fast.distributed.parallel import no_sync_if, parallelize
+from ivcl_fast.distributed.parallel import full_tensor, no_sync_if, parallelize
 from ivcl_fast.errors import UserError
 from ivcl_fast.kernels.linear import cast_together, weights_to_cast
 from ivcl_fast.models.reference import Block
@@ -286,11 +285,9 @@ class Stage:
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect received SIGINT and SIGTERM signals instead of exiting.
+    """Collect received SIGINT and SIGTERM signals instead of exiting; a second Ctrl-C kills.
 
-    A second Ctrl-C kills the process. A second SIGTERM does not, because a scheduler and torchrun
-    may each send one. Ranks receive each Ctrl-C twice, from the terminal and from torchrun, so they
-    are killed by the third SIGINT.
+    Ranks receive each Ctrl-C twice, from the terminal and from torchrun.
     """
     caught: list[int] = []
     per_ctrl_c = 1 if distributed.world_size() == 1 else 2

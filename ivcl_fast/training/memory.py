@@ -157,13 +157,8 @@ def fake_step(
 ) -> Iterator[FakeStep]:
     """Create a training step on fake tensors, for use inside the ``with`` block.
 
-    ``num_classes``: of the classifier to finetune; None to pretrain. ``schedule``: sets the
-    optimiser (default Muon) and ``grad_accum_steps``. ``on_gpu``: False for this machine's CPU.
-
-    Example::
-
-        with fake_step(IVCLConfig.preset("base64")) as step:
-            step.memory(88).peak / 1e9  # GB
+    ``num_classes``: of the classifier to finetune; None to pretrain. ``on_gpu``: False for this
+    machine's CPU.
     """
     with as_on_a_gpu() if on_gpu else nullcontext(), FakeTensorMode(), LiveMemory() as live:
         model: Any
@@ -204,10 +199,7 @@ def largest_step(config: TrainConfig, bf16: bool) -> int:
 
 
 def stage_flops(model: IVCLConfig, classes: int | None, frames: float | None = None) -> int:
-    """Return the FLOPs per clip of pretraining or, with ``classes``, of finetuning.
-
-    ``frames``: see :func:`ivcl_fast.models.flops.training`.
-    """
+    """Return the FLOPs per clip of pretraining or, with ``classes``, of finetuning."""
     if classes is None and model.supervised:
         return flops.supervised_training(model, len(CLASSES[model.objective]))
     return flops.training(model, classes, frames)

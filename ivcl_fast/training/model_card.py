@@ -25,10 +25,7 @@ def describe_training(
     last_frames: int,
     scores: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Describe a stage that started from the weights ``init``.
-
-    ``last_frames``: clips in its first part. ``scores``: final scores by split.
-    """
+    """Describe a stage that started from ``init``; ``last_frames``: clips in its first part."""
     stages, source = config.stages, config.data.source
     public = init == "random" or has_public_name(init)  # other sources are local paths
     training = {
@@ -65,18 +62,14 @@ def describe_training(
 def numbers_videos(source: str) -> bool:
     """Return whether ``source`` is synthetic CATER, whose scenes depend only on the video's number.
 
-    Validation videos are numbered after the training videos, so the validation videos of a small
-    set are training videos of a larger one, also with another camera.
+    The validation videos of a small set are training videos of a larger one.
     """
     place = parse_source(source)[1]
     return isinstance(place, Synthetic) and place.format == "cater"
 
 
 def videos_seen(init: str) -> int:
-    """Return how many of synthetic CATER's videos the weights ``init`` were trained on.
-
-    0 if their config does not record it.
-    """
+    """Return how many of synthetic CATER's videos ``init`` was trained on, 0 if unknown."""
     if init == "random" or is_timm(init):
         return 0
     try:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ivcl_fast.distributed.dtensor import is_sharded, local_tensor
+from ivcl_fast.distributed.parallel import is_sharded, local_tensor
 from ivcl_fast.kernels._op import device_kind
 from ivcl_fast.training.hardware import has_fast_bf16
 
@@ -31,12 +31,8 @@ class Muon(torch.optim.Muon):
     * matrices of one shape are updated together;
     * the iteration is in float32 on CPUs without hardware for bfloat16;
     * the learning rate may be a tensor on the device, so that a CUDA graph can record the step;
-    * matrices may be DTensors, sharded by rows over all ranks. Their momentum stays sharded. Each
-      rank gathers a part of the matrices, orthogonalises these, and scatters the rows;
-    * with ``replicated``, parameters and gradients are equal on all ranks. Each rank orthogonalises
-      a part of the matrices, and all ranks gather the results.
-
-    Ranks exchange bfloat16, which is precise enough for the iteration.
+    * matrices may be DTensors, sharded by rows over all ranks, or (``replicated``) equal on all
+      ranks. Each rank orthogonalises a part of the matrices, and the ranks exchange bfloat16.
     """
 
     def __init__(self, params: Any, *args: Any, replicated: bool = False, **kwargs: Any) -> None:

@@ -71,8 +71,7 @@ class Schedule:
 def scaled_lr(lr: float, batch_size: int, rule: Literal["none", "sqrt", "linear"]) -> float:
     """Scale a learning rate from a batch of :data:`LR_BATCH` clips to ``batch_size`` clips.
 
-    ``batch_size`` counts clips per step over all ranks. ``sqrt`` suits adaptive optimisers (Malladi
-    et al., 2022); ``linear`` is MAE's rule.
+    ``sqrt`` suits adaptive optimisers (Malladi et al., 2022); ``linear`` is MAE's rule.
     """
     return lr * (batch_size / LR_BATCH) ** {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[rule]
 
@@ -82,8 +81,7 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Create fused AdamW for all parameters, or Muon for hidden matrices and AdamW for the rest.
 
-    Connected ranks must hold shards, or replicas with equal gradients. Parameters are grouped by
-    weight decay and learning-rate scale (``group["scale"]``); frozen ones are left out. With
+    Parameters are grouped by weight decay and learning-rate scale; frozen ones are left out. With
     ``capturable`` the learning rates are tensors, so that a CUDA graph can record the step.
     """
     groups: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {False: {}, True: {}}

@@ -17,7 +17,7 @@ from ivcl_fast.data.loader import Batch, ClipLoader
 from ivcl_fast.data.sampling import ANY_FRAME
 from ivcl_fast.data.slots import Slots
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.distributed.dtensor import is_sharded
+from ivcl_fast.distributed.parallel import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import BATCH, Evaluation, evaluate, frame_scores
 from ivcl_fast.evaluation.targets import TARGETS

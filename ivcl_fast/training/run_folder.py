@@ -42,8 +42,7 @@ FILES = (
 def check_folder(config: TrainConfig) -> TrainConfig:
     """Return the settings if they can be used with the run's folder.
 
-    Raises :class:`UserError` if it holds other files or a run with other settings that has saved
-    something, if it is not writable, and for ``--shard`` with a single process.
+    Raises :class:`UserError` if it holds other files or other progress, or is not writable.
     """
     place = next(path for path in (config.folder, *config.folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
@@ -59,10 +58,9 @@ def check_folder(config: TrainConfig) -> TrainConfig:
 
 
 def must_empty(config: TrainConfig) -> bool:
-    """Return whether the folder holds a run to replace.
+    """Return whether the folder holds a run to replace: with ``--overwrite``, or without progress.
 
-    A run with other settings is replaced with ``--overwrite`` or if it has saved nothing.
-    Otherwise, and for files that are not a run's, raises :class:`UserError`.
+    Raises :class:`UserError` for progress of a run with other settings, and for files of no run.
     """
     folder = config.folder
     if not (folder / CONFIG).exists():
@@ -97,10 +95,7 @@ def changed_settings(config: TrainConfig) -> list[str]:
 
 
 def has_progress(folder: Path) -> bool:
-    """Return whether the run in ``folder`` has saved a checkpoint, a finished model or its report.
-
-    A report is enough, because users may delete the models, which are large.
-    """
+    """Return whether a run has saved a checkpoint, a finished model or its report."""
     saved = ("*/checkpoints/*", "*/*.safetensors", "report.md")
     return any(any(folder.glob(pattern)) for pattern in saved)
 
@@ -109,9 +104,8 @@ def has_progress(folder: Path) -> bool:
 def opened_folder(config: TrainConfig) -> Iterator[None]:
     """Create the run's folder, write its settings and lock it within the ``with`` block.
 
-    With ``--overwrite`` an earlier run is deleted first, unless torchrun restarts the ranks; only
-    files written by commands are deleted. All of this happens on rank 0. Raises :class:`UserError`
-    like :func:`check_folder`, and if another process is training in the folder.
+    With ``--overwrite`` an earlier run's files are deleted first, unless torchrun restarts the
+    ranks. All of this happens on rank 0.
     """
     if not distributed.is_main():
         yield

@@ -27,10 +27,7 @@ def clip_seeds(run_seed: int, step: int | Tensor, clip_ids: Tensor) -> Tensor:
 
 
 def mix(number: int) -> int:
-    """Return :func:`~ivcl_fast.models.reference.hash64` of a number, without a tensor operation.
-
-    A CUDA graph could not record one on the CPU.
-    """
+    """Return ``hash64`` of a number on the host: a CUDA graph could not record a CPU operation."""
     return int(hash64(np.array([as_int64(number)]))[0])  # type: ignore[arg-type]
 
 

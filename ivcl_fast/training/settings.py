@@ -226,10 +226,7 @@ class TrainConfig:
         return self.output.out / (self.output.name or default)
 
     def replace(self, **changes: Any) -> TrainConfig:
-        """Return a checked copy with some settings changed, by name (``lr``, ``out``).
-
-        ``model`` is an :class:`IVCLConfig`; ``source`` is the value of ``--data``.
-        """
+        """Return a checked copy with some settings changed by name, such as ``lr`` or ``model``."""
         groups = {
             name: dataclasses.replace(
                 group, **{k: changes.pop(k) for k in vars(group).keys() & changes}
@@ -273,10 +270,9 @@ def write_settings(config: TrainConfig) -> None:
 
 
 def load_settings(folder: Path, **changes: Any) -> TrainConfig:
-    """Read the settings of the run in ``folder``, with some replaced.
+    """Read the settings of the run in ``folder``, which may have moved, with some replaced.
 
-    ``out`` and ``name`` are taken from ``folder``, because the run may have moved. Raises
-    :class:`UserError` if there is no run.
+    Raises :class:`UserError` if there is no run.
     """
     if folder.name in ("", ".."):
         folder = folder.resolve()
@@ -287,10 +283,7 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
 
 
 def read_settings(file: Path, **changes: Any) -> TrainConfig:
-    """Read the settings in a file such as ``config.json``, and replace some.
-
-    Raises :class:`UserError` if the file does not hold the settings of a run.
-    """
+    """Read the settings in a file such as ``config.json``, and replace some."""
     saved = read_json(file, "the settings of a run")
     if isinstance(saved, dict) and isinstance(saved.get("data"), str):
         raise UserError(f"{file}: expected settings of this version, got those of an older one")

@@ -12,12 +12,9 @@ from ivcl_fast.progress import Bar
 
 
 def encode(model: IVCLClassifier, loader: ClipLoader, device: torch.device, amp: bool) -> Slots:
-    """Compute the slots of all clips of ``loader`` and keep them in CPU memory.
+    """Compute the slots of all clips of ``loader`` on every rank, and keep them in CPU memory.
 
-    Every rank encodes all clips. Clips that cannot be decoded are left out.
-
-    ``amp``: run under bfloat16 autocast; slots then take ``2 * T * S * D`` bytes per clip,
-    otherwise twice that.
+    Clips that cannot be decoded are left out.
     """
     values, names = torch.empty(0), dict[str, int]()
     with Bar("encoding", len(loader.clips), "clips") as bar:

@@ -40,15 +40,8 @@ def unsupported_reason(device: torch.device) -> str | None:
 class StepGraph:
     """Runs a training step eagerly a few times, then records it and replays the recording.
 
-    ``step`` takes tensors on the device, updates weights and state in place and returns a tensor.
-    It must not synchronise with the device, use memory whose address changes, or leave state behind
-    if it is aborted. Each call is exactly one step.
-
-    If a step cannot be recorded, the reason is logged and steps stay eager.
-
-    >>> graph = StepGraph(step, torch.device("cuda"))
-    >>> for number, video in enumerate(videos):
-    ...     loss = graph(number, video)
+    ``step`` takes tensors on the device, updates weights and state in place and returns a tensor,
+    without synchronising. If it cannot be recorded, the reason is logged and steps stay eager.
     """
 
     def __init__(self, step: Callable[..., Tensor], device: torch.device) -> None:
@@ -149,8 +142,8 @@ class StepGraph:
 class Uploads:
     """Copies batches to a GPU on a separate stream, while the GPU computes the step before.
 
-    A graph reads fixed memory, which is in use until its replay ends. Batches therefore go to two
-    sets of buffers in turn, from where a copy within the GPU takes microseconds.
+    Batches go to two sets of buffers in turn, because the graph's own memory is in use until its
+    replay ends.
     """
 
     def __init__(self, device: torch.device) -> None:

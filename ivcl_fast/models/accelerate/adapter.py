@@ -90,8 +90,8 @@ class ComparedAdapter(Adapter):
 def is_slower(part: Any, x: Tensor, kind: str, num_tokens: int) -> bool:
     """Return whether the fused forward pass is not faster on ``x``, according to ``crossovers.py``.
 
-    A module in training mode counts as training even without gradients, because a reentrant
-    checkpoint calls it both without and with gradients, and both calls must drop the same values.
+    A module in training mode counts as training even without gradients, because both calls of a
+    reentrant checkpoint must drop the same values.
     """
     training = part.training or torch.is_grad_enabled()
     return num_tokens > longest(kind, x.device.type, compute_dtype(x), training)
