@@ -73,20 +73,11 @@ def _flex_attention(length: int, tokens: int) -> tuple:
     return torch.compile(flex_attention), mask
 
 
-def package_attention(package: str) -> Attention:
-    """FlashAttention of a package, as users call it; skipped if it is not installed."""
-
-    def attend(qkv: Tensor, num_heads: int) -> Tensor:
-        packed = qkv.unflatten(-1, (3, num_heads, -1))
-        if package == "flash-attn 4":
-            reason = attention.flash_4_unsupported_reason(qkv.device, packed.shape[-1])
-        else:
-            reason = attention.package_unsupported_reason(package)
-        if reason:
-            raise Skip(reason[:200])
-        return attention.package_flash_attention(package, packed).flatten(2)
-
-    return attend
+def flash_attention_2(qkv: Tensor, num_heads: int) -> Tensor:
+    """FlashAttention of the package, as users call it; skipped if it is not installed."""
+    if reason := attention.package_unsupported_reason("flash-attn"):
+        raise Skip(reason[:200])
+    return attention.package_flash_attention(qkv.unflatten(-1, (3, num_heads, -1))).flatten(2)
 
 
 def attentions() -> dict[str, Attention]:
@@ -97,8 +88,7 @@ def attentions() -> dict[str, Attention]:
             "SDPA flash": sdpa_with(SDPBackend.FLASH_ATTENTION),
             "SDPA cuDNN": sdpa_with(SDPBackend.CUDNN_ATTENTION),
             "SDPA efficient": sdpa_with(SDPBackend.EFFICIENT_ATTENTION),
-            "FlashAttention-2": package_attention("flash-attn 2"),
-            "FlashAttention-4": package_attention("flash-attn 4"),
+            "FlashAttention-2": flash_attention_2,
             FLEX_ATTENTION: packed_flex_attention,
         }
     return found

@@ -22,7 +22,7 @@ from ivcl_fast.training.arguments import parse as parse_run
 
 PACKAGES = (
     "ivcl_fast", "torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av",
-    "flash-attn", "flash-attn-4", "xformers", "timm", "safetensors", "huggingface-hub",
+    "flash-attn", "xformers", "timm", "safetensors", "huggingface-hub",
 )  # fmt: skip
 OPS = (
     "embed_patches", "short_attention", "add_layer_norm", "bias_gelu",

@@ -2,7 +2,7 @@
 
 * ``short``: this project's kernels, up to 128 tokens on a GPU, where several sequences share a
   tile, and up to 512 on a CPU.
-* ``flash``: on a GPU the ``flash-attn`` package (4 or 2) if installed, else PyTorch's
+* ``flash``: on a GPU the ``flash-attn`` package if installed, else PyTorch's
   FlashAttention or cuDNN; on a CPU PyTorch's blocked attention.
 * ``xformers``: ``memory_efficient_attention``, only on request.
 * ``eager``: an explicit softmax in plain PyTorch. It is exact and runs everywhere, but stores a
@@ -41,10 +41,6 @@ EAGER_TOKENS = 1024
 """Longest sequence for which an explicit softmax beats PyTorch's blocked attention on a CPU."""
 MAX_BATCH = 65_535
 """Largest batch of one call: CUDA's limit on the second and third axis of a grid."""
-FLASH_4_HEADS = 64, 96, 128
-"""Head sizes that flash-attn 4 supports."""
-FLASH_4_CHIPS = 9, 10, 11
-"""Major compute capabilities that flash-attn 4 supports: Hopper and Blackwell, but not RTX 50."""
 MAX_GRADIENT = 2**31 - 1
 """Largest size of FlashAttention-2's padded dq buffer, which it indexes with 32 bits."""
 
@@ -52,8 +48,7 @@ MAX_GRADIENT = 2**31 - 1
 # --- Packages and devices -------------------------------------------------------------------------
 
 _PACKAGES = {
-    "flash-attn 4": ("flash_attn.cute", "flash_attn_func"),
-    "flash-attn 2": ("flash_attn", "flash_attn_qkvpacked_func"),
+    "flash-attn": ("flash_attn", "flash_attn_qkvpacked_func"),
     "xformers": ("xformers.ops", "memory_efficient_attention"),
 }
 _functions: dict[str, Callable] = {}
@@ -171,43 +166,20 @@ def _in_batches(run: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor, int],
     return run_in_batches
 
 
-def flash_4_unsupported_reason(device: torch.device, head_dim: int) -> str | None:
-    """Why flash-attn 4 cannot run on heads of ``head_dim`` columns on a CUDA device, or None."""
-    if reason := package_unsupported_reason("flash-attn 4"):
-        return reason
-    if head_dim not in FLASH_4_HEADS:
-        return f"flash-attn 4 has no kernel for heads of {head_dim} columns"
-    if device.index not in (None, torch.cuda.current_device()):
-        return "flash-attn 4 starts on the current device"
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major in FLASH_4_CHIPS else f"flash-attn 4 has no kernel for sm_{major}{minor}"
-
-
 def _flash_provider(device: torch.device, head_dim: int) -> str:
-    """Which FlashAttention runs: an installed package on a GPU, else PyTorch's.
+    """Which FlashAttention runs: the installed package on a GPU, else PyTorch's.
 
     Only PyTorch's respects ``torch.use_deterministic_algorithms``.
     """
     may_use_package = not torch.are_deterministic_algorithms_enabled()
     if may_use_package and device.type == "cuda" and head_dim % 8 == 0:
-        # torch.compile cannot trace flash-attn 4, which is written in a DSL.
-        compiling = torch.compiler.is_compiling()
-        if not compiling and flash_4_unsupported_reason(device, head_dim) is None:
-            return "flash-attn 4"
-        if package_unsupported_reason("flash-attn 2") is None:
-            return "flash-attn 2"
+        return "torch" if package_unsupported_reason("flash-attn") else "flash-attn"
     return "torch"
 
 
-def package_flash_attention(package: str, qkv: Tensor) -> Tensor:
-    """FlashAttention of an installed package.
-
-    ``qkv``: ``[B, N, 3, heads, d]``; returns ``[B, N, heads, d]``.
-    """
-    if package == "flash-attn 2":
-        return _functions[package](qkv)
-    out = _functions[package](*qkv.unbind(2))
-    return out[0] if isinstance(out, tuple) else out
+def package_flash_attention(qkv: Tensor) -> Tensor:
+    """FlashAttention of the installed package, ``[B, N, 3, heads, d]`` to ``[B, N, heads, d]``."""
+    return _functions["flash-attn"](qkv)
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> Tensor:
@@ -220,9 +192,8 @@ def split_heads(qkv: Tensor, num_heads: int) -> Tensor:
 @_in_batches
 def _flash_attention(qkv: Tensor, num_heads: int) -> Tensor:
     qkv = split_heads(qkv, num_heads)
-    provider = _flash_provider(qkv.device, qkv.shape[-1])
-    if provider != "torch":
-        return package_flash_attention(provider, qkv).flatten(2)
+    if _flash_provider(qkv.device, qkv.shape[-1]) == "flash-attn":
+        return package_flash_attention(qkv).flatten(2)
     q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [B, heads, N, d]
     # Otherwise PyTorch might fall back to an explicit softmax. It orders these two itself.
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]):

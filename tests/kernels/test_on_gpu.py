@@ -5,18 +5,15 @@ Most of these also run on a CPU, with small sizes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ivcl_fast import (
     IVCL,
     IVCLConfig,
     SlotAutoencoder,
-    kernels,
     reference,
     slot_autoencoder,
 )
@@ -27,6 +24,8 @@ from ivcl_fast.kernels.attention import (
     eager_attention,
     not_supported_reasons,
 )
+from tests.kernels.ops.table import OPS
+from tests.support.numerics import run_with_grads
 
 GPU = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
@@ -42,86 +41,12 @@ def assert_near(ours: Tensor, expected: Tensor, tolerance: float, what: str = ""
 # --- Many frames ----------------------------------------------------------------------------------
 
 
-class Case(NamedTuple):
-    """An op whose frames do not depend on each other."""
-
-    make_inputs: Callable[[int, str], list[Tensor]]
-    """From the number of frames and the device to tensors with that many frames."""
-    run: Callable[..., Tensor]
-    per_frame: int
-    """Elements of the largest tensor."""
-
-
-def randn_bf16(*shape: int, device: str) -> Tensor:
-    return torch.randn(*shape, dtype=torch.bfloat16, device=device)
-
-
-def rows(frames: int, device: str) -> Tensor:
-    return torch.randint(256, (frames, 64, 192), dtype=torch.uint8, device=device)
-
-
-def ids(frames: int, count: int, device: str) -> Tensor:
-    seeds = torch.arange(frames, device=device)
-    return kernels.sample_masks(seeds, 64, count)[0]
-
-
-def fixed(*shape: int, like: Tensor) -> Tensor:
-    """A parameter that does not depend on the number of frames."""
-    return torch.linspace(-1, 1, torch.Size(shape).numel(), device=like.device).view(shape)
-
-
-CASES = {
-    "short_attention": Case(
-        lambda n, device: [randn_bf16(n, 12, 192, device=device)],
-        lambda qkv: kernels.short_attention(qkv, 1),
-        12 * 192,
-    ),
-    "add_layer_norm": Case(
-        lambda n, device: [randn_bf16(n, 4, 768, device=device) for _ in range(2)],
-        lambda x, residual: sum(
-            kernels.add_layer_norm(
-                x, residual, fixed(768, like=x).bfloat16(), fixed(768, like=x).bfloat16()
-            )
-        ),
-        4 * 768,
-    ),
-    "bias_gelu": Case(
-        lambda n, device: [randn_bf16(n, 4, 768, device=device)],
-        lambda x: kernels.bias_gelu(x, fixed(768, like=x)),
-        4 * 768,
-    ),
-    "embed_patches": Case(
-        lambda n, device: [rows(n, device), ids(n, 4, device)],
-        lambda rows, ids: kernels.embed_patches(
-            rows, ids, fixed(64, 192, like=rows), fixed(64, like=rows), fixed(64, 64, like=rows),
-            0.5, 0.5, torch.bfloat16,
-        ),
-        64 * 192,
-    ),
-    "restore_tokens": Case(
-        lambda n, device: [randn_bf16(n, 16, 64, device=device), ids(n, 16, device)],
-        lambda visible, ids: kernels.restore_tokens(
-            visible, ids, fixed(64, like=visible), fixed(64, 64, like=visible)
-        ),
-        64 * 64,
-    ),
-    "mixture_loss": Case(
-        lambda n, device: [randn_bf16(n, 3, 16, 64, device=device)],
-        lambda drawn: len(drawn) * kernels.mixture_loss(
-            drawn, fixed(16, 48, like=drawn).expand(len(drawn), -1, -1),
-            fixed(16, 3, 16, like=drawn), 3.0, 0.1, 0.1,
-        )[0],
-        3 * 16 * 64,
-    ),
-    "patch_loss": Case(
-        lambda n, device: [
-            randn_bf16(n, 48, 192, device=device), rows(n, device), ids(n, 48, device),
-        ],
-        # The sum over frames, so that a frame's gradient does not depend on their number.
-        lambda pred, rows, ids: kernels.patch_loss(pred, rows, ids, True, 0.5, 0.5) * len(pred),
-        64 * 192,
-    ),
+SIZES = {
+    "short_attention": (12, 1, 64), "add_layer_norm": (4, 768), "bias_gelu": (4, 768),
+    "embed_patches": (64, 4, 192, 64), "restore_tokens": (16, 64, 0, 64),
+    "mixture_loss": (3, 16, 16), "patch_loss": (64, 48, 192),
 }  # fmt: skip
+"""All sizes but the number of frames, of ops whose frames do not depend on each other."""
 
 
 @pytest.mark.parametrize(
@@ -132,7 +57,7 @@ CASES = {
         pytest.param("cuda", 0, 2**31, marks=[GPU, pytest.mark.large], id="offsets"),
     ],
 )
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SIZES)
 def test_many_frames(name, device, frames, elements):
     """More frames than a grid's second axis holds, and more elements than 31 bits count.
 
@@ -140,30 +65,42 @@ def test_many_frames(name, device, frames, elements):
     """
     if elements and torch.cuda.get_device_properties(0).total_memory < 60e9:
         pytest.skip("needs 60 GB of GPU memory")
-    case = CASES[name]
-    frames = frames or elements // case.per_frame + 9
+    op, kind = OPS[name], {"dtype": torch.bfloat16, "device": device}
+    one = op.inputs((1, *SIZES[name]), **kind)
+    largest = max(x.numel() for x in pytree.tree_leaves(one) if isinstance(x, Tensor))
+    frames = frames or elements // largest + 9
     torch.manual_seed(0)
-    tensors = case.make_inputs(frames, device)
-    many = forward_backward(case, tensors)
+    inputs = op.inputs((frames, *SIZES[name]), **kind)
+
+    def results(inputs: list) -> list[Tensor]:
+        count = len(inputs[0])
+
+        def run(*args):  # the sum over frames of a mean
+            return op.fused(*args) * count if op.is_loss else op.fused(*args)
+
+        with torch.no_grad():
+            ones = [torch.ones_like(x) for x in as_tuple(run(*inputs))]
+        outputs, gradients = run_with_grads(run, inputs, ones)
+        return [x for x in outputs + gradients if x.ndim and len(x) == count]
+
+    many = results(inputs)
     for start in (0, frames // 2, frames - 3):
-        few = forward_backward(case, [x[start : start + 3].detach() for x in tensors])
-        for got, expected in zip(many, few, strict=True):
-            if expected.ndim:
-                assert_near(got[start : start + 3], expected, 1e-2, f"{name}, from {start}")
+        few = pytree.tree_map_only(
+            Tensor, lambda x, at=start: x[at : at + 3] if len(x) == frames else x, inputs
+        )
+        for got, expected in zip(many, results(few), strict=True):
+            assert_near(got[start : start + 3], expected, 1e-2, f"{name}, from {start}")
 
 
-def forward_backward(case: Case, tensors: list[Tensor]) -> list[Tensor]:
-    """The output and the gradients of float inputs, for an output gradient of ones."""
-    floats = [x.requires_grad_() for x in tensors if x.is_floating_point()]
-    with torch.set_grad_enabled(bool(floats)):
-        out = case.run(*tensors)
-    if not floats:
-        return [out]
-    weights = torch.ones((), dtype=out.dtype, device=out.device).expand_as(out)
-    return [out.detach(), *torch.autograd.grad(out, floats, weights)]
+def as_tuple(out: Tensor | tuple) -> tuple:
+    return out if isinstance(out, tuple) else (out,)
 
 
 # --- Gradients ------------------------------------------------------------------------------------
+
+
+def randn_bf16(*shape: int, device: str) -> Tensor:
+    return torch.randn(*shape, dtype=torch.bfloat16, device=device)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 12, 20, 29, 44, 64, 65, 100, 127, 128, 129, 197, 448])
