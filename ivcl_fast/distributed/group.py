@@ -151,7 +151,7 @@ def process_group(device: torch.device) -> Iterator[None]:
             raise
         log.error(
             "rank %d has no connection to another rank (%s); the same command continues the run",
-            *(rank(), reason(error)),
+            *(rank(), first_line(error)),
         )
         raise SystemExit(1) from None
     finally:
@@ -165,12 +165,6 @@ def process_group(device: torch.device) -> Iterator[None]:
 def is_lost_connection(error: RuntimeError) -> bool:
     """Return whether connecting the ranks, or a collective, failed because a rank is dead."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
-
-
-def reason(error: RuntimeError) -> str:
-    """Return the first line of an error, followed by NCCL's stated cause."""
-    cause = str(error).partition("Last error:\n")[2].partition("\n")[0]
-    return f"{first_line(error)}: {cause}" if cause else first_line(error)
 
 
 @functools.cache

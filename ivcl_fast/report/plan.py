@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.report.tables import Table
 from ivcl_fast.training.hardware import PEAK_TFLOPS
-from ivcl_fast.training.memory import StepMemory, fake_stages, stage_classes, stage_flops
+from ivcl_fast.training.memory import StepMemory, fake_stages
 from ivcl_fast.training.settings import TrainConfig
 
 USABLE = 0.9
@@ -54,18 +54,14 @@ def plan_stages(config: TrainConfig, ranks: int = 1) -> Iterator[StagePlan]:
     clips = distributed.local_batch_size(optim.batch_size, optim.grad_accum_steps, ranks)
     usable = [int(USABLE * int(card.removesuffix(" GB")) * 1e9) for card in CARDS]
     precisions = {"bf16": ["bf16"], "off": ["float32"]}.get(speed.amp, ["bf16", "float32"])
-    work = {
-        stage: stage_flops(config.model, classes)
-        for stage, classes in stage_classes(config).items()
-    }
-    for stage, _, step in fake_stages(config, on_gpu=speed.device != "cpu"):
+    for stage, flops, step in fake_stages(config, on_gpu=speed.device != "cpu"):
         for precision in precisions:
             bf16 = precision == "bf16"
             most = step.most_clips(usable, bf16, replicas)
             memory = step.memory(clips, bf16, replicas)
             fit = dict(zip(CARDS, most, strict=True))
             per_clip = memory.activations / -(-clips // optim.grad_accum_steps)
-            yield StagePlan(stage, precision, memory, clips, per_clip, fit, work[stage])
+            yield StagePlan(stage, precision, memory, clips, per_clip, fit, flops)
 
 
 def plan_table(plans: list[StagePlan]) -> Table:

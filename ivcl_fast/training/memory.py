@@ -168,26 +168,19 @@ def fake_step(
         yield FakeStep(live, model, schedule or Schedule(1, optimizer="muon"), on_gpu)
 
 
-def stage_classes(config: TrainConfig) -> dict[str, int | None]:
-    """Return the stages of a run, each with the number of classes or None."""
-    return {
-        stage: FINETUNED_CLASSES if stage == "finetune" else None for stage in config.stages.clips
-    }
-
-
-def fake_stages(
-    config: TrainConfig, on_gpu: bool = True
-) -> Iterator[tuple[str, int | None, FakeStep]]:
-    """Yield each stage of a run: its name, its number of classes or None, and its step."""
+def fake_stages(config: TrainConfig, on_gpu: bool = True) -> Iterator[tuple[str, int, FakeStep]]:
+    """Yield each stage of a run: its name, its FLOPs per clip, and its step."""
     optim = config.optim
     options: dict[str, Any] = dict(
         schedule=Schedule(1, optimizer=optim.optimizer, grad_accum_steps=optim.grad_accum_steps),
         grad_checkpoint=config.speed.grad_checkpoint,
         on_gpu=on_gpu,
     )
-    for stage, classes in stage_classes(config).items():
+    for stage in config.stages.clips:
+        classes = FINETUNED_CLASSES if stage == "finetune" else None
+        flops_per_clip = stage_flops(config.model, classes)
         with fake_step(config.model, classes, **options) as step:
-            yield stage, classes, step
+            yield stage, flops_per_clip, step
 
 
 def largest_step(config: TrainConfig, bf16: bool) -> int:

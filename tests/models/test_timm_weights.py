@@ -81,14 +81,6 @@ def test_timm_gives_the_same_encoder_output(registers, statistics, tmp_path):
     torch.testing.assert_close(encode(model, video), theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_a_public_checkpoint_of_torch_save(tmp_path):
-    torch.save({"model": vit_weights()}, tmp_path / "mae_vit.pth")
-    model = IVCL(config())
-    assert load_backbone(model, f"timm:{tmp_path / 'mae_vit.pth'}")
-    with pytest.raises(ValueError, match=r"^other.pth: "):
-        load_backbone(model, "timm:other.pth")
-
-
 # --- By hand -------------------------------------------------------------------------------------
 
 
