@@ -45,7 +45,7 @@ $(BUILT): $(STAMP) setup.py kernels/_objects.py csrc $(wildcard csrc/*.cpp csrc/
 $(DELETED):  # made anew by the rule above
 
 train: $(BUILT)  ## pretrain, finetune and evaluate on synthetic videos; ARGS=--quick: one minute
-	$(BIN)/python -m ivcl_fast.train --compile $(ARGS)
+	$(BIN)/python -m ivcl_fast.train --compile --config examples/cater_tiny.json $(ARGS)
 
 test: $(BUILT) $(VENV)/.test  ## run the tests; ARGS=tests/kernels: some of them
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

@@ -104,7 +104,7 @@ def settings_of_file(given: dict[str, str]) -> TrainConfig:
     config = read_settings(file / CONFIG if file.is_dir() else file, **place)
     if "data" in given:
         config = config.replace(task="auto")
-    return config.replace(**QUICK) if "quick" in given else config
+    return config.replace(**QUICK, last_frame_clips=None) if "quick" in given else config
 
 
 def checked(config: TrainConfig) -> TrainConfig:

@@ -177,7 +177,8 @@ class TrainConfig:
     quick: bool = False
     """Run every part once on a little data; the model learns nothing."""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Start from the settings of another run, its config.json; flags take precedence."""
+    """Start from the settings in a file, such as another run's config.json; flags take
+    precedence."""
     seed: int = 0
     """Seed of the weights, the order of clips, the sampled frames and the masks."""
     data: OmitArgPrefixes[DataConfig] = DataConfig()
@@ -283,13 +284,18 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
 
 
 def read_settings(file: Path, **changes: Any) -> TrainConfig:
-    """Read the settings in a file such as ``config.json``, and replace some."""
+    """Read the settings in a file such as ``config.json``, and replace some.
+
+    Settings that the file does not contain have their defaults.
+    """
     saved = read_json(file, "the settings of a run")
     if isinstance(saved, dict) and isinstance(saved.get("data"), str):
         raise UserError(f"{file}: expected settings of this version, got those of an older one")
     try:
-        model = IVCLConfig.from_dict(saved.pop("model"))
-        groups = {name: type(getattr(TrainConfig, name))(**saved.pop(name)) for name in GROUPS}
+        sizes = saved.pop("model", None)
+        preset = IVCLConfig.preset(saved.get("preset", TrainConfig.preset))
+        model = IVCLConfig.from_dict(sizes) if sizes else preset
+        groups = {name: type(getattr(TrainConfig, name))(**saved.pop(name, {})) for name in GROUPS}
         config = TrainConfig(model=model, **groups, **saved)
         new = {"resume": None, "overwrite": False, "data_dir": Path(config.data.data_dir)}
         return config.replace(**new | changes)

@@ -10,6 +10,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.models.ivcl import IVCL, SlotAutoencoder
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.settings import TrainConfig, load_settings, write_settings
+from tests.support.short_run import ROOT
 
 
 def test_query_frames_are_at_most_the_frames_of_a_clip():
@@ -89,6 +90,15 @@ def test_settings_of_another_run_are_a_start(tmp_path):
             parse(["--config", file, *other])
     with pytest.raises(UserError, match="expected the settings of a run"):
         parse(["--config", str(tmp_path / "none.json")])
+
+
+def test_a_file_may_hold_some_settings(tmp_path):
+    """The others have their defaults; --quick shortens every part."""
+    recipe = ["--config", str(ROOT / "examples" / "cater_tiny.json")]
+    flags = ["--mirror", "--freeze-encoder", "--pretrain-clips", "16000"]
+    flags += ["--last-frame-clips", "30000", "--finetune-clips", "30000"]
+    assert parse(recipe) == parse(flags)
+    assert parse([*recipe, "--quick"]) == parse(["--quick", "--mirror", "--freeze-encoder"])
 
 
 @pytest.mark.parametrize("readout", ["mean", "cls"])
