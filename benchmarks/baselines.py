@@ -80,6 +80,16 @@ def flash_attention_2(qkv: Tensor, num_heads: int) -> Tensor:
     return attention.package_flash_attention(qkv.unflatten(-1, (3, num_heads, -1))).flatten(2)
 
 
+def flash_attention_4(qkv: Tensor, num_heads: int) -> Tensor:
+    """FlashAttention 4, as users call it; skipped if it is not installed."""
+    try:
+        from flash_attn.cute import flash_attn_func
+    except Exception as error:  # a broken package may raise anything
+        raise Skip(f"flash_attn.cute: {error}"[:200]) from None
+    out = flash_attn_func(*qkv.unflatten(-1, (3, num_heads, -1)).unbind(2))
+    return (out[0] if isinstance(out, tuple) else out).flatten(2)
+
+
 def attentions() -> dict[str, Attention]:
     """Return every attention of PyTorch and of other packages that may run on this device."""
     found: dict[str, Attention] = {"explicit softmax": explicit_softmax, "SDPA": sdpa}
@@ -89,6 +99,7 @@ def attentions() -> dict[str, Attention]:
             "SDPA cuDNN": sdpa_with(SDPBackend.CUDNN_ATTENTION),
             "SDPA efficient": sdpa_with(SDPBackend.EFFICIENT_ATTENTION),
             "FlashAttention-2": flash_attention_2,
+            "FlashAttention-4": flash_attention_4,
             FLEX_ATTENTION: packed_flex_attention,
         }
     return found
