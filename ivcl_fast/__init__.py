@@ -32,6 +32,8 @@ visualize, probes, compare, sweep, export and info, each with --help. Importing 
 none of them and touches no device.
 """
 
+import signal
+import sys
 import typing
 from importlib import import_module
 from pathlib import Path
@@ -113,3 +115,12 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("ivcl_fast")
+
+
+# Ctrl-C ends a command without a traceback while its modules are imported, which takes seconds.
+# While Python looks for the module of ``python -m ivcl_fast.train``, argv is ``["-m", ...]``.
+if (
+    getattr(sys, "argv", [])[:1] == ["-m"]
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -98,6 +98,8 @@ def run_command(main: Callable[[], None], continues: bool = False) -> NoReturn:
     logging.basicConfig(level=logging.WARNING, handlers=[to_stderr])
     with suppress(AttributeError):  # not a text stream, as in a notebook
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see ivcl_fast/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
         sys.stdout.flush()

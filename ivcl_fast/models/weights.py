@@ -225,10 +225,12 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def misfit(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
-    """Describe the first difference in keys or shapes, or return None."""
+    """Describe the first difference in keys, shapes or kinds of numbers, or return None."""
     own = model.state_dict()
     for key in sorted(own.keys() | weights.keys()):
         ours, theirs = (list(d[key].shape) if key in d else "none" for d in (own, weights))
         if ours != theirs:
             return f"{key} is {theirs} there, but {ours} in a model of this config"
+        if not weights[key].is_floating_point():
+            return f"{key} is {weights[key].dtype} there, but a model has floating-point weights"
     return None

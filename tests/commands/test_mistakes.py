@@ -6,6 +6,8 @@ Wrong values of single flags are in test_train.py.
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -91,10 +93,20 @@ def fail(error: BaseException):
     raise error
 
 
+def test_ctrl_c_while_a_command_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("import time\nprint(flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    command = [sys.executable, "-m", "ivcl_fast.train"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == b"" and process.wait() == -signal.SIGINT
+
+
 @pytest.mark.parametrize("continues", [False, True])
 def test_ctrl_c_stops_a_command(command, continues):
     def interrupted():
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     code, _, err = command(interrupted, continues=continues)
     assert code == 130 and err.startswith("stopped") and ("same command" in err) == continues

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig, reference
 from ivcl_fast.errors import UserError
@@ -130,6 +130,16 @@ def test_weights_of_a_joint_encoder_are_refused_by_a_factorised_one(run):
     message = told(IVCLClassifier(CFG, 5).load_pretrained, "joint")
     assert message.startswith("joint: its encoder is a joint space-time one (objective joint)")
     IVCLClassifier(joint.cfg, 5).load_pretrained("joint")
+
+
+def test_weights_that_are_not_floating_point_are_refused(tmp_path):
+    IVCL(CFG).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / MODEL)
+    weights |= {key: value.to(torch.int8) for key, value in weights.items() if "norm" in key}
+    save_file(weights, tmp_path / MODEL)
+    (tmp_path / CHECKSUMS).unlink()
+    with pytest.raises(UserError, match=r"is torch\.int8 there, but a model has floating"):
+        IVCL.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
