@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,18 +188,3 @@ def test_a_data_set_continues_after_blender_was_killed(blender: Blender, tmp_pat
         mask = np.repeat(np.arange(len(runs)) % 2, runs).reshape(72, 96)
         inside = mask[max(top - 1, 0) : top + height + 1, max(left - 1, 0) : left + width + 1]
         assert inside.sum() == mask.sum() > 0
-
-
-def test_blender_ends_with_a_killed_parent(blender: Blender) -> None:
-    code = (
-        "from ivcl_fast.data.synthetic.blender.process import own_blender\n"
-        "import os\n"
-        "print(own_blender(1).folder, own_blender(1).pid, flush=True)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    folder, pid = done.stdout.split()
-    deadline = time.monotonic() + 30
-    while Path(folder).exists() or Path("/proc", pid).exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
