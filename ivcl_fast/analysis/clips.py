@@ -193,7 +193,7 @@ class ClipReader:
         info = opened.info
         index, needed = self._frames_of(info.frames, ids)
         name = resolve_decoder(self.run.config.data.decoder)
-        crop, size = info.square(self.run.config.data.crop), self.run.config.model.image_size
+        crop, size = self.run.config.data.crop, self.run.config.model.image_size
         frames = make_decoder(name, size).decode_open(opened, needed, crop)
         return self._clip(media.name, index, needed, frames, info.fps)
 

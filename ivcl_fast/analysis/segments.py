@@ -16,7 +16,7 @@ from torch import Tensor
 from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
 from ivcl_fast.analysis.sample import Sample
-from ivcl_fast.data.crop import Square, square_crop
+from ivcl_fast.data.crop import Square, square_place
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater_labels import Scene
 from ivcl_fast.data.synthetic.cater.motion import LAST_FRAME
@@ -226,7 +226,7 @@ def at_pixels(masks: np.ndarray, size: int, square: Square) -> Tensor:
     A pixel takes the value at its centre. ``square``: the crop that models see.
     """
     shape, at = masks.shape[1:], np.arange(size) + 0.5
-    height, width, top, left = square_crop(square, *shape).placed(size)  # rounded like the decoders
+    height, width, top, left = square_place(square, size, *shape)  # rounded like the decoders
     row = (shape[0] * (top + at) / height).astype(np.intp)
     column = (shape[1] * (left + at) / width).astype(np.intp)
     return torch.from_numpy(masks[:, row[:, None], column])

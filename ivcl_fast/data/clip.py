@@ -69,8 +69,7 @@ def load_clip(
                 raise UserError(f"{other[0]}: expected an image: {', '.join(IMAGE_SUFFIXES)}")
         opened = open_media(media)
         ids = frame_ids(opened.info.frames, cfg.num_frames, stride=frame_stride)
-        part = opened.info.square(crop)
-        frames = make_decoder(chosen, cfg.image_size).decode_open(opened, ids, part)
+        frames = make_decoder(chosen, cfg.image_size).decode_open(opened, ids, crop)
         return frames.cpu().unsqueeze(0)
     except VideoError as error:
         name = path if isinstance(path, str | os.PathLike) else f"{len(path)} images"

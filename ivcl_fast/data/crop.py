@@ -8,24 +8,6 @@ Square = Literal["none", "center"]
 """``none`` resizes the whole frame to a square; ``center`` takes the largest central square."""
 
 
-class Crop(NamedTuple):
-    """A crop, in fractions of the frame's height and width."""
-
-    top: float
-    left: float
-    height: float
-    width: float
-
-    def placed(self, size: int) -> tuple[int, int, int, int]:
-        """Return the height and width to resize the frame to, and the square's top and left."""
-        height, width = round(size / self.height), round(size / self.width)
-        return height, width, round(self.top * height), round(self.left * width)
-
-
-WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
-"""The entire frame."""
-
-
 class Orientation(NamedTuple):
     """The transform that makes stored frames upright: mirroring, then rotation."""
 
@@ -42,10 +24,14 @@ class Orientation(NamedTuple):
 UPRIGHT = Orientation()
 
 
-def square_crop(square: Square, height: int, width: int) -> Crop:
-    """Return the crop of an upright frame of this size."""
+def square_place(square: Square, size: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the height and width to resize an upright frame to, and the square's top and left.
+
+    ``size``: height and width of the square. ``height``, ``width``: of the frame.
+    """
     if square == "none":
-        return WHOLE
-    shorter = min(height, width)
-    share = shorter / height, shorter / width
-    return Crop((1 - share[0]) / 2, (1 - share[1]) / 2, *share)
+        return size, size, 0, 0
+    shares = min(height, width) / height, min(height, width) / width
+    new_height, new_width = (round(size / share) for share in shares)
+    top, left = ((1 - share) / 2 for share in shares)
+    return new_height, new_width, round(top * new_height), round(left * new_width)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ivcl_fast.data.crop import Crop, Square
+from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Media, VideoError
 from ivcl_fast.data.decode.decoder import ChosenDecoder, decoding_gpu, make_decoder
 from ivcl_fast.data.decode.media import VideoInfo
@@ -34,7 +34,7 @@ class Request:
     media: Media
     info: VideoInfo
     frames: np.ndarray
-    crop: Crop
+    square: Square
     decoder: ChosenDecoder
     image_size: int
     patch_size: int
@@ -116,7 +116,7 @@ class StreamLoader(ClipLoader):
         first = int(sampled.clip_ids[0])
         media = self._media[self.clips[first].media]
         info = info_of(self.index, int(self._rows[first]))
-        how = info.square(self.square), self._decoder, self.image_size, self.patch_size, self.gpu
+        how = self.square, self._decoder, self.image_size, self.patch_size, self.gpu
         return Request(media, info, sampled.frames, *how)
 
     def _submit(self, request: Request) -> Future[Any]:
@@ -135,7 +135,7 @@ def decode_clip(request: Request) -> torch.Tensor:
         decoder = make_decoder(request.decoder, request.image_size, request.gpu)
         opened = open_media(request.media)
         opened.info = request.info
-        frames = decoder.decode_open(opened, request.frames, request.crop)
+        frames = decoder.decode_open(opened, request.frames, request.square)
         return patchify(frames, request.patch_size)
     except (VideoError, IndexError) as error:
         raise UserError(f"{request.media.files[0]}: cannot be decoded any more: {error}") from None

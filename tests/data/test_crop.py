@@ -11,11 +11,9 @@ from PIL import Image
 
 from ivcl_fast import IVCLConfig, load_clip
 from ivcl_fast.data.config import DataConfig
-from ivcl_fast.data.crop import WHOLE
 from ivcl_fast.data.datamodule import open_data
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.pyav import probe
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import unpatchify
 from tests.support.painted import media, write_video
@@ -49,9 +47,7 @@ def test_the_square_is_the_middle_of_the_upright_frame(tmp_path, kind):
         suffix, codec = ("avi", "mjpeg") if kind == "avi" else ("mp4", "libx264")
         rotation = 90 if kind == "turned" else 0
         given = media(write_video(tmp_path / f"a.{suffix}", pictures, codec, rotation=rotation))
-    square = probe(given).square("center")
-    assert colour(make_decoder("pyav", 32).decode(given, crop=square)) == "G"
-    assert probe(given).square("none") == WHOLE
+    assert colour(make_decoder("pyav", 32).decode(given, square="center")) == "G"
 
 
 @pytest.fixture

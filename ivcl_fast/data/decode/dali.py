@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from ivcl_fast.data.crop import WHOLE, Crop, Orientation, Square
+from ivcl_fast.data.crop import Orientation, Square, square_place
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import (
     FrameIds,
@@ -66,15 +66,15 @@ class DALIDecoder(PyAVDecoder):
         self._logged: set[str] = set()
 
     def decode_open(
-        self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
+        self, opened: OpenMedia, frame_ids: FrameIds = None, square: Square = "none"
     ) -> torch.Tensor:
         kind = opened.info.codec, opened.path.suffix.lower()
         try:
             if self._agrees.get(kind, True):
-                frames = self.decode_by_dali(opened, frame_ids, crop)
+                frames = self.decode_by_dali(opened, frame_ids, square)
                 if kind not in self._agrees and len(frames):
                     first = (range(len(frames)) if frame_ids is None else frame_ids)[:TRIAL_FRAMES]
-                    expected = super().decode_open(opened, first, crop)
+                    expected = super().decode_open(opened, first, square)
                     self._agrees[kind] = _agree(frames[: len(first)].cpu(), expected)
                 if self._agrees.get(kind, True):
                     return frames
@@ -84,21 +84,23 @@ class DALIDecoder(PyAVDecoder):
             if reason not in self._logged:
                 self._logged.add(reason)
                 log.warning("PyAV decodes a file instead of DALI: %s", reason)
-            return super().decode_open(opened, frame_ids, crop)
+            return super().decode_open(opened, frame_ids, square)
 
     def parts(self, media: Media, square: Square = "none") -> Iterator[torch.Tensor]:
         opened = open_media(media)
-        frames, crop = opened.info.frames, opened.info.square(square)
+        frames = opened.info.frames
         for start in range(0, frames, self.part_frames):
             ids = range(start, min(start + self.part_frames, frames))
-            yield self.decode_open(opened, ids, crop)
+            yield self.decode_open(opened, ids, square)
 
     def decode_by_dali(
-        self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
+        self, opened: OpenMedia, frame_ids: FrameIds = None, square: Square = "none"
     ) -> torch.Tensor:
         """Decode like :meth:`decode_open`, without PyAV."""
         size = self.image_size
-        height, width, top, left = crop.placed(size)
+        info = opened.info
+        upright = info.orientation.turned(info.height, info.width)
+        height, width, top, left = square_place(square, size, *upright)
         if isinstance(opened, OpenVideo) and not opened.has_images:
             parts = self._video(opened, frame_ids, height, width)
         else:

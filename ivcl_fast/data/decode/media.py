@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ivcl_fast.data.crop import UPRIGHT, Crop, Orientation, Square, square_crop
+from ivcl_fast.data.crop import UPRIGHT, Orientation
 from ivcl_fast.data.dataset import VideoError
 
 FrameIds = Sequence[int] | np.ndarray | None
@@ -75,10 +75,6 @@ class VideoInfo:
     def orientation(self) -> Orientation:
         """The rotation and mirroring that make the frames upright."""
         return Orientation(self.rotation, self.mirrored)
-
-    def square(self, square: Square) -> Crop:
-        """Return the crop of the upright frames for this square."""
-        return square_crop(square, *self.orientation.turned(self.height, self.width))
 
 
 class OpenMedia(ABC):

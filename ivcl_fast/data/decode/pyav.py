@@ -17,7 +17,7 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from ivcl_fast.data.crop import WHOLE, Crop, Orientation, Square, square_crop
+from ivcl_fast.data.crop import Orientation, Square, square_place
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
@@ -79,17 +79,19 @@ class PyAVDecoder:
         """Number of frames in each of :meth:`parts` but the last."""
         return max(1, self.part_bytes // (3 * self.image_size**2))
 
-    def decode(self, media: Media, frame_ids: FrameIds = None, crop: Crop = WHOLE) -> torch.Tensor:
+    def decode(
+        self, media: Media, frame_ids: FrameIds = None, square: Square = "none"
+    ) -> torch.Tensor:
         """Decode the given frames in the given order, or all: uint8 RGB ``[F, 3, S, S]``.
 
-        ``crop``: the part of the upright frames to decode. The result is on the decoder's device.
+        ``square``: the part of the upright frames to decode. The result is on the decoder's device.
         Raises :class:`~ivcl_fast.data.dataset.VideoError` if a file is incomplete or cannot be
         decoded, and ``IndexError`` for a missing frame.
         """
-        return self.decode_open(open_media(media), frame_ids, crop)
+        return self.decode_open(open_media(media), frame_ids, square)
 
     def decode_open(
-        self, opened: OpenMedia, frame_ids: FrameIds = None, crop: Crop = WHOLE
+        self, opened: OpenMedia, frame_ids: FrameIds = None, square: Square = "none"
     ) -> torch.Tensor:
         """Decode media that are already open, like :meth:`decode`."""
         orientation = opened.info.orientation
@@ -98,12 +100,12 @@ class PyAVDecoder:
             resized, count = dict[int, np.ndarray](), 0
             for number, frame in opened.frames(frame_ids):
                 if ids is None or number in ids:
-                    resized[number] = self._resize(frame, orientation, crop)
+                    resized[number] = self._resize(frame, orientation, square)
                 count = max(count, number + 1)
             frames = [resized[int(i)] for i in checked_frame_ids(frame_ids, count)]
         else:
             found = _images(opened, frame_ids)
-            frames = [self._resize(frame, orientation, crop) for frame in found]
+            frames = [self._resize(frame, orientation, square) for frame in found]
         if not frames:
             return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
         return torch.from_numpy(np.stack(frames))
@@ -121,11 +123,9 @@ class PyAVDecoder:
             first = next(frames)
             orientation = frame_orientation(first)
             frames = itertools.chain((first,), frames)
-            crop = square_crop(square, *orientation.turned(first.height, first.width))
         else:
             frames, orientation = _images(opened, None), opened.info.orientation
-            crop = opened.info.square(square)
-        resized = (self._resize(frame, orientation, crop) for frame in frames)
+        resized = (self._resize(frame, orientation, square) for frame in frames)
         count = 0
         while part := [*itertools.islice(resized, self.part_frames)]:
             yield torch.from_numpy(np.stack(part))
@@ -133,11 +133,12 @@ class PyAVDecoder:
         if isinstance(opened, OpenVideo) and (warning := opened.warning(count)):
             log.warning("%s: kept although %s", opened.path, warning)
 
-    def _resize(self, frame: VideoFrame, orientation: Orientation, crop: Crop) -> np.ndarray:
+    def _resize(self, frame: VideoFrame, orientation: Orientation, square: Square) -> np.ndarray:
         # To planar RGB: for packed RGB, FFmpeg first halves the width of the chroma planes, which
         # is visible at 64 pixels. The crop refers to the upright frame, so turn first.
         size = self.image_size
-        height, width, top, left = crop.placed(size)
+        upright = orientation.turned(frame.height, frame.width)
+        height, width, top, left = square_place(square, size, *upright)
         height, width = orientation.turned(height, width)
         try:
             planar = self._reformatter.reformat(
@@ -152,8 +153,8 @@ class PyAVDecoder:
         for channel, plane in zip((1, 2, 0), planar.planes, strict=True):
             pixels = np.frombuffer(bytes(plane), np.uint8).reshape(height, -1)[:, :width]
             mirrored = pixels[:, ::-1] if orientation.mirrored else pixels
-            upright = np.rot90(mirrored, orientation.rotation)
-            out[channel] = upright[top : top + size, left : left + size]
+            turned = np.rot90(mirrored, orientation.rotation)
+            out[channel] = turned[top : top + size, left : left + size]
         return out
 
 

@@ -17,8 +17,7 @@ from ivcl_fast.data.decode.decoder import (
     default_workers,
     resolve_decoder,
 )
-from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.data.store.placement import Placement
+from ivcl_fast.data.store.frame_store import FrameStore, Placement
 from ivcl_fast.data.store.shards import BAD_FILES, Build, Part, Progress
 from ivcl_fast.data.store.source import GONE, Source, VideoSource
 from ivcl_fast.data.store.table import INDEX, Index, decoded, read_index

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ivcl_fast.data.crop import WHOLE, Crop
+from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.media import with_huffman_tables
@@ -32,9 +32,9 @@ from tests.support.painted import (
 WRITERS = [write_avi, write_blender_avi]
 
 
-def assert_agree(one: Media, size: int, crop: Crop = WHOLE) -> None:
+def assert_agree(one: Media, size: int, square: Square = "none") -> None:
     """The decoders agree within the tolerance; DALI's frames are on the GPU if there is one."""
-    dali, pyav = (make_decoder(name, size).decode(one, crop=crop) for name in ("dali", "pyav"))
+    dali, pyav = (make_decoder(name, size).decode(one, square=square) for name in ("dali", "pyav"))
     assert dali.is_cuda == torch.cuda.is_available()
     difference = (dali.cpu().int() - pyav.int()).abs()
     assert difference.float().mean() <= TOLERANCE.mean
@@ -68,17 +68,17 @@ def test_exactly_the_frames_asked_for(tmp_path, name, write, monkeypatch):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def test_the_decoders_agree(tmp_path, device):
     """Motion-JPEG, VP9 and PNG; on a GPU by nvJPEG and NVDEC, with H.264 too."""
-    frames, part = scenes(4), Crop(0.25, 0.1, 0.5, 0.8)
-    for write, size, crop in ((write_avi, 224, WHOLE), (write_blender_avi, 64, part)):
-        assert_agree(media(write(tmp_path / f"{size}.avi", frames)), size, crop)
+    frames = scenes(4)
+    for write, size, square in ((write_avi, 224, "none"), (write_blender_avi, 64, "center")):
+        assert_agree(media(write(tmp_path / f"{size}.avi", frames)), size, square)
     web = media(write_video(tmp_path / "a.webm", frames, "libvpx-vp9", **VP9))
     assert_agree(web, 64)
-    assert_agree(web, 64, part)
+    assert_agree(web, 64, "center")
     for number, pixels in enumerate(frames):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    assert_agree(Media("png", tuple(tmp_path / f"{i}.png" for i in range(4))), 64, part)
+    assert_agree(Media("png", tuple(tmp_path / f"{i}.png" for i in range(4))), 64, "center")
     if device == "gpu":
-        assert_agree(media(write_video(tmp_path / "c.mp4", frames, "libx264")), 64, part)
+        assert_agree(media(write_video(tmp_path / "c.mp4", frames, "libx264")), 64, "center")
 
 
 @pytest.mark.parametrize("name", ["pyav", DALI])
@@ -150,18 +150,6 @@ def test_png_after_png_is_not_added_to_it(tmp_path):
     decoded = make_decoder("pyav", 64).decode(Media("a", paths), [2, 0, 1, 0])
     for frame, number in zip(decoded.numpy(), [2, 0, 1, 0], strict=True):
         np.testing.assert_array_equal(frame.transpose(1, 2, 0), pixels[number][..., :3])
-
-
-@pytest.mark.parametrize("name", ["pyav", DALI])
-def test_a_crop_is_that_part_of_the_frame(tmp_path, name):
-    pixels = np.zeros((120, 160, 3), np.uint8)
-    pixels[30:90, 80:120] = (250, 20, 20)  # top 1/4, left 1/2, half as high, a quarter as wide
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    decoder = make_decoder(name, 32)
-    inside = decoder.decode(media(tmp_path / "a.png"), crop=Crop(0.25, 0.5, 0.5, 0.25))[0]
-    assert inside[0, 2:-2, 2:-2].min() >= 245 and inside[1:].max() <= 25
-    corner = decoder.decode(media(tmp_path / "a.png"), crop=Crop(0, 0, 0.2, 0.4))[0]
-    assert corner.max() == 0
 
 
 class FailingPipeline:

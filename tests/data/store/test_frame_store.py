@@ -13,7 +13,7 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.store import frame_store
 from ivcl_fast.data.store.build import build_store
-from ivcl_fast.data.store.frame_store import FrameStore
+from ivcl_fast.data.store.frame_store import FrameStore, choose_placement
 from ivcl_fast.data.store.table import INDEX
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
@@ -177,3 +177,22 @@ def test_more_shards_than_are_open_at_a_time(built, monkeypatch):
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+GB = 10**9
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "step", "place"),
+    [
+        (20, GPU, 0, "gpu"), (40, GPU, 0, "disk"), (20, CPU, 0, "disk"), (20, None, 0, "disk"),
+        (20, GPU, 52, "gpu"), (20, GPU, 53, "disk"),
+    ],
+)  # fmt: skip
+def test_auto(monkeypatch, size, device, step, place):
+    """Of 80 GB, a step and a store of 20 may take 72."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80 * GB, 80 * GB))
+    assert choose_placement("auto", size * GB, device, lambda: step * GB) == place
+    with pytest.raises(UserError, match=r"--placement: .* got gpu"):
+        choose_placement("gpu", 1000 * GB, GPU)
