@@ -9,6 +9,7 @@ continue it. Under torchrun the ranks share the work; the jobs of a job array sh
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from contextlib import suppress
@@ -35,6 +36,7 @@ from ivcl_fast.data.registry import (
     parse_source,
 )
 from ivcl_fast.data.store.build import build_part, build_store
+from ivcl_fast.data.store.remote import RemoteStore
 from ivcl_fast.data.store.shards import BAD_FILES, Part
 from ivcl_fast.data.synthetic.blender.process import find_python
 from ivcl_fast.data.synthetic.drawn import DrawnSpec
@@ -76,6 +78,9 @@ class StoreFlags:
     """Verify the checksums of the finished store."""
     require_all: bool = False
     """Fail if a video cannot be used; by default such videos are logged and skipped."""
+    engine: Literal["local", "ray"] = "local"
+    """local: decode on this machine; ray: on the CPUs of a Ray cluster (``RAY_ADDRESS``), whose
+    nodes share the folders of the videos and of the store (extra ``ray``)."""
     part: str | None = None
     """Build only part i of n of the store, such as 2/8, in a job array. The last part to finish
     completes the store; so does the command without --part."""
@@ -109,8 +114,9 @@ class PrepareConfig:
     """videos:DIR, csv:FILE, hf:NAME_OR_DIR, cater:DIR, acre:DIR, something-else:DIR,
     synthetic:cater, synthetic:moving (CATER with a moving camera), synthetic:states,
     synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys or synthetic:something-else."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Folder to write to; by default one inside DIR, or in --data-dir."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder to write to; by default one inside DIR, or in --data-dir. For a frame store also a
+    URL, such as s3://BUCKET/DIR."""
     data_dir: Path = Path("data")
     """Folder for synthetic data sets, copies of remote data and unpacked Hugging Face data sets, as
     for ivcl_fast.train."""
@@ -122,8 +128,6 @@ class PrepareConfig:
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for an invalid value."""
         require_at_least(self, 1, "workers", most=MOST_WORKERS)
-        if self.out and ":/" in str(self.out):
-            raise UserError(f"--out: expected a folder of this machine, got {self.out}")
         require_at_least(self.synthetic, 1, "train", most=MOST_VIDEOS)
         require_at_least(self.synthetic, 0, "val", most=MOST_VIDEOS)
         require_at_least(self.synthetic, 0, "seed", most=2**63 - 1)
@@ -145,7 +149,7 @@ def prepare(config: PrepareConfig) -> None:
         if config.store != StoreFlags():
             raise UserError(
                 "--task, --image-size, --patch-size, --crop, --decoder, --verify, --require-all, "
-                "--part: expected a folder, such as cater:DIR, got synthetic data"
+                "--part, --engine: expected a folder, such as cater:DIR, got synthetic data"
             )
         drawable = place.format in ("cater", "acre") and source != "synthetic:states"
         if config.synthetic.renderer == "blender" and not drawable:
@@ -165,12 +169,22 @@ def prepare(config: PrepareConfig) -> None:
         if isinstance(dataset, Cater):
             report_repeats(dataset)
         own_task = dataset.task if dataset_format.media_by_task else None
+        remote = None
+        if "://" in str(config.out):
+            if config.store.part or config.store.engine == "ray":
+                raise UserError(f"--out: expected a folder that nodes share, got {config.out}")
+            remote = RemoteStore(str(config.out))
+            remote.download(remote.sizes())  # an earlier store, to continue
+            config = dataclasses.replace(config, out=str(remote.copy))
         store = prepare_store(dataset, config, own_task)
         if store is None:
             return
         for each in (task,) if own_task else dataset_format.tasks:
             with suppress(UserError):  # its lists are missing
                 keep_labels(store, dataset_format, dataset_format.open_with(data, place, each))
+        if remote and distributed.is_main():
+            remote.upload()
+            print(f"store: copied to {remote.url}")
 
 
 def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None) -> Path | None:
@@ -179,7 +193,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     sizes = flags.image_size, flags.patch_size
     source, out, decoder = store_source(dataset, sizes, flags.decoder, flags.crop, own_task)
     if config.out:
-        out, decoder = config.out, flags.decoder
+        out, decoder = Path(config.out), flags.decoder
     part = None if flags.part is None else parse_part(flags.part)
     device = None
     if torch.cuda.is_available():  # there may be more ranks than GPUs
@@ -190,6 +204,7 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
             progress=bar,
             device=device,
             crop=flags.crop,
+            engine=flags.engine,
         )
         if part and (left := build_part(part, source, out, *sizes, decoder, **options)):
             print(
@@ -248,7 +263,9 @@ def prepare_synthetic(config: PrepareConfig, synthetic: Synthetic) -> None:
         seed=flags.seed,
         **drawn,
     )
-    out = config.out or config.data_dir / spec.default_name
+    if "://" in str(config.out):
+        raise UserError(f"--out: expected a folder for synthetic data, got {config.out}")
+    out = Path(config.out) if config.out else config.data_dir / spec.default_name
     if isinstance(spec, DrawnSpec) and spec.renderer == "fast":
         warn_if_slow()
     counts = f"{spec.train} {spec.unit} to train on and {spec.val} to evaluate on"

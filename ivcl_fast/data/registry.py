@@ -25,9 +25,12 @@ from ivcl_fast.data.formats.custom.hugging_face import HuggingFaceVideos
 from ivcl_fast.data.formats.custom.labelled import TASK
 from ivcl_fast.data.formats.custom.video_folder import VideoFolder
 from ivcl_fast.data.formats.custom.video_list import VideoList
+from ivcl_fast.data.formats.davis import Davis
+from ivcl_fast.data.formats.la_cater import LaCater
 from ivcl_fast.data.formats.something_else import SomethingElse
 from ivcl_fast.data.frame_labels import OBJECTS
 from ivcl_fast.data.store.labels import StoredDataset, read_labels, stored_tasks, write_labels
+from ivcl_fast.data.store.remote import local_store
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater
 from ivcl_fast.data.synthetic.drawn import Drawn, DrawnSpec
@@ -102,6 +105,8 @@ _FORMATS = {
     "something-else": DatasetFormat(
         SomethingElse, tuple(something_else.TASKS), media_by_task=True, parts=True
     ),
+    "la-cater": _custom(LaCater),
+    "davis": _custom(Davis),
     "videos": _custom(VideoFolder),
     "csv": _custom(VideoList, place="FILE"),
     "hf": _custom(HuggingFaceVideos, place="NAME_OR_DIR", options=("val_fraction", "data_dir")),
@@ -136,7 +141,8 @@ def parse_source(source: str, argument: str = "--data") -> tuple[DatasetFormat, 
     if prefix in _FORMATS and rest:
         return _FORMATS[prefix], Path(rest)
     if prefix == "store" and rest:
-        return _stored(Path(rest), argument), Path(rest)
+        store = local_store(rest)
+        return _stored(store, argument, rest), store
     if rest and (added := _added_format(prefix)):
         return added, Path(rest)
     places = [f"{name}:{form.place}" for name, form in _FORMATS.items()] + ["store:DIR"]
@@ -149,10 +155,10 @@ TRAITS = ("frames", "parts", "mirror")
 """Fields of a data set's format that its store keeps, besides the tasks."""
 
 
-def _stored(store: Path, argument: str) -> DatasetFormat:
+def _stored(store: Path, argument: str, place: str) -> DatasetFormat:
     tasks = stored_tasks(store)
     if not tasks:
-        raise UserError(f"{argument}: expected a frame store with labels, got {store}")
+        raise UserError(f"{argument}: expected a frame store with labels, got {place}")
     traits = read_labels(store, tasks[0])[1]["traits"]
     order: list[str] = traits["tasks"]
     ordered = tuple(sorted(tasks, key=lambda t: order.index(t) if t in order else len(order)))

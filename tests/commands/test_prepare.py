@@ -104,7 +104,7 @@ def test_synthetic_data_then_its_store(command, tmp_path):
     "arguments",
     [
         "films:DIR", "cater:nowhere", "synthetic:cater --image-size 32", "cater:PACKAGE --seed 1",
-        "cater:PACKAGE --out s3://bucket/store", "cater:PACKAGE --task count",
+        "cater:PACKAGE --out s3://bucket/store --part 1/2", "cater:PACKAGE --task count",
         "cater:PACKAGE --image-size 30", "cater:PACKAGE --crop center", "cater:PACKAGE --workers 0",
         "cater:PACKAGE --part 4/3", "cater:PACKAGE --part 2", "synthetic:cater --train 0",
     ],

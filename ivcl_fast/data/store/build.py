@@ -18,6 +18,7 @@ from ivcl_fast.data.decode.decoder import (
     resolve_decoder,
 )
 from ivcl_fast.data.store.frame_store import FrameStore, Placement
+from ivcl_fast.data.store.ray_pool import RayPool
 from ivcl_fast.data.store.shards import BAD_FILES, Build, Part, Progress
 from ivcl_fast.data.store.source import GONE, Source, VideoSource
 from ivcl_fast.data.store.table import INDEX, Index, decoded, read_index
@@ -26,6 +27,8 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 
 log = logging.getLogger(__name__)
+
+Engine = Literal["local", "ray"]
 
 
 def default_store_path(
@@ -72,6 +75,7 @@ def build_store(
     device: torch.device | None = None,
     crop: Square = "none",
     step_bytes: Callable[[], int] | None = None,
+    engine: Engine = "local",
 ) -> FrameStore:
     """Decode every frame of videos into a store at ``out``, or open the store if it exists.
 
@@ -90,6 +94,7 @@ def build_store(
         crop: part of the frames to resize to the square; by default all of them.
         placement, device, step_bytes: see :class:`FrameStore`; DALI decodes on ``device`` if it
             is a GPU.
+        engine: ``local`` for processes of this machine, ``ray`` for the CPUs of a Ray cluster.
 
     Raises:
         UserError: ``out`` contains a store with other settings, a store that has lost more than
@@ -103,7 +108,7 @@ def build_store(
         (2, 64, 192)
     """
     sizes = image_size, patch_size
-    build_part(Part(0, 1), source, out, *sizes, decoder, workers, progress, device, crop)
+    build_part(Part(0, 1), source, out, *sizes, decoder, workers, progress, device, crop, engine)
     store = FrameStore(out, placement, device, step_bytes)
     if store.bad_files:
         total = len(store.index) + len(store.bad_files)
@@ -122,6 +127,7 @@ def build_part(
     progress: Progress | None = None,
     device: torch.device | None = None,
     crop: Square = "none",
+    engine: Engine = "local",
 ) -> int:
     """Build a part of a store, without waiting for other parts; see :func:`build_store`.
 
@@ -151,7 +157,7 @@ def build_part(
             return 0
         check_clips(out, found, source)
     count = workers or default_workers("dali" if source.decoder == "dali" else "pyav")
-    with WorkerPool(count) as pool:
+    with RayPool() if engine == "ray" else WorkerPool(count) as pool:
         return build.run(part, pool, progress or (lambda *_: None))
 
 

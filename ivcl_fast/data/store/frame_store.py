@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ivcl_fast.data.store.remote import ORIGIN, RemoteStore
 from ivcl_fast.data.store.table import decoded, encoded, read_index
 from ivcl_fast.errors import UserError
 
@@ -83,11 +84,15 @@ class FrameStore:
         self.patch_dim = 3 * self.patch_size**2
         self._row = self.num_patches * self.patch_dim
         self._checksums: dict[Path, str] = {}
+        self._remote: RemoteStore | None = None
+        """Where shards are that are not on this machine."""
+        if (self.path / ORIGIN).exists():
+            self._remote = RemoteStore((self.path / ORIGIN).read_text())
         sizes = [0]
         for shard, size, sha256 in self.index.about["shards"]:
             file = self.path / f"{shard}.u8"
             found = file.stat().st_size if file.exists() else 0
-            if found != size:
+            if found != size and (file.exists() or not self._remote):
                 raise UserError(
                     f"{file}: expected {size:,} bytes, got {found:,}; delete it, and the command "
                     "that built the store builds it again"
@@ -105,8 +110,13 @@ class FrameStore:
         self._rows: torch.Tensor | None = None
         """All frames, uint8 ``[F, N * 3PP]``; None if they are on disk."""
         self._open: list[Any] = []
+        missing = [file.name for file in self._files if not file.exists()]
         if self.placement == "gpu":
+            if self._remote:
+                self._remote.download(missing)
             self._rows = self._load(device)
+        elif self._remote and missing:
+            self._remote.download_later(missing)
         else:  # now, because a build may replace shards while this store is used
             self._open = [file.open("rb", buffering=0) for file in self._files[:OPEN_SHARDS]]
             for opened in self._open:
@@ -187,7 +197,11 @@ class FrameStore:
         """Read frames by their positions among those of all shards."""
         shards = np.searchsorted(self._firsts, places, "right") - 1
         starts = (places - self._firsts[shards]) * self._row
+        far = list[tuple[np.ndarray, tuple[str, int, int]]]()
         for number, start, row in zip(shards.tolist(), starts.tolist(), out, strict=True):
+            if self._remote and not self._files[number].exists():
+                far.append((row, (self._files[number].name, start, start + self._row)))
+                continue
             if number < len(self._open):
                 count = os.preadv(self._open[number].fileno(), [row.data], start)
             else:
@@ -195,6 +209,9 @@ class FrameStore:
                     count = os.preadv(file.fileno(), [row.data], start)
             if count < self._row:
                 raise UserError(f"{self._files[number]}: ends before its last frame")
+        if self._remote and far:
+            for (row, _), part in zip(far, self._remote.read([at for _, at in far]), strict=True):
+                row[:] = np.frombuffer(part, np.uint8)
 
     def _load(self, device: torch.device | None) -> torch.Tensor:
         """Load the entire store into memory, shard by shard."""

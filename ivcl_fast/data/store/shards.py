@@ -24,6 +24,7 @@ import numpy as np
 
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.store.frame_store import checksum
+from ivcl_fast.data.store.ray_pool import RayPool
 from ivcl_fast.data.store.source import Source
 from ivcl_fast.data.store.table import INDEX, VERSION, Columns, Index, encoded, table_bytes
 from ivcl_fast.data.workers import WorkerPool
@@ -149,7 +150,7 @@ class Build:
             file_size(self.out / f"{id}.u8") == size for id, size in sizes.items()
         )
 
-    def run(self, part: Part, pool: WorkerPool, progress: Progress) -> int:
+    def run(self, part: Part, pool: WorkerPool | RayPool, progress: Progress) -> int:
         """Build the missing shards of a part, together with other processes.
 
         Returns the number of clips left to other parts; if it is 0, writes the index. Raises
