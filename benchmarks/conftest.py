@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from rich.markdown import Markdown
 
 from benchmarks import machine, tables
 from benchmarks.measure import DEVICE
@@ -21,7 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--mae", metavar="FOLDER", type=Path, help="copy of the public MAE code to compare with"
     )
     parser.addoption(
-        "--zoo", action="store_true", help="accelerate on public models instead of our own models"
+        "--accelerate",
+        action="store_true",
+        help="accelerate on a ViT of timm instead",
     )
     parser.addoption(
         "--seconds", metavar="N", type=float,
@@ -45,8 +50,8 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     rows = [row for found in ROWS.values() for row in found.values()]
     results = Results("pytest benchmarks/ --benchmark-only", machine=machine.describe(), rows=rows)
     terminalreporter.section("this project's implementations against their baselines")
-    for line in tables.table(rows, results.machine):
-        terminalreporter.line(line)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(Markdown("\n".join(tables.table(rows, results.machine))))
     if (file := config.getoption("--results")) is not None:
         results.write(file)
         terminalreporter.line(f"written: {file}")

@@ -31,7 +31,8 @@ import torch
 
 from benchmarks.machine import gpu_query
 from benchmarks.results import RESULTS, ROOT, Results, Row, RowFile
-from benchmarks.tables import describe_machine, lined_up, table
+from benchmarks.tables import describe_machine, table
+from ivcl_fast.text import markdown_table
 
 MINUTES = {
     "machine": 0.5, "speed": 2.5, "kernels": 2.0, "attention": 2.0, "profile": 0.5,
@@ -141,7 +142,7 @@ def page(results: Results, folder: Path) -> str:
     parts = [
         (name, part["outcome"], f"{part['seconds']:.0f}") for name, part in results.parts.items()
     ]
-    lines += [*lined_up(("part", "outcome", "seconds"), parts), ""]
+    lines += [*markdown_table(("part", "outcome", "seconds"), parts), ""]
     for name, part in results.parts.items():
         rows = [row for row in results.rows if row["part"] == name]
         found = [*table(rows, results.machine), "", *notes(rows)]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import baselines, machine, ops, sizes, steps, zoo
+from benchmarks import accelerate, baselines, machine, ops, sizes, steps
 from benchmarks.measure import (
     DEVICE,
     Benchmark,
@@ -271,7 +271,7 @@ PARTS: dict[str, Callable[[RowFile], None]] = {
     "base64": partial(benchmarks, partial(steps_of, "base64")),
     "base224": partial(benchmarks, partial(steps_of, "base224")),
     "mae": partial(benchmarks, partial(steps_of, "mae")),
-    "accelerate": partial(benchmarks, zoo.crossover_benchmarks),
+    "accelerate": partial(benchmarks, accelerate.benchmarks),
     "train": train,
     "loaders": loaders,
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.results import Row
+from ivcl_fast.text import markdown_table
 
 Machine = dict[str, Any]
 IN_DOCS = ("benchmark", "implementation", "median", "x ours", "bandwidth", "arithmetic")
@@ -29,7 +30,7 @@ def table(rows: Iterable[Row], machine: Machine, columns: Sequence[str] = ()) ->
         before = row["benchmark"]
         lines.append(cells)
     shown = [name for name in columns or lines[0] if any(cells[name] for cells in lines)]
-    return list(lined_up(shown, ([cells[name] for name in shown] for cells in lines)))
+    return markdown_table(shown, ([cells[name] for name in shown] for cells in lines))
 
 
 def fastest_of_ours(rows: Iterable[Row]) -> Row | None:
@@ -108,15 +109,3 @@ def rate(value: float, unit: str) -> str:
 def significant(value: float) -> str:
     """Format a number with three significant digits, or more for integers above 999."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def lined_up(head: Iterable[str], body: Iterable[Iterable[str]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table with aligned columns; none without a body."""
-    lines = [[*head], *map(list, body)]
-    if len(lines) == 1:
-        return
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        yield f"| {' | '.join(cells)} |"

@@ -12,7 +12,7 @@ from itertools import accumulate, chain
 
 import pytest
 
-from benchmarks import data, mae, ops, steps, zoo
+from benchmarks import accelerate, data, mae, ops, steps
 from benchmarks.conftest import ROWS
 from benchmarks.measure import DEVICE, Benchmark, measure
 
@@ -24,8 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         benchmarks += data.BENCHMARKS
     if (folder := metafunc.config.getoption("--mae")) is not None:
         benchmarks.append(mae.benchmark(folder))
-    if metafunc.config.getoption("--zoo"):
-        benchmarks = [*zoo.benchmarks()]
+    if metafunc.config.getoption("--accelerate"):
+        benchmarks = [*accelerate.benchmarks()]
     runs = [run_of(case, name) for case in benchmarks for name in case.implementations]
     metafunc.parametrize("case, implementation, ticks", runs)
 

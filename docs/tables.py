@@ -90,14 +90,10 @@ KINDS = {
 
 
 def pages() -> list[Path]:
-    """Return the pages that have such tables. Other pages have ``zoo: ...`` of benchmarks."""
+    """Return the pages that have such tables."""
     found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    marker = re.compile(rf"^<!-- ({'|'.join(KINDS)})(: .*)? -->$", re.MULTILINE)
-    return [
-        path
-        for path in found
-        if any(kind != "zoo" or not words for kind, words in marker.findall(path.read_text()))
-    ]
+    marker = re.compile(rf"^<!-- ({'|'.join(KINDS)}) -->$", re.MULTILINE)
+    return [path for path in found if marker.search(path.read_text())]
 
 
 if __name__ == "__main__":
