@@ -10,7 +10,7 @@ Every part is a separate process with a time limit, plus the time left over by e
 that fails or hangs loses only its remaining measurements. After every part the results are written
 to ``<card>.json`` and ``<card>.md``, and the logs and rows of the parts to the folder ``<card>``,
 with the clocks and the power of the GPU in ``gpu.csv``. The exit status is 0, or 1 if a part
-failed, or 2 if no GPU is found.
+failed, or 2 if nothing can be measured on this machine.
 """
 
 from __future__ import annotations
@@ -27,21 +27,33 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
-from benchmarks.machine import gpu_query
 from benchmarks.results import RESULTS, ROOT, Results, Row, RowFile
-from benchmarks.tables import describe_machine, table
-from ivcl_fast.text import markdown_table
 
+NEEDS = (
+    "torch", "triton", "numpy", "einops", "safetensors", "huggingface_hub", "rich", "pytest",
+    "xdist",
+)  # fmt: skip
+"""Packages that models, trainer and tests import."""
 MINUTES = {
     "machine": 0.5, "speed": 2.5, "kernels": 2.0, "attention": 2.0, "profile": 0.5,
     "compiled": 2.5, "parity": 1.5, "races": 1.5, "base64": 2.0, "base224": 1.5, "mae": 1.5,
     "loaders": 1.5, "train": 1.0, "accelerate": 1.0, "tests": 3.0, "large": 0.5,
 }  # fmt: skip
 """Time limit of each part in minutes, in order."""
+TARGETS = {256: 2400, 88: 1900}
+"""Target clips/s of the trainer's ``base64`` step on an H100, by batch size."""
+BOUND = 3212
+"""Clips/s of this step if its matrix products ran at 700 TFLOP/s on an H100."""
 SWITCHES = "IVCL_FAST_TRITON=0, TORCH_COMPILE_DISABLE=1, CUDA_LAUNCH_BLOCKING=1"
 """Environment variables for locating a fault."""
+PROFILERS = (
+    "nsys profile --cuda-graph-trace=node --output step "
+    "python -m benchmarks.gpu_parts speed speed.jsonl",
+    "ncu --set full --kernel-name regex:short_attention --launch-skip 8 --launch-count 4 "
+    "--output attention python -m benchmarks.gpu_parts attention attention.jsonl",
+)
+"""Commands for a time line of the steps and for the limits of single kernels. They exclude the
+profiler of the part ``profile``, so they run other parts."""
 GPU_STATE = "timestamp,clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active"
 RACES = ("tests/kernels/ops/test_races.py",)
 PARITY = ("tests/kernels/test_on_gpu.py", "tests/training/test_step_graph.py")
@@ -68,6 +80,8 @@ def run(
         else:
             results.rows += [{"part": name, **row} for row in rows]
         print(f"{name}: {said}, {taken} s", flush=True)
+        if said.startswith(("failed", "stopped")):
+            print(f"  log: {folder / name}.log\n  {repeat(name)}", flush=True)
         results.write(folder.with_suffix(".json"))
         folder.with_suffix(".md").write_text(page(results, folder))
 
@@ -107,6 +121,11 @@ def outcome(status: int | None, rows: list[Row], log: str) -> str:
     return f"skipped: {skipped[0]}" if rows and len(skipped) == len(rows) else "ok"
 
 
+def repeat(name: str) -> str:
+    """Describe how to run a part alone."""
+    return f'repeat: make gpu-check ARGS="--only {name}"; switches to try: {SWITCHES}'
+
+
 def all_commands(folder: Path, rehearse: bool) -> dict[str, Sequence[str]]:
     """Return the command of each part."""
     pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "addopts="]
@@ -133,6 +152,9 @@ def test_files() -> list[str]:
 
 def page(results: Results, folder: Path) -> str:
     """Return a page about a card: what ran, and every table."""
+    from benchmarks.tables import describe_machine, table
+    from ivcl_fast.text import markdown_table
+
     lines = [f"# {results.machine.get('device', 'Unknown card')}", ""]
     lines += [f"`{results.command}`, {results.date}.", ""]
     if "--rehearse" in results.command:
@@ -143,17 +165,30 @@ def page(results: Results, folder: Path) -> str:
         (name, part["outcome"], f"{part['seconds']:.0f}") for name, part in results.parts.items()
     ]
     lines += [*markdown_table(("part", "outcome", "seconds"), parts), ""]
+    lines += targets(results)
     for name, part in results.parts.items():
         rows = [row for row in results.rows if row["part"] == name]
         found = [*table(rows, results.machine), "", *notes(rows)]
         if part["outcome"].startswith(("failed", "stopped")):
             log = read_log(folder, name).splitlines()
             found += [f"- `{line.strip()}`" for line in log if "FAILED" in line][:50]
-            found += [f"- Log: `{folder.name}/{name}.log`; repeat: make gpu-check "
-                      f'ARGS="--only {name}"; switches to try: {SWITCHES}']  # fmt: skip
+            found += [f"- Log: `{folder.name}/{name}.log`; {repeat(name)}"]
+        if name == "profile":
+            found += ["More detail:", "", "```console", *PROFILERS, "```"]
         if any(found):
             lines += [f"## {name}", "", *found, ""]
     return re.sub("\n{3,}", "\n\n", "\n".join(lines).rstrip() + "\n")
+
+
+def targets(results: Results) -> Iterator[str]:
+    """Yield the speeds with a target for an H100."""
+    if "H100" not in results.machine.get("device", ""):
+        return
+    for clips, least in TARGETS.items():
+        rows = [row for row in results.rows if row.get("count") == clips and "seconds" in row]
+        if speeds := [clips / r["seconds"] for r in rows if r["part"] in ("speed", "compiled")]:
+            yield f"- {clips} clips: {max(speeds):,.0f} clips/s, target {least:,}, bound {BOUND:,}"
+    yield ""
 
 
 def notes(rows: list[Row]) -> Iterator[str]:
@@ -164,6 +199,18 @@ def notes(rows: list[Row]) -> Iterator[str]:
             yield f"- {what}: {reason}".replace("- : ", "- ")
         elif "difference" in row and "seconds" not in row:
             yield f"- {what}: the difference is {row['difference']:.2g}"
+
+
+def missing(rehearse: bool) -> str | None:
+    """Return why nothing can be measured on this machine, or None."""
+    if lacking := [name for name in NEEDS if find_spec(name) is None]:
+        return f"{sys.executable} lacks {', '.join(lacking)}"
+    import torch
+
+    if not rehearse and not torch.cuda.is_available():
+        built = "" if torch.version.cuda else ", which is built without CUDA"
+        return f"no NVIDIA GPU is visible to torch {torch.__version__}{built}"
+    return None
 
 
 def main() -> int:
@@ -187,9 +234,11 @@ def main() -> int:
     only = [name for name in options.only.split(",") if name]
     if unknown := {*only} - {*MINUTES}:
         parser.error(f"--only: expected {', '.join(MINUTES)}, got {', '.join(sorted(unknown))}")
-    if not options.rehearse and not torch.cuda.is_available():
-        print(f"error: no NVIDIA GPU is visible to torch {torch.__version__}", file=sys.stderr)
+    if reason := missing(options.rehearse):
+        print(f"error: gpu-check: {reason}", file=sys.stderr)
         return 2
+    from benchmarks.machine import gpu_query
+
     card = re.sub(r"[^a-z0-9]+", "-", gpu_query("name").lower()).strip("-") or "unknown-card"
     card += f"-{options.only.replace(',', '-')}" * bool(only)  # does not replace all parts
     folder = (options.out / card).absolute()

@@ -7,6 +7,9 @@ Each part runs in a separate process and appends rows to FILE as soon as they ar
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
+import re
 import statistics
 import subprocess
 import sys
@@ -17,12 +20,12 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import accelerate, baselines, machine, ops, sizes, steps
+from benchmarks import accelerate, baselines, machine, mae, ops, sizes, steps
 from benchmarks.measure import (
     DEVICE,
     Benchmark,
@@ -76,6 +79,8 @@ def attention() -> Iterable[Benchmark]:
 def steps_of(model: str) -> Iterable[Benchmark]:
     """Our steps and the baselines' of a model."""
     yield steps.pretraining_benchmark(model, sizes.BATCHES[model], max_seconds=60)
+    if model == "mae":
+        yield mae.hugging_face_benchmark()
     if model == "base64":
         yield from (one for one in steps.benchmarks() if one.name.startswith("inference"))
 
@@ -178,40 +183,101 @@ def speeds(ways: Sequence[Variant], rows: RowFile) -> None:
             free_memory()
 
 
+# --- Where the time of a step goes ----------------------------------------------------------------
+
+
+class Share(NamedTuple):
+    """A part of a step."""
+
+    name: str
+    kernels: str
+    """Pattern of the kernels' names."""
+    expected: float
+    """Milliseconds of 256 clips of ``base64`` on an H100, modelled from bytes and FLOPs with
+    products at 650 TFLOP/s."""
+
+
+OPTIMIZER = Share("clipping, Muon and AdamW", "", 17.5)
+"""Everything after the last kernel of the backward pass, with the next step's cast of weights."""
+LAST_KERNEL = "embed_patches_backward"
+SHARES = (
+    Share("attention", "short_attention|flash|fmha|cudnn.*sdpa", 7.5),
+    Share("LayerNorm", "layer_norm", 12.7),
+    Share("GELU", "gelu", 12.7),
+    Share("matrix products", "gemm|nvjet|cutlass|xmma|cublas|splitK", 48.0),
+    Share("sums of biases' gradients", "reduce_kernel", 2.8),
+    Share("patches, masks, loss, copies and the rest", "", 5.5),
+)  # fmt: skip
+"""The first share whose pattern fits a kernel's name counts it."""
+
+
 class ProfiledLoader(SyntheticLoader):
     """Profiles :data:`PROFILED_STEPS` steps after a graph has been recorded."""
 
     def __init__(self, cfg: IVCLConfig, clips: int) -> None:
         super().__init__(cfg, clips)
         activity = torch.profiler.ProfilerActivity
-        self.profiler = torch.profiler.profile(
-            activities=[activity.CUDA if DEVICE.type == "cuda" else activity.CPU],
-            schedule=torch.profiler.schedule(wait=WARM_UP + 2, warmup=1, active=PROFILED_STEPS),
-        )
+        kinds = [activity.CUDA if DEVICE.type == "cuda" else activity.CPU]
+        self.profiler = torch.profiler.profile(activities=kinds)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        while True:
+        for step in itertools.count():
+            if step in (WARM_UP + 2, WARM_UP + 2 + PROFILED_STEPS):
+                synchronize()
+                self.profiler.start() if step == WARM_UP + 2 else self.profiler.stop()
             yield self.batch
-            synchronize()
-            self.profiler.step()
 
 
 def profile(rows: RowFile) -> None:
-    """List the longest kernels of a step; on a CPU, ops take their place."""
+    """Measure the shares and kernels of a step, in the first way that can run here."""
     cfg, clips = sizes.BATCHES["base64"].cfg, sizes.STAGE_CLIPS[0]
     way = next(way for way in EAGER_WAYS if unsupported_reason(way) is None)
     loader = ProfiledLoader(cfg, clips)
-    with loader.profiler:
-        run_stage(build(cfg, way, fresh_weights(cfg)), way, loader, WARM_UP + 10, clips)
-    kind = "device" if DEVICE.type == "cuda" else "cpu"
-    times = [
-        (getattr(event, f"self_{kind}_time_total"), event)
-        for event in loader.profiler.key_averages()
-    ]
-    for time_us, event in sorted(times, key=lambda pair: -pair[0])[:SHOWN_KERNELS]:
-        with rows.row(f"kernels of a step of {clips} clips", event.key[:80]) as row:
-            row["seconds"] = time_us / 1e6 / PROFILED_STEPS
-            row["launches"] = event.count / PROFILED_STEPS
+    run_stage(build(cfg, way, fresh_weights(cfg)), way, loader, WARM_UP + PROFILED_STEPS + 4, clips)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        loader.profiler.export_chrome_trace(str(file))
+        add_rows(json.loads(file.read_text())["traceEvents"], clips, rows)
+
+
+def add_rows(trace: Sequence[dict[str, Any]], clips: int, rows: RowFile) -> None:
+    """Add a row for each share of a step and for the longest kernels of a trace.
+
+    ``trace``: events in Chrome's format, whose times are in microseconds. On a CPU, ops
+    take the place of kernels.
+    """
+    kinds = ("kernel", "gpu_memcpy", "gpu_memset") if DEVICE.type == "cuda" else ("cpu_op",)
+    events = [event for event in trace if event.get("cat") in kinds]
+    shares = {share.name: [0.0, 0] for share in (*SHARES, OPTIMIZER)}
+    single: dict[str, list[float]] = {}
+    in_optimizer = False
+    for event in sorted(events, key=lambda event: event["ts"]):
+        name = event["name"]
+        if in_optimizer and re.search("embed_patches_forward|sample_masks|hash_seeds", name):
+            in_optimizer = False
+        share = OPTIMIZER if in_optimizer else share_of(name)
+        in_optimizer |= LAST_KERNEL in name
+        for total in (shares[share.name], single.setdefault(name, [0.0, 0])):
+            total[0] += event["dur"]
+            total[1] += 1
+    for share in (*SHARES, OPTIMIZER):
+        with rows.row(f"a step of {clips} clips", share.name) as row:
+            row |= per_step(shares[share.name])
+            if clips == 256:
+                row["expected_seconds"] = share.expected / 1e3
+    for name in sorted(single, key=lambda name: -single[name][0])[:SHOWN_KERNELS]:
+        with rows.row(f"kernels of a step of {clips} clips", name[:80]) as row:
+            row |= per_step(single[name])
+
+
+def per_step(total: Sequence[float]) -> Row:
+    """Return the seconds and launches of a step, from microseconds and launches of all steps."""
+    return {"seconds": total[0] / 1e6 / PROFILED_STEPS, "launches": total[1] / PROFILED_STEPS}
+
+
+def share_of(kernel: str) -> Share:
+    """Return the share that counts a kernel; its last one has an empty pattern, which fits all."""
+    return next(share for share in SHARES if re.search(share.kernels, kernel, re.IGNORECASE))
 
 
 # --- Whole runs -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def describe() -> dict[str, Any]:
             "memory_bytes": card.total_memory,
             "cuda": torch.version.cuda,
             "driver": gpu_query("driver_version"),
+            "ptxas": ptxas_version(),
             "power_limit": gpu_query("power.limit"),
             "datasheet_flops_per_s": peak_flops(DEVICE),
         }
@@ -80,15 +82,25 @@ def versions() -> dict[str, str]:
     return found
 
 
+def ptxas_version() -> str:
+    """Return the version of Triton's assembler, or an empty string."""
+    spec = find_spec("triton")
+    if spec is None or spec.origin is None:
+        return ""
+    ptxas = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    return output_of(str(ptxas), "--version", line=-1)
+
+
 def gpu_query(field: str) -> str:
     """Query ``nvidia-smi`` for a field of the first GPU; empty if that fails."""
     return output_of("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader")
 
 
-def output_of(*command: str) -> str:
-    """Return the first line of a program's output, or an empty string if it is missing or fails."""
+def output_of(*command: str, line: int = 0) -> str:
+    """Return a line of a program's output, or an empty string if it is missing or fails."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return "" if done.returncode else done.stdout.strip().partition("\n")[0].strip()
+    lines = done.stdout.strip().splitlines()
+    return lines[line].strip() if lines and done.returncode == 0 else ""

@@ -45,6 +45,7 @@ def cells_of(row: Row, ours: Row | None, machine: Machine) -> dict[str, str]:
         "benchmark": row["benchmark"],
         "implementation": f"**{row['name']}**" if row is ours else row["name"],
         "median": duration(row["seconds"]),
+        "expected": duration(row["expected_seconds"]) if "expected_seconds" in row else "",
         "launches": f"{row['launches']:.3g}" if "launches" in row else "",
         "spread": f"{row['spread']:.0%}" if "spread" in row else "",
         "x ours": f"{row['seconds'] / ours['seconds']:.2f}" if ours else "",

@@ -19,11 +19,11 @@ from benchmarks.measure import DEVICE, Benchmark, measure
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise the test with all benchmarks, and timers that replay given ticks."""
-    benchmarks = [*ops.benchmarks(), *steps.benchmarks()]
+    benchmarks = [*ops.benchmarks(), *steps.benchmarks(), mae.hugging_face_benchmark()]
     if DEVICE.type == "cpu":  # `make gpu-check` measures the data of a GPU
         benchmarks += data.BENCHMARKS
     if (folder := metafunc.config.getoption("--mae")) is not None:
-        benchmarks.append(mae.benchmark(folder))
+        benchmarks.append(mae.public_benchmark(folder))
     if metafunc.config.getoption("--accelerate"):
         benchmarks = [*accelerate.benchmarks()]
     runs = [run_of(case, name) for case in benchmarks for name in case.implementations]

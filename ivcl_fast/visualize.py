@@ -18,19 +18,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
+from ivcl_fast.analysis.attention_maps import slot_attention, slot_collapse
 from ivcl_fast.analysis.clips import ClipReader, DecodedClip
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
+from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.report.clips import describe_clip
 from ivcl_fast.report.film import Format, film, write_film, write_masks
-from ivcl_fast.report.page import PAGE, write_page
+from ivcl_fast.report.page import PAGE, Section, write_page
 from ivcl_fast.report.run import SCORES
 from ivcl_fast.report.study import compared_runs
+from ivcl_fast.report.tables import Table
 from ivcl_fast.text import printable
 
+MEASURED_CLIPS = 32
+"""Number of clips used to measure slot collapse."""
 ANSWERS = 3
 """Number of top answers to show."""
 
@@ -87,6 +92,8 @@ def visualize(config: VisualizeConfig) -> Path:
     folders = {run.folder.name: run.folder for run in runs}
     measured = len(folders) == len(runs) and all((f / SCORES).is_file() for f in folders.values())
     sections = [compared_runs(folders)] if measured and config.video is None else []
+    if len(runs) == 1 and config.video is None:
+        sections.append(measure_collapse(runs[0], models[0]))
     data = None if config.video is None else config.video.name
     write_page(out / PAGE, runs, shown, sections, data=data)
     return out / PAGE
@@ -104,6 +111,25 @@ def chosen_clips(config: VisualizeConfig, runs: list[FinishedRun]) -> list[list[
     chosen = [*clips]
     names = [clip.name for clip in chosen]
     return [chosen, *([*reader.named(names)] for reader in others)]
+
+
+def measure_collapse(run: FinishedRun, models: Models) -> Section:
+    """Measure and print how similar the slots of each model are."""
+    clips = list(ClipReader(run).mixed(MEASURED_CLIPS))
+    rows = []
+    for name, model in {"untrained": run.untrained(), **models}.items():
+        maps = [slot_attention(model, clip.frames[None]).cpu() for clip in clips]
+        scores = slot_collapse(torch.cat(maps))
+        rows.append([name, *(str(scores.get(measure, "")) for measure in ("overlap", "entropy"))])
+    table = Table(["model", "overlap of the slots", "entropy of a slot's map"], rows)
+    table.print(f"slot collapse on {len(clips)} clips, 95 % intervals in brackets")
+    about = (
+        f"Measured on {len(clips)} clips of the evaluation split. "
+        "Overlap: 0 where the slots of a frame attend to different patches, 1 where all attend to "
+        "the same (collapse). Entropy: 0 where a slot attends to one patch, 1 where it attends to "
+        "all patches equally. Maps with an entropy near 1 overlap because they are all uniform."
+    )
+    return Section("Have the slots collapsed?", about, table)
 
 
 def main() -> None:

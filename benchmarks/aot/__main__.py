@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -88,7 +89,13 @@ def main() -> None:
             for build, built in compiled
             for text in faults(build.launch, built)
         ]
-        print(f"{where}: {len(compiled)} builds, {len(new)} faults", flush=True)
+        spills, hazards = (sum(getattr(b, of) for _, b in compiled) for of in ("spills", "hazards"))
+        narrow = Counter(build.op for build, built in compiled if built.store_bytes < 16)
+        print(
+            f"{where}: {len(compiled)} builds, {spills} spills, {hazards} hazards, {len(new)} "
+            f"faults; stores of under 16 bytes: {dict(narrow)}",
+            flush=True,
+        )
         found += new
     sys.exit("\n".join(found) or None)
 

@@ -70,6 +70,8 @@ class Compiled:
     """Number of matrix products in the source, by the dtype of their operands."""
     mma: dict[str, int]
     """Number of tensor-core instructions by kind."""
+    store_bytes: int
+    """Bytes per thread of the widest store to global memory."""
     hazards: int
     """Writes to registers that a tensor-core instruction of sm_90 may still be reading."""
 
@@ -138,7 +140,23 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
         shared=built.metadata.shared,
         dots=dict(Counter(dots)),
         mma=dict(Counter(mma)),
+        store_bytes=_widest_store(code),
         hazards=count_hazards(code),
+    )
+
+
+def _widest_store(code: str) -> int:
+    """Return the bytes per thread of the widest store to global memory; 16 for whole blocks."""
+    stores = re.findall(r"\b(STG|UTMASTG|UBLKCP)\b(\S*)", code)
+    widths = {"128": 16, "64": 8, "U16": 2, "U8": 1}
+    return max(
+        (
+            next((size for part, size in widths.items() if f".{part}" in suffix), 4)
+            if name == "STG"
+            else 16
+            for name, suffix in stores
+        ),
+        default=0,
     )
 
 

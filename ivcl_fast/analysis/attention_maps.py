@@ -1,16 +1,18 @@
-"""Attention maps of the slot tokens of any IV-CL model.
+"""Attention maps of the slot tokens of any IV-CL model, and the similarity of slots.
 
 Letters in shapes as in ``reference.py``.
 """
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.models import reference
 from ivcl_fast.models.slot_attention import SHARE_EPS
 from ivcl_fast.models.slot_autoencoder import SlotAutoencoder
@@ -59,3 +61,53 @@ def slot_attention(model: Model, video: Tensor) -> Tensor:
     maps = rearrange(maps[:, first:, first:], "n (f v) (g w) -> n f v g w", v=width, w=width)
     own = maps.diagonal(dim1=1, dim2=3)[:, : cfg.num_slots, cfg.num_slots :]  # [n, S, N, frames]
     return rearrange(own, "(b k) s n f -> b (k f) s n", b=len(rows)).contiguous()
+
+
+# --- Collapse ------------------------------------------------------------------------------------
+
+
+def slot_collapse(maps: Tensor) -> dict[str, Score]:
+    """Return ``overlap`` (:func:`slot_overlap`, for at least two slots) and ``entropy``
+    (:func:`map_entropy`).
+
+    ``maps`` ``[B, T, S, N]``; means over clips with 95 % intervals. Chance is 1 for both, the value
+    of uniform maps.
+    """
+    scores = {"entropy": Score.mean(map_entropy(maps), chance=1.0, most=1.0)}
+    if maps.shape[-2] == 1:
+        return scores
+    return {"overlap": Score.mean(slot_overlap(maps), chance=1.0, most=1.0)} | scores
+
+
+def slot_overlap(maps: Tensor) -> Tensor:
+    """Return the similarity of a frame's slots, from 0 (disjoint) to 1 (identical: collapse).
+
+    ``maps`` ``[..., T, S, N]`` (see :func:`slot_attention`) to ``[...]``: 1 minus the
+    Jensen-Shannon divergence in bits (Lin, 1991) between two slots' maps, each a distribution over
+    patches, averaged over pairs and frames. Uniform maps overlap too, see :func:`map_entropy`.
+    """
+    maps, pairs = as_distributions(maps), combinations(range(maps.shape[-2]), 2)
+    a, b = (maps[..., list(side), :] for side in zip(*pairs, strict=True))
+    divergence = bits((a + b) / 2) - (bits(a) + bits(b)) / 2
+    return 1 - divergence.clamp(0, 1).mean(dim=(-2, -1))
+
+
+def map_entropy(maps: Tensor) -> Tensor:
+    """Return the spread of the slots' attention, from 0 (one patch) to 1 (all patches equally).
+
+    ``maps`` ``[..., T, S, N]`` to ``[...]``: the entropy of a slot's map over patches, relative to
+    its maximum (``log2 N`` bits), averaged over slots and frames.
+    """
+    most = torch.tensor(float(maps.shape[-1])).log2()
+    return bits(as_distributions(maps)).mean(dim=(-2, -1)) / most
+
+
+def as_distributions(maps: Tensor) -> Tensor:
+    """Scale maps to sum to 1 over patches, in float64; a map of zeros becomes uniform."""
+    maps = maps.double() + 1e-30
+    return maps / maps.sum(dim=-1, keepdim=True)
+
+
+def bits(p: Tensor) -> Tensor:
+    """Return the entropy over the last dimension, in bits."""
+    return torch.special.entr(p).sum(dim=-1) / torch.log(torch.tensor(2.0))

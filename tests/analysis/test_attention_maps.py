@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from ivcl_fast import IVCL, IVCLClassifier, SlotAutoencoder, reference
-from ivcl_fast.analysis.attention_maps import slot_attention
+from ivcl_fast.analysis.attention_maps import (
+    map_entropy,
+    slot_attention,
+    slot_collapse,
+    slot_overlap,
+)
 from tests.support.small_models import config, random_video, sharpened
 
 CHOICES = [
@@ -118,3 +123,43 @@ def test_fast_models_look_where_the_reference_does(video: Tensor, kind: str) -> 
     fast.load_state_dict(slow.state_dict())
     ours, theirs = (slot_attention(model, video) for model in (fast, slow))
     torch.testing.assert_close(ours, theirs)
+
+
+# --- Collapse ------------------------------------------------------------------------------------
+
+
+def one_frame(*maps: list[float]) -> Tensor:
+    """Maps of a frame's slots as ``[B=1, T=1, S, N]``."""
+    return torch.tensor([[maps]])
+
+
+@pytest.mark.parametrize(
+    ("maps", "overlap", "entropy"),
+    [
+        (one_frame([1, 0, 0, 0], [1, 0, 0, 0]), 1.0, 0.0),  # identical
+        (one_frame([1, 0, 0, 0], [0, 0, 1, 0]), 0.0, 0.0),  # disjoint
+        (one_frame([0.25] * 4, [0.25] * 4), 1.0, 1.0),  # even
+        (one_frame([0.1] * 4, [0.2] * 4), 1.0, 1.0),  # the rest went to slots
+        (one_frame([0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]), 0.0, 0.5),
+        # H(3/4, 1/4) = 0.811278 bits, less half of H(1) + H(1/2, 1/2) = 1 bit
+        (one_frame([1, 0, 0, 0], [0.5, 0.5, 0, 0]), 1 - (0.811278 - 0.5), 0.25),
+        # three slots, two of them alike: one pair of three
+        (one_frame([1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]), 1 / 3, 0.0),
+        (one_frame([0, 0, 0, 0], [0, 0, 0, 0]), 1.0, 1.0),  # nothing on patches at all
+    ],
+)
+def test_known_maps(maps: Tensor, overlap: float, entropy: float) -> None:
+    assert slot_overlap(maps).item() == pytest.approx(overlap, abs=1e-5)
+    assert map_entropy(maps).item() == pytest.approx(entropy, abs=1e-5)
+
+
+def test_collapse_is_averaged_over_frames_and_clips_with_an_interval() -> None:
+    alike, apart = one_frame([1.0, 0.0], [1.0, 0.0]), one_frame([1.0, 0.0], [0.0, 1.0])
+    half = torch.cat([alike, apart], dim=1)  # two frames
+    assert slot_overlap(half).tolist() == pytest.approx([0.5])
+    maps = torch.cat([half] * 10 + [alike.expand(-1, 2, -1, -1)] * 10)
+    score = slot_collapse(maps)["overlap"]
+    assert score.value == pytest.approx(0.75) and score.chance == 1.0
+    assert 0.5 < score.low < 0.75 < score.high < 1.0
+    alone = slot_collapse(half)["overlap"]  # one clip says little
+    assert alone.low < 0.2 and alone.high > 0.8

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import gpu_check, steps
 from benchmarks import gpu_parts as parts
-from benchmarks.gpu_check import run
+from benchmarks.gpu_check import page, run
 from benchmarks.results import Results, RowFile
 from ivcl_fast.training import step_graph
 from tests.support.processes import ended
@@ -37,6 +37,7 @@ def test_parts_that_fail_in_every_way_cost_only_their_own_figures(tmp_path, caps
         "hangs": "row(value=2); child = subprocess.Popen(['sleep', '600'])\n"
         f"open({str(child)!r}, 'w').write(str(child.pid)); time.sleep(600)",
         "machine": "row(device='NVIDIA H100 PCIe')",
+        "speed": "row(benchmark='stage', name='ours', seconds=0.1, count=256, unit='clips')",
         "raises": "row(value=3); raise ValueError('no such thing')",
         "crashes": "row(value=4); os.kill(os.getpid(), signal.SIGSEGV)",
         "errs": "row(value=5); row(benchmark='op', name='ours', error='ParityError: bad')",
@@ -51,6 +52,7 @@ def test_parts_that_fail_in_every_way_cost_only_their_own_figures(tmp_path, caps
     assert {name: done["outcome"] for name, done in results.parts.items()} == {
         "hangs": "stopped: timeout after 1 measurements",
         "machine": "ok",
+        "speed": "ok",
         "raises": "failed: exit status 1; ValueError: no such thing",
         "crashes": "failed: exit status -11; no output",
         "errs": "failed: 1 of 2 measurements",
@@ -60,9 +62,12 @@ def test_parts_that_fail_in_every_way_cost_only_their_own_figures(tmp_path, caps
     }
     assert [row["value"] for row in results.rows if "value" in row] == [2, 3, 4, 5, 6]
     assert ended(int(child.read_text()))
+    said = capsys.readouterr().out
+    assert 'repeat: make gpu-check ARGS="--only raises"' in said and "IVCL_FAST_TRITON=0" in said
     text = tmp_path.with_suffix(".md").read_text()
     assert text.startswith("# NVIDIA H100 PCIe\n")
     for line in (
+        "- 256 clips: 2,560 clips/s, target 2,400, bound 3,212",
         "- op, ours: ParityError: bad",
         "- `t.py::test_a FAILED`",
         f'- Log: `{tmp_path.name}/tests.log`; repeat: make gpu-check ARGS="--only tests"',
@@ -84,6 +89,40 @@ def test_every_measuring_part_runs_on_tiny_sizes(name, tmp_path):
         elif "launches" not in row:
             assert row["seconds"] > 0
     assert len([row for row in found if "skipped" not in row]) >= 2
+
+
+TRACE = {
+    "hash_seeds_kernel": 10, "embed_patches_forward_kernel": 30, "nvjet_tst_128x256": 600,
+    "short_attention_forward_kernel": 90, "bias_gelu_forward_kernel": 120,
+    "add_layer_norm_backward_kernel": 150, "embed_patches_backward_kernel": 60,
+    "nvjet_tst_64x128": 200, "void at::native::multi_tensor_apply_kernel": 40,
+}  # fmt: skip
+"""The kernels of a step, with made-up microseconds."""
+
+
+def test_the_table_of_a_step_is_filled_from_a_profile(tmp_path, monkeypatch):
+    """Products after the backward pass are Muon's, and measured stands beside expected."""
+    monkeypatch.setattr(parts, "DEVICE", torch.device("cuda"))
+    events, now = [{"cat": "cpu_op", "name": "aten::mm", "ts": 0, "dur": 9}], 0
+    for _ in range(parts.PROFILED_STEPS):
+        for name, time in TRACE.items():
+            events.append({"cat": "kernel", "name": name, "ts": now, "dur": time})
+            now += time + 1
+    rows = RowFile(tmp_path / "rows")
+    parts.add_rows(events[::-1], 256, rows)
+    found = {row["name"]: row for row in rows.read() if row["benchmark"] == "a step of 256 clips"}
+    times = {name: round(1e6 * row["seconds"]) for name, row in found.items()}
+    assert times == {
+        "attention": 90, "LayerNorm": 150, "GELU": 120, "matrix products": 600,
+        "sums of biases' gradients": 0, "patches, masks, loss, copies and the rest": 100,
+        "clipping, Muon and AdamW": 240,
+    }  # fmt: skip
+    assert found["matrix products"]["launches"] == 1
+    results = Results("make gpu-check", rows=[{"part": "profile", **row} for row in rows.read()])
+    results.parts["profile"] = {"outcome": "ok", "seconds": 1.0}
+    text = page(results, tmp_path)
+    (line,) = (line for line in text.splitlines() if "| GELU " in line)
+    assert "120 µs" in line and "12.7 ms" in line and "nsys profile" in text and "ncu --set" in text
 
 
 @pytest.mark.usefixtures("rehearsal")

@@ -1,11 +1,14 @@
-"""The public MAE code: its weights fit our model."""
+"""The rivals of image MAE: their weights in our model give the same loss."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from benchmarks import mae, sizes
+from benchmarks.measure import measure
 from ivcl_fast import reference
+from tests.benchmarks.conftest import rehearsal
 
 PART = (
     "norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight",
@@ -29,3 +32,12 @@ def test_the_public_code_has_these_keys():
         assert ours.keys() == reference.IVCL(sizes.MAE).state_dict().keys()
     # Its patches are rows of pixels, each with its colours; ours are colours, each with its pixels.
     assert ours["decoder.pred.bias"][:2].tolist() == [0, 3]
+
+
+@pytest.mark.usefixtures(rehearsal.__name__)
+def test_hugging_face_vit_mae():
+    """The set-up compares the losses, with weights that are not those of its initialisation."""
+    rows = []
+    with torch.compiler.set_stance("force_eager"):
+        measure(mae.hugging_face_benchmark(), rows.append)
+    assert len(rows) >= 3 and all(row["seconds"] > 0 for row in rows)

@@ -66,7 +66,7 @@ def test_cater_from_run_to_page(run: Path, visualize: Any) -> None:
     status, said = visualize(run, "--clips", 1, "--format", "gif")
     assert status == 0
     animation, page = sorted((run / "visualize").iterdir())
-    assert said.endswith(f"open: {page}\n")
+    assert said.endswith(f"open: {page}\n") and "Have the slots collapsed?" in page.read_text()
     (clip,) = data_of(page)["clips"]
     assert animation.name == f"{clip['name']}.gif" and f"{clip['name']}: cell" in said
     with Image.open(animation) as gif:
