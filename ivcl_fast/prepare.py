@@ -26,8 +26,7 @@ from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
 from ivcl_fast.data.datamodule import store_source
 from ivcl_fast.data.dataset import Dataset, check_all_usable, describe_splits
 from ivcl_fast.data.decode.decoder import DecoderName
-from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.formats.cater_repeats import report_repeats
+from ivcl_fast.data.formats.cater import Cater, report_repeats
 from ivcl_fast.data.registry import (
     Synthetic,
     check_options,

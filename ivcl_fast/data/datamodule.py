@@ -38,8 +38,7 @@ from ivcl_fast.data.store.labels import StoredDataset, check_frames, media_names
 from ivcl_fast.data.store.shards import BAD_FILES
 from ivcl_fast.data.store.source import Source
 from ivcl_fast.data.store.table import Index, encoded
-from ivcl_fast.data.stream import StreamLoader
-from ivcl_fast.data.stream_index import saved_index
+from ivcl_fast.data.stream import StreamLoader, saved_index
 from ivcl_fast.data.synthetic.drawn import Drawn, drawn_media
 from ivcl_fast.data.workers import usable_cpus
 from ivcl_fast.distributed.group import is_main

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 
@@ -181,16 +180,6 @@ def test_which_clips_are_mirrored_depends_on_seed_and_epoch(store):
     drawn = [mirrored(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert all(35 <= sum(one) <= 65 for one in drawn)
     assert len({tuple(one) for one in drawn}) == 4 and mirrored(0, 0) == drawn[0]
-
-
-def test_a_mirrored_clip_may_have_any_frames(store):
-    """Else the side that things are on would tell the time."""
-    options = dict(clips=MANY, batch_size=100, shuffle=False)
-    (plain,), (drawn,) = (make(store, mirror=m, **options).epoch(0) for m in (None, abs))
-    mirrored = (plain.rows != drawn.rows).flatten(1).any(1).numpy()
-    early = np.array([frames[0][1] < 5 for frames in frames_of_clips(plain)])
-    for chosen in (mirrored, ~mirrored):
-        assert 0.25 < early[chosen].mean() < 0.75
 
 
 def test_resuming_inside_an_epoch(store):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.dataset import Dataset
-from ivcl_fast.data.registry import check_options, find_task, parse_source
+from ivcl_fast.data.registry import check_options, find_task
 from ivcl_fast.errors import UserError
 from ivcl_fast.train import main
 from tests.support.own_videos import write_one
@@ -54,21 +53,6 @@ def test_the_documented_class_trains(site, tmp_path, command):
     assert "left-right on mine:" in (tmp_path / "run" / "report.md").read_text()
 
 
-def test_formats_that_are_added_have_tasks_and_settings_of_their_own(site):
-    code = """
-    from ivcl_fast.data.registry import DatasetFormat
-    class Two:
-        tasks = ("a", "b")
-    full = DatasetFormat(Two, ("c",), frames=7)
-    """
-    entries = [f"{name}-x = others:{name}" for name in ("Two", "full")]
-    install(site, "others", textwrap.dedent(code), *entries)
-    assert find_task("Two-x:DIR", "auto") == "a" and find_task("Two-x:DIR", "b") == "b"
-    assert parse_source("full-x:DIR")[0].frames == 7
-    with pytest.raises(UserError, match=r"expected one of .*csv:FILE.*, full-x:DIR.*'what:DIR'"):
-        parse_source("what:DIR")
-
-
 @pytest.mark.parametrize(
     ("source", "refused"),
     [
@@ -89,11 +73,6 @@ def test_settings_that_would_change_the_answers_are_refused(source, refused):
                 check_options(given)
         else:
             check_options(given)
-
-
-def test_the_home_folder_in_a_source(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    assert parse_source("videos:~/clips")[1] == Path("/home/me/clips")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.decode import decoder as decode
-from ivcl_fast.data.decode.decoder import decoding_gpu, default_workers, resolve_decoder
+from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
 from ivcl_fast.data.decode.pyav import PyAVDecoder
 from ivcl_fast.errors import UserError
 from tests.support.marks import NEEDS_DALI
@@ -28,14 +28,6 @@ def test_which_decoder(monkeypatch):
     assert resolve_decoder("auto") == "pyav"
     with pytest.raises(UserError, match=r"decoder: .*got dali"):
         resolve_decoder("dali")
-
-
-def test_the_gpu_of_a_run(monkeypatch):
-    assert torch.cuda.is_available() or decoding_gpu(None) is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    found = [decoding_gpu(d and torch.device(d)) for d in (None, "cpu", "cuda", "cuda:0", "cuda:3")]
-    assert found == [1, 1, 1, 0, 3]
 
 
 def moving(count: int) -> list[np.ndarray]:

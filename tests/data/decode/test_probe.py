@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,13 +95,6 @@ def test_frames_are_counted_whether_or_not_the_header_does(
     assert (info.frames, info.codec, info.width, info.height) == (frames, codec, 80, 60)
     decoded = make_decoder("pyav", 32).decode(one).numpy()
     assert numbers(decoded) == [(1, frame) for frame in range(frames)]
-
-
-def test_a_colon_in_a_relative_path(tmp_path, monkeypatch):
-    (tmp_path / "synthetic:cater").mkdir()
-    write_painted(tmp_path / "synthetic:cater" / "a.avi", 1, 3)
-    monkeypatch.chdir(tmp_path)
-    assert probe(media(Path("synthetic:cater/a.avi"))).frames == 3
 
 
 def test_variable_frame_rate_and_rotation(tmp_path):

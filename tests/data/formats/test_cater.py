@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from ivcl_fast.data.dataset import Clip, Media, describe_splits
-from ivcl_fast.data.formats.cater import TASKS, Cater
-from ivcl_fast.data.formats.cater_repeats import report_repeats
+from ivcl_fast.data.dataset import Clip, Media
+from ivcl_fast.data.formats.cater import TASKS, Cater, report_repeats
 from ivcl_fast.errors import UserError
 
 
@@ -101,14 +100,6 @@ def test_missing_folders_and_lists(root, tmp_path):
         Cater(root)
 
 
-def test_a_package_is_described_without_the_lists_that_it_lacks(root):
-    """Such as those of CATER's subsets, which only runs that choose them read."""
-    assert describe_splits(Cater(root)) == "36 classes; clips: none"
-    write_list(root, "a.avi 3\nb.avi 4\n")
-    write_list(root, "c.avi 5\n", split="val")
-    assert describe_splits(Cater(root)) == "36 classes; clips: 2 in train, 1 in val"
-
-
 def test_the_videos_of_all_lists(root):
     write_list(root, "b.avi 1\na.avi 2\n")
     write_list(root, "/x/c.avi 1\n", split="val")
@@ -174,12 +165,6 @@ def test_converted_videos(root):
         (root / "videos" / name).touch()
     found = [one.files[0].name for one in Cater(root).media()]
     assert found == ["a.mp4", "b.avi", "c.avi", "d.mp4"]
-
-
-def test_classes_in_words(root):
-    assert Cater(root).describe(7) == "cell 7 (column 1, row 1)"
-    assert Cater(root, "actions_present").describe(3) == "snitch: pick place"
-    assert Cater(root).splits[:2] == ("train", "val")
 
 
 def test_scenes_that_occur_again_are_counted_and_left_out(root, capsys):

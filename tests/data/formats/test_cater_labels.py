@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats import cater_labels as labels
 from ivcl_fast.errors import UserError
 
@@ -123,3 +124,12 @@ def test_hidden_and_visible_cones() -> None:
         assert labels.hidden_at_end(scene) is hidden
         assert labels.visible_cones_at_end(scene) == [21] * visible
         assert labels.visible_cones_at_end(scene, 4) == [10] * visible
+
+
+@pytest.mark.parametrize(
+    ("place", "six", "four"), [([3.2, -9.0, 0.3], 5, 3), ([-3.2, 9.0, 0.3], 30, 12)]
+)
+def test_a_snitch_outside_the_floor_is_in_the_nearest_cell(place, six, four):
+    scene = make_scene({"s": ("spl", place)})
+    assert cater_frames.snitch_cell(scene, 9) == six
+    assert cater_frames.snitch_cell(scene, 9, 4) == four

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 
 import pytest
@@ -63,12 +61,6 @@ def test_splits_are_folders(tmp_path):
     assert labels(dataset, "test") == {"test/a/5.mp4": "a", "test/b/6.mp4": "b"}
 
 
-def test_a_split_without_classes_is_left_out_and_named(tmp_path, caplog):
-    touch(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "val/a/3.mp4", "val/b/3.mp4", "test/9.mp4")
-    assert VideoFolder(tmp_path).splits == ("train", "val")
-    assert "skipped the split test" in caplog.text
-
-
 @pytest.mark.parametrize(
     "names",
     [
@@ -96,20 +88,6 @@ def test_folders_of_frames_are_videos_in_the_order_of_their_numbers(tmp_path):
     touch(tmp_path, *(f"a/x/{i}.png" for i in range(12)), "a/x/notes.txt", "b/y/1.JPG", "b/z/1.png")
     media = {one.name: [path.name for path in one.files] for one in VideoFolder(tmp_path).media()}
     assert media == {"a/x": [f"{i}.png" for i in range(12)], "b/y": ["1.JPG"], "b/z": ["1.png"]}
-
-
-def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    scandir, closed = os.scandir, tmp_path / "b"
-
-    def refusing(path):
-        if Path(path) == closed:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(closed))
-        return scandir(path)
-
-    touch(tmp_path, "a/0.mp4", "b/1.mp4")
-    monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(UserError, match=f"^{closed}: cannot be read: Permission denied"):
-        find_videos(tmp_path)
 
 
 def test_what_is_no_video_is_passed_over(tmp_path):

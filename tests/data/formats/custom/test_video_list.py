@@ -75,17 +75,6 @@ def test_numbers_are_classes_in_their_order_and_lists_beside_are_splits(tmp_path
     assert dataset.root == tmp_path / "train-data"
 
 
-@pytest.mark.parametrize(
-    ("train", "val"),
-    [("train.train.txt", "train.valid.txt"), ("My_Train.csv", "My_Val.csv")],
-)
-def test_names_of_the_lists_of_other_splits(train, val, tmp_path):
-    written(tmp_path / train, "a.mp4 0", "b.mp4 1")
-    written(tmp_path / val, "c.mp4 0", "d.mp4 1")
-    dataset = VideoList(tmp_path / train)
-    assert [clip.name for clip in dataset.clips("val")] == ["c.mp4", "d.mp4"]
-
-
 def test_a_video_in_two_lines_is_not_held_out_and_trained_on(tmp_path):
     spelled = [f"{'x/../' * n}a.mp4 0" for n in range(20)]
     dataset = VideoList(written(tmp_path / "l.txt", *spelled, "b.mp4 0", "c.mp4 0"))
