@@ -1,7 +1,6 @@
 """What the documentation's build adds to the pages in this folder (see ``hooks`` in mkdocs.yml).
 
-* Pages made from other files: README.md, CONTRIBUTING.md, CHANGELOG.md, the notebook, and the flags
-  of every command.
+* Pages made from other files: README.md, CONTRIBUTING.md, CHANGELOG.md and the notebook.
 * A page in which the package's model answers for its sample video, on the front page in place of
   the README's animation.
 * A copy of the package in which ``ivcl_fast.kernels`` lies where its name says. The API reference
@@ -34,7 +33,6 @@ MOVED = {
     "CHANGELOG.md": "changelog.md",
 }
 """Files at the top of the repository that are pages, and the pages' names."""
-FLAGS = "flags.md"
 NOTEBOOK = "guide/quickstart.md"
 PLAYER = "player.html"
 EMBEDDED = (
@@ -59,14 +57,10 @@ def on_startup(command: str, dirty: bool) -> None:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made from other files."""
-    sys.path.insert(0, str(ROOT))
-    from docs import flags
-
     for source, page in MOVED.items():
         text = ANIMATION.sub(EMBEDDED, (ROOT / source).read_text())
         text = relinked(text, "", files)
         files.append(File.generated(config, page, content=text))
-    files.append(File.generated(config, FLAGS, content=flags.page()))
     text, found = MarkdownExporter().from_filename(str(ROOT / "examples" / "quickstart.ipynb"))
     files.append(File.generated(config, NOTEBOOK, content=text))
     for name, content in found["outputs"].items():
@@ -109,7 +103,7 @@ def relinked(text: str, source: str, files: Files) -> str:
         path, mark, anchor = target.partition("#")
         path = posixpath.normpath(posixpath.join(folder, path))
         page = MOVED.get(path) or path.removeprefix("docs/")
-        if page != FLAGS and path not in MOVED and not files.get_file_from_path(page):
+        if path not in MOVED and not files.get_file_from_path(page):
             return label
         start = folder.removeprefix("docs").strip("/") or "."
         return f"{picture}[{label}]({posixpath.relpath(page, start)}{mark}{anchor})"

@@ -24,18 +24,12 @@ ABOUT = (
 ABOUT_SEGMENTS = (
     "Segments are the pixels in which a slot, or the background, has the largest share; for models "
     "that do not decode slots, the patches to which each slot attends most. *FG-ARI*: adjusted "
-    "Rand index over the pixels of objects, 1 for a perfect match and 0 on average for random "
-    "segments. *ARI*: over all pixels, with the floor as another object. Frames with fewer than "
-    "two visible objects are left out. *mBO*: intersection over union of each object with its best "
-    "segment, averaged over objects. *Video*: all frames as one picture, so that an object must "
-    "keep its segment. A slot owns an object if it draws more of it than any other segment does, "
-    "and more of it than of any other object. *Re-identification*: the fraction of occlusions "
-    "after which an object has the same owner as before, by length in frames of CATER's timeline "
-    "of 301; chance is a random slot. *Hidden positions*: the box of what the last owner draws in "
-    "frames in which no pixel of its object is visible (behind others: *occluded*; in a cone: "
-    "*contained*; in a cone that slides: *carried*), and its true box. *mAP*: fraction of "
-    "frames in which their intersection over union exceeds a threshold, averaged over the "
-    "thresholds 0.1 to 0.3; *distance* is between their centres, in widths of the picture."
+    "Rand index over the pixels of objects; *ARI*: over all pixels; *mBO*: intersection over union "
+    "of each object with its best segment; *video*: all frames as one picture. "
+    "*Re-identification*: occlusions after which an object is in the same slot as before, by "
+    "length in frames of CATER's timeline of 301; chance is a random slot. *Hidden positions*: the "
+    "box of what the last slot of a hidden object draws, and the object's true box; *mAP* at "
+    "overlaps of 0.1 to 0.3, and the *distance* of the centres in widths of the picture."
 )
 
 
