@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
 from ivcl_fast.analysis.linear_probes import PROBES, Frames, Scores, frames_of, run_probes
-from ivcl_fast.analysis.sample import Sample
-from ivcl_fast.analysis.segments import score_segments
+from ivcl_fast.analysis.segments import Sample, score_segments
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.formats.cater import TASKS
 from ivcl_fast.errors import UserError, require_at_least

@@ -5,7 +5,8 @@ Shapes: T frames of a clip.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
 
@@ -15,15 +16,18 @@ from torch import Tensor
 
 from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
-from ivcl_fast.analysis.sample import Sample
 from ivcl_fast.data.crop import Square, square_place
+from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater_labels import Scene
+from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.synthetic.cater.motion import LAST_FRAME
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, spec_of
+from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation import permanence, segmentation
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.permanence import HiddenRun
+from ivcl_fast.progress import Bar
 
 Values = dict[str, list[Tensor]]
 """Values by column of a table, one tensor for each clip."""
@@ -45,6 +49,50 @@ second."""
 KINDS = "occluded", "contained", "carried"
 """Ways in which an object is hidden: behind others, in a cone, in a cone that slides."""
 MOST_CLIPS, MOST_FRAMES = 100, 38
+BATCH = 50
+"""Clips per batch of a :class:`Sample`."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Clips of evenly spaced frames, and their scenes."""
+
+    clips: Sequence[Clip]
+    scenes: Sequence[Scene]
+    ids: list[list[int]]
+    """The frames of each clip."""
+
+    @classmethod
+    def of(cls, run: FinishedRun, split: str, count: int, most_frames: int | None = None) -> Sample:
+        """Return the first ``count`` clips of a split.
+
+        A clip has ``most_frames`` frames, or all frames of a shorter video; by default as many as
+        the model takes.
+        """
+        clips = run.data.usable_clips(split, count)
+        scenes = [run.data.scene(clip.name, run.data.num_frames(clip.media)) for clip in clips]
+        length = run.config.model.num_frames
+        if most_frames is not None:
+            length = min(most_frames, *map(cater_frames.frame_count, scenes))
+        ids = [frame_ids(cater_frames.frame_count(scene), length).tolist() for scene in scenes]
+        clips = [replace(c, frames=tuple(i)) for c, i in zip(clips, ids, strict=True)]
+        return cls(clips, scenes, ids)
+
+    def batches(self, run: FinishedRun, what: str) -> Iterator[Tensor]:
+        """Yield patch rows in batches of clips; ``what`` labels the progress bar.
+
+        Raises :class:`UserError` for a video that can no longer be decoded.
+        """
+        with Bar(what, len(self.clips), "clips") as bar:
+            for start in range(0, len(self.clips), BATCH):
+                some = self.clips[start : start + BATCH]
+                rows = run.data.rows(some, len(self.ids[0])).to(run.device)
+                if len(rows) < len(some):  # streamed, not stored
+                    raise UserError(
+                        f"{run.data.dataset.root}: a video can no longer be decoded ({what})"
+                    )
+                yield rows
+                bar(min(start + BATCH, len(self.clips)), len(self.clips))
 
 
 @torch.no_grad()

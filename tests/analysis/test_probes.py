@@ -19,12 +19,10 @@ from ivcl_fast.analysis.linear_probes import (
     MULTI_LABEL,
     PROBES,
     REGRESSION,
-    Frames,
     Probe,
     Targets,
     frames_of,
     run_probe,
-    run_probes,
 )
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.synthetic.cater.scene_file import scene_dict
@@ -161,37 +159,6 @@ def test_what_is_planted_is_found_and_noise_is_at_chance(probe: Probe, reached: 
             assert good.low > bad.high
         assert bad.low < bad.chance < bad.high
         assert good.chance == bad.chance
-
-
-def test_every_probe_of_cater_reads_its_own_truth() -> None:
-    """Slots that hold the truth itself are read, hidden or not; the guess is of the scenes."""
-    scenes = [scene_dict(draw_video(5, i), FEW, i, (160, 120)) for i in range(80)]
-    ids = [list(range(len(FEW)))] * len(scenes)
-    train, test = frames_of(scenes[:55], ids[:55]), frames_of(scenes[55:], ids[55:])
-
-    def features(frames: Frames) -> Tensor:
-        cells = torch.nn.functional.one_hot(frames.targets["snitch's cell"].values, 36).float()
-        others = [t.values for name, t in frames.targets.items() if name != "snitch's cell"]
-        return torch.cat([cells, *others], dim=1)
-
-    told: list[tuple[int, int]] = []
-    both = {"truth": (features(train), features(test))}
-    scores = run_probes(train, test, both, lambda *progress: told.append(progress))
-    assert (
-        len(told) == len(PROBES) and told == sorted(told) and told[-1] == (len(PROBES), len(PROBES))
-    )
-    assert scores.keys() == PROBES.keys()
-    for group in ("visible", "hidden", "hidden at the end"):
-        assert scores["snitch's position"][group]["truth"].value < 0.1
-        assert scores["snitch's cell"][group]["truth"].chance == 1 / 36
-    assert scores["snitch inside a cone"]["all"]["truth"].value == 1
-    for name in ("shapes in the scene", "colors in the scene"):
-        assert all(of["truth"].value > 0.99 for of in scores[name].values())
-    assert scores["colors in the scene"].keys() == {"all", "none in sight"}
-    hidden = test.targets["snitch's cell"].groups["hidden"]
-    guess = scores["snitch's cell"]["hidden"][GUESS]
-    assert guess.value == pytest.approx(float(test.guess[hidden].mean()))
-    assert guess.value > 0.15 > scores["snitch's cell"]["visible"][GUESS].value
 
 
 FEW = np.linspace(0, 300, 13).astype(int)

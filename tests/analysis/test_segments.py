@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ivcl_fast import probes
-from ivcl_fast.analysis import linear_probes, sample
+from ivcl_fast.analysis import linear_probes, segments
 from ivcl_fast.analysis.segments import (
     FROZEN,
     HIDDEN,
@@ -94,7 +94,7 @@ def test_segments_are_compared_with_the_objects_of_their_frames(
     sizes = SimpleNamespace(num_frames=4, image_size=size, num_slots=11)
     settings = SimpleNamespace(model=sizes, data=SimpleNamespace(crop="center"))
     run: Any = SimpleNamespace(config=settings, data=held, device=torch.device("cpu"), amp=False)
-    monkeypatch.setattr(sample, "BATCH", 2)
+    monkeypatch.setattr(segments, "BATCH", 2)
 
     def drawing(offset: int) -> Any:
         videos = [shares(first + number) for number in range(-1, 6)]

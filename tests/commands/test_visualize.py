@@ -14,7 +14,6 @@ from PIL import Image
 from ivcl_fast import IVCLClassifier, SlotAutoencoder
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
 from ivcl_fast.command import run_command
-from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.train import main as train_main
 from ivcl_fast.visualize import main
@@ -126,18 +125,6 @@ def test_one_clip_by_name_and_one_file(
     assert clip["name"] == "mine <1>" and clip["answer"].startswith("cell")
     assert clip["truth"] == ""
     assert len(clip["layers"]) == 3  # no reconstruction: nothing pretrained is left
-
-
-def test_acre(tmp_path: Path, visualize: Any) -> None:
-    data = write_acre(tmp_path / "acre", SyntheticAcre("iid", train=2, val=1, test=1), 1)
-    run = train(tmp_path, "--data", f"acre:{data}")
-    status, said = visualize(run, "--clips", 4, "--format", "png")
-    assert status == 0, said
-    page = run / "visualize" / "report.html"
-    clips = data_of(page)["clips"]
-    assert len(clips) == 4 and len({clip["problem"] for clip in clips}) == 1
-    assert all(clip["answer"] and clip["truth"] for clip in clips)
-    assert len([*page.parent.glob("*.png")]) == 4
 
 
 def test_a_broken_video_is_named_and_left_out(

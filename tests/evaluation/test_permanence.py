@@ -8,7 +8,6 @@ import torch
 
 from ivcl_fast.evaluation import permanence
 from ivcl_fast.evaluation.permanence import HiddenRun
-from ivcl_fast.evaluation.segmentation import shared_pixels
 
 NAN = float("nan")
 
@@ -32,19 +31,6 @@ def test_a_slot_owns_one_object_that_is_mostly_its_own() -> None:
     ).double()
     owners = permanence.owner_slots(shared, slots=2)
     assert owners.tolist() == [[0, 1], [-1, 0], [-1, 1], [-1, -1]]
-
-
-def test_reidentification_compares_the_nearest_owners() -> None:
-    visible = torch.tensor([1, 1, 0, 1, 1, 0, 0, 1, 0]).bool()[:, None]
-    runs = permanence.hidden_runs(visible)
-    for owners, expected in (
-        ([3, 2, -1, 2, 2, -1, -1, 1, -1], [True, False]),
-        ([2, -1, -1, -1, 2, -1, -1, -1, 2], [True, False]),  # not later than the next occlusion
-        ([-1, -1, -1, 2, 2, -1, -1, 2, -1], [False, True]),
-    ):
-        slots = torch.tensor(owners)[:, None]
-        same = [permanence.is_reidentified(slots, visible, run) for run in runs[:2]]
-        assert same == expected
 
 
 def test_reidentification_of_random_owners_is_that_of_a_plain_loop() -> None:
@@ -112,9 +98,3 @@ def test_precision_and_distance_by_hand() -> None:
     true = torch.tensor([[3, 4, 5, 6], [4, 4, 6, 8]]).double()
     assert permanence.centre_distance(found, true, 10).tolist() == pytest.approx([0.5, 0.1])
     assert permanence.box_overlap(found, true).tolist() == [0, 0]
-
-
-def test_one_slot_for_everything_owns_only_the_largest_object() -> None:
-    true = torch.tensor([[0, 0, 0, 1, 1, -1]])
-    shared = shared_pixels(torch.zeros_like(true), true, segments=3, objects=2)[:, 1:]
-    assert permanence.owner_slots(shared, slots=2).tolist() == [[0, -1]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, jaccard_score
 from torch import Tensor
 
@@ -49,13 +48,6 @@ def test_fewer_than_two_objects_have_no_ari(true: list[int]) -> None:
     assert adjusted_rand_index(torch.tensor([[0, 1, 1, 0]]), torch.tensor([true])).isnan().all()
 
 
-def test_best_overlap_by_hand() -> None:
-    """Object 0 has 1 of 2 pixels of segment 1 (2 pixels); object 2 has segment 0 and one more."""
-    found, true = torch.tensor([[1, 1, 0, 0, 2]]), torch.tensor([[0, -1, 2, 2, 2]])
-    assert mean_best_overlap(found, true).tolist() == [pytest.approx((1 / 2 + 2 / 3) / 2)]
-    assert mean_best_overlap(found, torch.full((1, 5), -1)).isnan().all()
-
-
 def test_best_overlap_is_the_best_jaccard_score() -> None:
     found, true = drawn(5), drawn(4, least=-1)
     expected = [
@@ -64,13 +56,4 @@ def test_best_overlap_is_the_best_jaccard_score() -> None:
     ]
     ours = mean_best_overlap(found, true)
     torch.testing.assert_close(ours, torch.tensor(expected).double(), **TOLERANCE)
-
-
-def test_best_overlap_is_the_optimal_assignment_if_segments_nearly_are_objects() -> None:
-    true = drawn(6)
-    noise = torch.rand(true.shape, generator=torch.Generator().manual_seed(0)) < 0.1
-    found = torch.where(noise, drawn(7) % 6, 5 - true)
-    for f, t, ours in zip(found, true, mean_best_overlap(found, true), strict=True):
-        overlap = np.array([[jaccard_score(t == o, f == s) for s in range(6)] for o in range(6)])
-        expected = overlap[linear_sum_assignment(overlap, maximize=True)].mean()
-        assert ours.item() == pytest.approx(expected, abs=1e-6)
+    assert mean_best_overlap(found, torch.full_like(true, -1)).isnan().all()
