@@ -3,7 +3,6 @@
 A training checkpoint is a folder ``step-<number>/`` with ``model.safetensors``,
 ``optimizer.safetensors``, ``state.json`` (step and free-form state) and ``SHA256SUMS`` of these
 three, which ``sha256sum -c`` can read. Finished models are in :mod:`~ivcl_fast.models.weights`.
-They are written in the background: a step waits only for a copy in memory.
 
 Rank 0 gathers sharded tensors one at a time and writes them in full, so a run can continue with any
 number of ranks, replicated or sharded.
@@ -16,7 +15,6 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +56,7 @@ def snapshot(
     optimizers: Sequence[torch.optim.Optimizer],
     state: dict[str, Any],
 ) -> Checkpoint:
-    """Copy a checkpoint of ``step`` to rank 0's memory, so that training can continue.
+    """Gather a checkpoint of ``step`` in rank 0's memory.
 
     All ranks must call this; the others get a checkpoint without tensors.
     """
@@ -88,40 +86,6 @@ def restore_optimizers(
         # Fused optimisers keep their step counters on the parameters' device.
         value = shard_if_needed(value.to(parameter.device), parameter)
         owner[parameter].state[parameter][slot] = value
-
-
-class BackgroundWriter:
-    """Writes the checkpoints of one stage in a background thread, on rank 0 only.
-
-    A checkpoint that cannot be written logs a one-line warning, and earlier ones are kept.
-    """
-
-    def __init__(self, folder: Path, stage: str) -> None:
-        self.folder, self.stage = folder, stage
-        self._thread = ThreadPoolExecutor(1, f"checkpoint of {stage}")
-        self._writing: Future[None] | None = None
-
-    def store(self, saved: Checkpoint) -> None:
-        """Write a checkpoint after the previous one; its tensors must not change."""
-        self.wait()
-        if distributed.is_main():
-            self._writing = self._thread.submit(self._store, saved)
-
-    def wait(self) -> None:
-        """Wait until all checkpoints are on disk. Raises the thread's errors except ``OSError``."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def _store(self, saved: Checkpoint) -> None:
-        try:
-            store(self.folder, saved)
-        except OSError as error:
-            log.warning(
-                "%s: no checkpoint of step %d could be written: %s; training continues, and the "
-                "checkpoints before it are kept",
-                *(self.stage, saved.step, error),
-            )
 
 
 def store(folder: Path, saved: Checkpoint) -> Path:
@@ -187,18 +151,13 @@ def list_steps(folder: Path) -> list[Path]:
 
 
 def gather_to_rank0(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors to the CPU of rank 0, shards in full; the other ranks get an empty dict.
+    """Return tensors on the CPU of rank 0, shards in full; the other ranks get an empty dict.
 
-    All ranks must call this. GPU tensors are copied to pinned memory, several times faster.
+    All ranks must call this.
     """
-    gathered, waiting = {}, set()
+    gathered = {}
     for name, tensor in tensors.items():
-        tensor = full_tensor(tensor.detach())
+        whole = full_tensor(tensor.detach())
         if distributed.is_main():
-            is_cuda = tensor.device.type == "cuda"
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_cuda)
-            gathered[name] = copy.copy_(tensor, non_blocking=is_cuda)
-            waiting |= {tensor.device} if is_cuda else set()
-    for device in waiting:
-        torch.cuda.current_stream(device).synchronize()
+            gathered[name] = whole.cpu().contiguous()
     return gathered

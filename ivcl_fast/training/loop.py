@@ -10,6 +10,7 @@ curve equals that of a single device up to rounding.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shlex
@@ -38,6 +39,8 @@ from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule, make_optimizers, set_lr
 from ivcl_fast.training.step_graph import StepGraph
 
+log = logging.getLogger(__name__)
+
 Loss = Callable[[nn.Module, Batch, int | Tensor], Tensor]
 """Maps a model, a batch and the step number (in a CUDA graph int64 ``[]``) to a scalar loss."""
 STOPPING = b"\nstopping after this step, which is saved; press Ctrl-C again to stop at once\n"
@@ -64,7 +67,7 @@ class Intervals:
 
     log: int = 20
     """Steps between log records, for which the loop waits for the device."""
-    save: int = 500
+    save: int = 5000
     """Steps between checkpoints."""
     save_minutes: float = 10.0
     """Maximum minutes between checkpoints."""
@@ -107,7 +110,6 @@ class Stage:
     def run(self) -> None:
         """Train to the end, starting from the newest checkpoint if there is one.
 
-        Checkpoints are written in the background and are on disk when this returns or raises.
         Raises :class:`~ivcl_fast.distributed.group.Interrupted` after SIGINT or SIGTERM, once a
         checkpoint is written, and :class:`UserError` if the loss becomes NaN or infinite; earlier
         checkpoints are kept.
@@ -120,28 +122,24 @@ class Stage:
         if 0 < start < total:
             distributed.print_rank0(f"{self.name}: resuming from step {start:,} of {total:,}")
         decide = distributed.Decision()
-        writer = checkpoint.BackgroundWriter(self.folder, self.name)
         with Bar(self.name, total * size, "clips") as bar, caught_signals() as caught:
             bar(start * size)
             clock, saved = self._clock(), time.monotonic()
-            try:
-                for step, batch in self._batches(start, total):
-                    set_lr(self._optimizers, self.schedule.lr_at(step))
-                    self._pending.append(train_step(batch, step))
-                    done = step + 1
-                    bar(done * size)
-                    if done % self.every.log == 0 or done == total:
-                        self._log(step, clock, bar)
-                        clock = self._clock()
-                    is_due = time.monotonic() - saved >= 60 * self.every.save_minutes
-                    stop, is_due = decide(bool(caught), is_due)
-                    if done == total or stop or is_due or done % self.every.save == 0:
-                        self._save(writer, done)
-                        saved = time.monotonic()
-                    if stop:
-                        break
-            finally:
-                writer.wait()
+            for step, batch in self._batches(start, total):
+                set_lr(self._optimizers, self.schedule.lr_at(step))
+                self._pending.append(train_step(batch, step))
+                done = step + 1
+                bar(done * size)
+                if done % self.every.log == 0 or done == total:
+                    self._log(step, clock, bar)
+                    clock = self._clock()
+                is_due = time.monotonic() - saved >= 60 * self.every.save_minutes
+                stop, is_due = decide(bool(caught), is_due)
+                if done == total or stop or is_due or done % self.every.save == 0:
+                    self._save(done)
+                    saved = time.monotonic()
+                if stop:
+                    break
             # A signal may have arrived since then, or during the last checkpoint. Wait for rank 0,
             # which writes it, because torchrun ends all ranks with the first one.
             if distributed.min_over_ranks(not caught) == 0:
@@ -187,12 +185,24 @@ class Stage:
             checkpoint.restore_optimizers(self.model, self._optimizers, saved.optimizer)
         return model, saved.step if saved else 0
 
-    def _save(self, writer: checkpoint.BackgroundWriter, done: int) -> None:
-        """Write a checkpoint in the background, after checking that all losses are finite."""
+    def _save(self, done: int) -> None:
+        """Write a checkpoint, after checking that all losses are finite.
+
+        One that cannot be written logs a line, and earlier ones are kept.
+        """
         self._sync_losses(done)
         state = {"pending_losses": [*self._losses]}
         self.metrics.sync()
-        writer.store(checkpoint.snapshot(done, self.model, self._optimizers, state))
+        saved = checkpoint.snapshot(done, self.model, self._optimizers, state)
+        try:
+            if distributed.is_main():
+                checkpoint.store(self.folder, saved)
+        except OSError as error:
+            log.warning(
+                "%s: no checkpoint of step %d could be written: %s; training continues, and the "
+                "checkpoints before it are kept",
+                *(self.name, done, error),
+            )
 
     def _batches(self, start: int, total: int) -> Iterator[tuple[int, Batch]]:
         """Yield the batches of steps ``start`` to ``total - 1``, over all epochs."""

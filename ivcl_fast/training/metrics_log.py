@@ -154,8 +154,9 @@ def wandb(folder: Path) -> Iterator[Show]:
         run.define_metric(f"{stage}/*", step_metric=f"{stage}/clips")
         shown: dict[str, Any] = {f"{stage}/clips": clips}
         for name, value in values.items():
-            is_film = isinstance(value, bytes)
-            shown[name] = package.Video(io.BytesIO(value), format="gif") if is_film else value
+            shown[name] = value
+            if isinstance(value, bytes):
+                shown[name] = package.Video(io.BytesIO(value), format="gif")
         run.log(shown)
 
     failed = 1  # wandb's context manager would print a traceback

@@ -155,7 +155,7 @@ class OutputConfig:
     """Draw the report's pictures."""
     viewer: Viewer = "tensorboard"
     """Viewer of the training curves; metrics.jsonl is always written."""
-    save_every: int = 500
+    save_every: int = 5000
     """Steps between checkpoints."""
     save_minutes: float = 10.0
     """Maximum minutes between checkpoints."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import time
@@ -105,6 +106,15 @@ def test_checkpoints_are_minutes_apart_and_one_is_of_the_end(tmp_path, monkeypat
     assert [p.name for p in checkpoint.list_steps(folder)] == ["step-00000004", "step-00000008"]
     stage(tmp_path, **options).run()
     assert checkpoint.list_steps(folder)[-1].name == "step-00000025"
+
+
+def test_training_goes_on_without_a_checkpoint(tmp_path, monkeypatch, caplog):
+    def full(folder, saved):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "store", full)
+    stage(tmp_path).run()
+    assert caplog.messages[0].startswith("toy: no checkpoint of step 5 could be written: ")
 
 
 @pytest.mark.parametrize("where, kept", [("loss", 10), ("gradient", 5)])
