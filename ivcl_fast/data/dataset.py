@@ -163,12 +163,11 @@ def summary(bad_files: Mapping[str, str], total: int, file: Path) -> str:
     )
 
 
-def check_all_usable(bad_files: Mapping[str, str], total: int, file: Path | None) -> None:
+def check_all_usable(bad_files: Mapping[str, str], total: int, file: Path) -> None:
     """Raise :class:`UserError` for ``--require-all`` if a video cannot be used."""
     if bad_files:
         name, reason = next(iter(bad_files.items()))
-        where = "" if file is None else f"; the full list is in {file}"
         raise UserError(
             f"--require-all: expected {total} usable videos, got {total - len(bad_files)}; "
-            f"{name}: {reason}{where}"
+            f"{name}: {reason}; the full list is in {file}"
         )

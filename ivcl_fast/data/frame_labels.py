@@ -9,7 +9,8 @@ without its jitter of up to half a unit along each axis.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_labels import Scene
 from ivcl_fast.data.synthetic.cater.video import OBJECT_COLORS
-from ivcl_fast.data.synthetic.cater.write import spec_of
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, spec_of
 from ivcl_fast.data.synthetic.scene import CAMERA, MATERIALS, SIZES, TARGET
 from ivcl_fast.data.synthetic.scene import SHAPES as OTHER_SHAPES
 from ivcl_fast.data.synthetic.view import project
@@ -48,128 +49,100 @@ PICTURE = 320, 240
 """Width and height for computing image positions; all CATER videos have this aspect ratio."""
 
 
-class FrameLabels(ABC):
-    """Labels of the frames of a data set: multi-hot float32 ``[T, *shape]``.
+Indices = Callable[[Scene, np.ndarray], np.ndarray]
+"""Returns the indices of the classes in each frame, ``[frames, any]``, of a scene and whether each
+object is visible, bool ``[frames, objects]``."""
 
-    Subclasses may return other labels.
-    """
 
-    def __init__(self, dataset: Cater, shape: tuple[int, ...] = ()) -> None:
-        """``shape``: shape of a frame's labels."""
+class FrameLabels:
+    """Labels of the frames of a data set: multi-hot float32 ``[T, *shape]``, or classes ``[T]``."""
+
+    def __init__(self, dataset: Cater, shape: tuple[int, ...], indices: Indices) -> None:
+        """``shape``: shape of a frame's labels; ``()``: a class.
+
+        ``indices`` may return ``prod(shape)``, which is no class, as padding.
+        """
         self.dataset, self.shape = dataset, shape
-        self.none = math.prod(shape)
-        """Index of no class, used as padding."""
+        self._find = indices
         self._indices: dict[str, np.ndarray] = {}  # cache: scenes are slow to read
 
     def __call__(self, clip: Clip, frames: np.ndarray, frames_in_video: int) -> torch.Tensor:
-        """Return the labels of frames of a clip: ``[T, ...]``.
+        """Return the labels of frames of a clip.
 
         Raises :class:`UserError` if the clip's scene is missing or malformed, or has a different
         number of frames than the video.
         """
         if clip.name not in self._indices:
             self._indices[clip.name] = self._read(clip.name, frames_in_video)
-        return self.encode(torch.from_numpy(self._indices[clip.name][frames]).long())
+        indices = torch.from_numpy(self._indices[clip.name][frames]).long()
+        if not self.shape:
+            return indices[:, 0]
+        labels = torch.zeros(len(indices), math.prod(self.shape) + 1)
+        return labels.scatter_(1, indices, 1.0)[:, :-1].reshape(-1, *self.shape)
 
     def _read(self, name: str, frames_in_video: int) -> np.ndarray:
-        """Read a scene and return its :meth:`indices`, int32 ``[frames, any]``."""
+        """Read a scene and return the indices, int32 ``[frames, any]``."""
         scene = self.dataset.scene(name, frames_in_video)
         try:
             objects, frames = scene["objects"], range(cater_frames.frame_count(scene))
             inside = [cater_frames.contained(scene, frame) for frame in frames]
             visible = np.array([[o["instance"] not in hid for o in objects] for hid in inside])
-            return self.indices(scene, visible).astype(np.int32)
+            return self._find(scene, visible).astype(np.int32)
         except (LookupError, TypeError, ValueError, StopIteration) as error:
             raise UserError(
                 f"{self.dataset.root}: expected a CATER scene of {name}, got "
                 f"{type(error).__name__}: {error}"
             ) from None
 
-    @abstractmethod
-    def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
-        """Return the indices of the classes in each frame: ``[frames, any]``.
 
-        ``visible``: bool ``[frames, objects]``.
-        """
-
-    def encode(self, indices: torch.Tensor) -> torch.Tensor:
-        """Convert indices, int64 ``[T, any]``, to labels for the loss, ``[T, ...]``."""
-        labels = torch.zeros(len(indices), self.none + 1)
-        labels.scatter_(1, indices, 1.0)
-        return labels[:, : self.none].reshape(-1, *self.shape)
+def visible_attributes(scene: Scene, visible: np.ndarray) -> np.ndarray:
+    """Return the attributes of the visible objects."""
+    number = {value: i for i, value in enumerate(CLASSES["classification"])}
+    own = [
+        [number[o["shape"]]] * len(VALUES) if o["shape"] == "spl" else
+        [number[o[attribute]] for attribute in VALUES]
+        for o in scene["objects"]
+    ]  # fmt: skip
+    return np.where(visible[..., None], own, len(number)).reshape(len(visible), -1)
 
 
-class VisibleAttributes(FrameLabels):
-    """Attributes of the visible objects, ``[C]``."""
+def visible_centres(
+    scene: Scene, visible: np.ndarray, grid: int, spec: SyntheticCater | None
+) -> np.ndarray:
+    """Return the patches of a ``grid`` with the centres of visible objects, by shape.
 
-    def __init__(self, dataset: Cater) -> None:
-        super().__init__(dataset, (len(CLASSES["classification"]),))
-
-    def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
-        number = {value: i for i, value in enumerate(CLASSES["classification"])}
-        own = [
-            [number[o["shape"]]] * len(VALUES) if o["shape"] == "spl" else
-            [number[o[attribute]] for attribute in VALUES]
-            for o in scene["objects"]
-        ]  # fmt: skip
-        return np.where(visible[..., None], own, self.none).reshape(len(visible), -1)
-
-
-class VisibleCentres(FrameLabels):
-    """Patches that contain the centres of visible objects, by shape, ``[N, C]``."""
-
-    def __init__(self, dataset: Cater, grid: int) -> None:
-        super().__init__(dataset, (grid**2, len(SHAPES)))
-        self.grid = grid
-        self.spec = spec_of(dataset.root)
-        """Determines the camera; None for published data."""
-
-    def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
-        objects, frames = scene["objects"], len(visible)
-        places = np.array([[o["locations"][str(i)] for o in objects] for i in range(frames)])
-        camera = np.array([CAMERA])
-        if self.spec is not None:
-            camera = self.spec.camera_path(scene["image_index"], frames)
-        x, y, depth = np.moveaxis(project(places, camera, TARGET, *PICTURE), -1, 0)
-        column, row = (np.floor(self.grid * v / w) for v, w in zip((x, y), PICTURE, strict=True))
-        inside = (np.minimum(column, row) >= 0) & (np.maximum(column, row) < self.grid)
-        shape = np.array([SHAPES.index(o["shape"]) for o in objects])
-        numbers = (row * self.grid + column) * len(SHAPES) + shape
-        return np.where(visible & inside & (depth > 0), numbers, self.none)
+    ``spec`` determines the camera; None for published data.
+    """
+    objects, frames = scene["objects"], len(visible)
+    places = np.array([[o["locations"][str(i)] for o in objects] for i in range(frames)])
+    camera = np.array([CAMERA])
+    if spec is not None:
+        camera = spec.camera_path(scene["image_index"], frames)
+    x, y, depth = np.moveaxis(project(places, camera, TARGET, *PICTURE), -1, 0)
+    column, row = (np.floor(grid * v / w) for v, w in zip((x, y), PICTURE, strict=True))
+    inside = (np.minimum(column, row) >= 0) & (np.maximum(column, row) < grid)
+    shape = np.array([SHAPES.index(o["shape"]) for o in objects])
+    numbers = (row * grid + column) * len(SHAPES) + shape
+    return np.where(visible & inside & (depth > 0), numbers, grid**2 * len(SHAPES))
 
 
-class VisibleObjects(FrameLabels):
-    """Floor columns and rows of the visible objects of each slot, ``[S, C]``."""
-
-    def __init__(self, dataset: Cater) -> None:
-        super().__init__(dataset, (len(OBJECTS), 2 * FLOOR))
-
-    def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
-        numbers = np.full((*visible.shape, 2), self.none)
-        for i, thing in enumerate(scene["objects"]):
-            kind = thing["color"] if thing["shape"] == "cone" else thing["shape"]
-            if kind in OBJECTS:
-                cells = [cater_frames.cell_of(thing, t, FLOOR) for t in range(len(visible))]
-                row, column = np.divmod(cells, FLOOR)
-                first = OBJECTS.index(kind) * 2 * FLOOR
-                numbers[:, i] = np.stack([first + column, first + FLOOR + row], axis=-1)
-        return np.where(visible[..., None], numbers, self.none).reshape(len(visible), -1)
+def visible_objects(scene: Scene, visible: np.ndarray) -> np.ndarray:
+    """Return the floor columns and rows of the visible objects of each slot."""
+    none = len(OBJECTS) * 2 * FLOOR
+    numbers = np.full((*visible.shape, 2), none)
+    for i, thing in enumerate(scene["objects"]):
+        kind = thing["color"] if thing["shape"] == "cone" else thing["shape"]
+        if kind in OBJECTS:
+            cells = [cater_frames.cell_of(thing, t, FLOOR) for t in range(len(visible))]
+            row, column = np.divmod(cells, FLOOR)
+            first = OBJECTS.index(kind) * 2 * FLOOR
+            numbers[:, i] = np.stack([first + column, first + FLOOR + row], axis=-1)
+    return np.where(visible[..., None], numbers, none).reshape(len(visible), -1)
 
 
-class SnitchCells(FrameLabels):
-    """Cell of the snitch, visible or hidden: int64 ``[T]``."""
-
-    def __init__(self, dataset: Cater) -> None:
-        super().__init__(dataset)
-        self.cells = round(dataset.num_classes**0.5)
-        """Number of cells along one side of the floor."""
-
-    def indices(self, scene: Scene, visible: np.ndarray) -> np.ndarray:
-        frames = range(len(visible))
-        return np.array([[cater_frames.snitch_cell(scene, i, self.cells)] for i in frames])
-
-    def encode(self, indices: torch.Tensor) -> torch.Tensor:
-        return indices[:, 0]
+def snitch_cells(scene: Scene, visible: np.ndarray, cells: int) -> np.ndarray:
+    """Return the cell of the snitch, visible or hidden; ``cells``: along a side of the floor."""
+    return np.array([[cater_frames.snitch_cell(scene, i, cells)] for i in range(len(visible))])
 
 
 def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> FrameLabels:
@@ -184,11 +157,12 @@ def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> Fram
     if kind == "cells":
         if not dataset.has_grid:
             raise UserError(f"{flag}: expected --task localize, got {dataset.task}")
-        return SnitchCells(dataset)
+        cells = round(dataset.num_classes**0.5)
+        return FrameLabels(dataset, (), partial(snitch_cells, cells=cells))
     if kind == "classification":
-        return VisibleAttributes(dataset)
+        return FrameLabels(dataset, (len(CLASSES[kind]),), visible_attributes)
     if kind == "objects":
-        return VisibleObjects(dataset)
+        return FrameLabels(dataset, (len(OBJECTS), 2 * FLOOR), visible_objects)
     spec = spec_of(dataset.root)
     names = dataset.root.name, dataset.root.resolve().name  # the folder may be "." or a link
     is_table = spec is not None and spec.camera == "none"
@@ -197,4 +171,5 @@ def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> Fram
             f"{flag}: expected CATER with a static camera, synthetic or synthetic:moving, got "
             f"{dataset.root}, whose camera is unknown"
         )
-    return VisibleCentres(dataset, grid)
+    centres = partial(visible_centres, grid=grid, spec=spec)
+    return FrameLabels(dataset, (grid**2, len(SHAPES)), centres)

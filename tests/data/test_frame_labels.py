@@ -254,6 +254,8 @@ def test_folders_without_frame_labels_are_refused(tmp_path):
         with pytest.raises(UserError, match="expected CATER with a static camera"):
             make_frame_labels(Cater(root), "detection", 8)
     make_frame_labels(Cater(moving), "classification", 8)
+    with pytest.raises(UserError, match=r"^--frame-labels: expected --task localize, got"):
+        make_frame_labels(Cater(moving, "actions_present"), "cells", 8)
     (moving / "scenes").rmdir()
     with pytest.raises(UserError, match="expected CATER with its folder scenes/"):
         make_frame_labels(Cater(moving), "classification", 8)
@@ -276,8 +278,3 @@ def test_cells_are_those_of_each_frame(cater, task, cells):
         assert found[-1] == clip.label
         hidden += any(cater_frames.snitch_hidden(scene, i) for i in frames)
     assert hidden
-
-
-def test_cells_need_a_task_of_places(cater):
-    with pytest.raises(UserError, match=r"^--frame-labels: expected --task localize, got"):
-        make_frame_labels(Cater(cater.root, "actions_present"), "cells", 8)

@@ -81,12 +81,6 @@ def test_frames_labels_and_ids_belong_together(store):
             assert frames == [(clip, i) for i in frame_ids(FRAMES[clip], 4)]
 
 
-def test_one_frame_is_the_last(store):
-    for batch in make(store, num_frames=1).epoch(3):
-        expected = [[(clip, FRAMES[clip] - 1)] for clip in batch.clip_ids.tolist()]
-        assert frames_of_clips(batch) == expected
-
-
 def test_clips_with_given_frames(store):
     """Given frames keep their order and are not jittered, such as ACRE's panels."""
     clips = [Clip("q6", "v1", 3, (0, 7, 2, 6)), Clip("q7", "v1", 4, (0, 7, 2, 19))]

@@ -13,12 +13,7 @@ import torch
 
 from ivcl_fast.data.dataset import Clip, Dataset
 from ivcl_fast.data.formats.acre import (
-    OFF,
-    ON,
-    UNDETERMINED,
     Acre,
-    Panel,
-    covariation,
     object_table,
 )
 from ivcl_fast.errors import UserError
@@ -99,16 +94,6 @@ def test_what_counting_scores(root: Path) -> None:
         "query": 0.5, "problem": 0, "direct": 1, "indirect": 1, "screen_off": 0, "potential": 0,
     }  # fmt: skip
     assert scores["query"].chance == pytest.approx(1 / 3)
-
-
-def test_shares_from_which_counting_answers() -> None:
-    """The machine was on in 3 of 5 trials with object 1, 2 of 5 with 2, 1 of 3 with 3."""
-    shown = [(1, 2, 3), (1, 2), (1,), (1, 2, 3), (1, 2, 3), (2,)]
-    lights = ["on"] * 3 + ["off"] * 3
-    context = [Panel(objects, light) for objects, light in zip(shown, lights, strict=True)]
-    asked = [(1, 3), (2, 3), (3,), (4,)]  # object 4 was in no trial
-    answers = covariation((*context, *(Panel(objects, "no") for objects in asked)))
-    assert answers == [ON, UNDETERMINED, OFF, UNDETERMINED]
 
 
 def test_comp_trains_and_tests_on_other_objects() -> None:
