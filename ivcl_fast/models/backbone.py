@@ -24,7 +24,6 @@ from ivcl_fast.models import timm_weights
 from ivcl_fast.models.reference import Block
 from ivcl_fast.models.weights import (
     CONFIG,
-    class_in,
     packaged_model,
     read_config,
     read_weights,
@@ -173,10 +172,9 @@ def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLCon
     """Return advice for a source with other sizes, naming them if its config is known."""
     advice = "build the model with the config that these weights were trained with"
     if theirs := description(source).get("cfg"):
-        folder, ours = weights_file(source).parent, vars(cfg)  # type: ignore[arg-type]
+        ours = vars(cfg)
         sizes = ", ".join(f"{n} {theirs[n]}" for n in SIZES if theirs.get(n, ours[n]) != ours[n])
-        call = f"{class_in(folder)}.from_pretrained({str(folder)!r}).cfg"
-        advice += f" ({sizes}), which is {call}" if sizes else f", which is {call}"
+        advice += f" ({sizes})" if sizes else ""
     return advice
 
 

@@ -73,22 +73,21 @@ class Mlp(reference.Mlp):
 class Block(reference.Block):
     """Block that runs as one op on a CPU, and elsewhere fuses residual sums into the next norms."""
 
-    def fused_unsupported_reason(self, x: Tensor) -> str | None:
-        """Return why the block runs as separate ops on ``x``, or None for ``transformer_block``."""
+    def can_fuse(self, x: Tensor) -> bool:
+        """Return whether ``transformer_block`` computes the block on ``x``."""
         attn, mlp = self.attn, self.mlp
-        if not (
+        return (
             is_plain(attn, Attention)
             and is_plain(mlp, Mlp)
             and all(is_plain(norm, nn.LayerNorm) for norm in (self.norm1, self.norm2))
             and all(is_plain(p, nn.Linear) for p in (attn.qkv, attn.proj, mlp.fc1, mlp.fc2))
-        ):
-            return "a part of the block is not plain"
-        if attn.attention_backend not in ("auto", "short"):
-            return "another attention backend is chosen"
-        if any(p is None for p in self.parameter_list()) or self.norm1.eps != self.norm2.eps:
-            return "a bias is missing, or the norms differ"
-        return block_unsupported_reason(
-            x, self.parameter_list(), attn.num_heads, compute_dtype(attn.qkv.weight)
+            and attn.attention_backend in ("auto", "short")
+            and all(p is not None for p in self.parameter_list())
+            and self.norm1.eps == self.norm2.eps
+            and block_unsupported_reason(
+                x, self.parameter_list(), attn.num_heads, compute_dtype(attn.qkv.weight)
+            )
+            is None
         )
 
     def parameter_list(self) -> list[Tensor]:
@@ -105,7 +104,7 @@ class Block(reference.Block):
 
         ``token_index``: the tokens to process after attention, by default all.
         """
-        if self.fused_unsupported_reason(x) is None:
+        if self.can_fuse(x):
             x = x if branch is None else x + branch.total()
             parameters, heads = self.parameter_list(), self.attn.num_heads
             x = kernels.transformer_block(x, parameters, heads, self.norm1.eps, token_index)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -105,7 +105,7 @@ def model_folder(place: str | os.PathLike, stage: str) -> Path:
             f"{place}: expected a folder written by save_pretrained, a run's folder, or a file of "
             f"weights, got no {MODEL}"
         )
-    found = ", ".join(f"{folder} ({class_in(folder)})" for folder in inside)
+    found = ", ".join(map(str, inside))
     raise UserError(f"{place}: expected {MODEL} there or in {stage}, got other models: {found}")
 
 
@@ -118,13 +118,6 @@ def weights_file(source: str | os.PathLike) -> Path:
     if Path(source).is_file():
         return Path(source)
     return model_folder(packaged_model(source) or source, STAGES["IVCL"]) / MODEL
-
-
-def class_in(folder: Path) -> str:
-    """Return the class name of the model in a folder."""
-    with suppress(Exception), safe_open(folder / MODEL, "pt") as file:
-        return class_of(file.keys()) or "weights of another model"
-    return "not readable"
 
 
 def class_of(keys: Collection[str]) -> str | None:

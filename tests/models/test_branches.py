@@ -33,7 +33,7 @@ def like_a_gpu(monkeypatch):
         return plain(*args)
 
     def start():
-        monkeypatch.setattr(Block, "fused_unsupported_reason", lambda self, x: "as on a GPU")
+        monkeypatch.setattr(Block, "can_fuse", lambda self, x: False)
         monkeypatch.setattr(kernels, "add_layer_norm", add_layer_norm)
         monkeypatch.setattr(sys.modules[leaves_bias.__module__], "ONE_PASS", None)
         return added

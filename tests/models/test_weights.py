@@ -176,7 +176,7 @@ def test_mistakes_are_one_line_that_names_the_place(run, monkeypatch):
     (run / "pretrain" / MODEL).unlink()
     classifier = IVCLClassifier(CFG, 5)
     message = told(classifier.load_pretrained, "runs/RUN")
-    assert message.startswith("runs/RUN: ") and "runs/RUN/scratch (IVCLClassifier)" in message
+    assert message.startswith("runs/RUN: ") and "runs/RUN/scratch" in message
     for place in ("./typo", "runs/typo", "runs", f"runs/RUN/finetune/{MODEL}"):
         assert told(IVCLClassifier.from_pretrained, place).startswith(f"{place}: expected ")
     message = told(IVCLClassifier.from_pretrained, "OWNER/typo", local_files_only=True)

@@ -65,24 +65,22 @@ class ComparedAdapter(Adapter):
         """Key of the class and settings."""
         return self.origin.__module__, self.origin.__qualname__, *self.settings()
 
-    def reason(self, x: Tensor) -> str | None:
-        """Return why this call runs the original forward pass, or None."""
+    def can_fuse(self, x: Tensor) -> bool:
+        """Return whether a call on ``x`` runs the fused forward pass."""
         if type(x) not in PLAIN or torch.compiler.is_exporting():
-            return "not a plain tensor, or exported"
-        if x.numel() == 0 or not is_fixed(x.shape[1:]):
-            return "a dynamic or empty shape"
-        if reason := self.own_reason():
-            return reason
+            return False
+        if x.numel() == 0 or not is_fixed(x.shape[1:]) or self.own_reason():
+            return False
         if is_slower(self, x, self.kind, x.shape[1]):
-            return "its own forward pass is as fast at this length and in this dtype"
+            return False
         key = self.key()
         if not torch.compiler.is_compiling():
             remember(key, self)
-        return difference(key, tuple(x.shape[1:]), compute_dtype(x))
+        return difference(key, tuple(x.shape[1:]), compute_dtype(x)) is None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         x = self.fused_input(*args, **kwargs)
-        if x is None or self.reason(x) is not None:
+        if x is None or not self.can_fuse(x):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         return self.fused_output(x)
 

@@ -175,22 +175,6 @@ def test_masks_and_weights_are_the_modules_own():
     torch.testing.assert_close(fast(x, other, other)[0], plain(x, other, other)[0])
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"batch_first": False}, "its batch is not the first dimension"),
-        ({"kdim": 8, "vdim": 8}, "its widths differ"),
-        ({"add_bias_kv": True}, "it adds tokens"),
-        ({"dropout": 1.0}, "its dropout"),
-    ],
-)
-def test_other_kinds_of_multihead_attention_are_kept(options, reason):
-    part = nn.MultiheadAttention(WIDTH, 4, **{"batch_first": True} | options)
-    report = accelerate(part)
-    assert not report.replaced and reason in report.kept[""]
-    assert type(part) is nn.MultiheadAttention
-
-
 # --- Dropout --------------------------------------------------------------------------------------
 
 DROPPING = {
