@@ -230,7 +230,6 @@ def open_data(
     frame_labels: Sequence[FrameLabelKind] = (),
     needs_classes: bool = False,
     read_only: bool = False,
-    step_bytes: Callable[[], int] | None = None,
 ) -> DataModule:
     """Open the data of a run: write a missing synthetic data set, and build its frame store.
 
@@ -242,8 +241,6 @@ def open_data(
         frame_labels: kinds of frame labels that the loaders need.
         needs_classes: the run only finetunes, so data without classes is an error.
         read_only: do not write a data set, and check only the splits that are read.
-        step_bytes: returns the memory that a training step needs on ``device``; placement
-            ``auto`` leaves it free.
 
     Raises:
         UserError: invalid settings, or missing or malformed data.
@@ -270,7 +267,7 @@ def open_data(
     if config.loader == "stream":
         opened = _open_stream(config, model, dataset, dataset_format, device)
     else:
-        opened = _open_store(config, model, dataset, dataset_format, device, step_bytes)
+        opened = _open_store(config, model, dataset, dataset_format, device)
     data = DataModule(config, dataset, *opened[:2], labels, opened[2])
     if read_only:
         return data
@@ -294,11 +291,10 @@ def _open_store(
     dataset: Dataset,
     dataset_format: DatasetFormat,
     device: torch.device | None,
-    step_bytes: Callable[[], int] | None,
 ) -> tuple[Index, Path, Callable[..., ClipLoader]]:
     """Return the index of a store, its folder, and a function that makes loaders."""
     sizes = model.image_size, model.patch_size
-    options: dict[str, Any] = dict(placement=config.placement, device=device, step_bytes=step_bytes)
+    options: dict[str, Any] = dict(placement=config.placement, device=device)
     if isinstance(dataset, StoredDataset):
         check_frames(dataset.root, *sizes, config.crop)
         store = FrameStore(dataset.root, **options)

@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.frame_labels import CLASSES
-from ivcl_fast.distributed import group as distributed
 from ivcl_fast.kernels._op import as_on_a_gpu
 from ivcl_fast.kernels.linear import cast_together, weights_to_cast
 from ivcl_fast.models import flops
@@ -181,14 +180,6 @@ def fake_stages(config: TrainConfig, on_gpu: bool = True) -> Iterator[tuple[str,
         flops_per_clip = stage_flops(config.model, classes)
         with fake_step(config.model, classes, **options) as step:
             yield stage, flops_per_clip, step
-
-
-def largest_step(config: TrainConfig, bf16: bool) -> int:
-    """Return the predicted GPU memory of a run's largest training step in bytes."""
-    optim = config.optim
-    clips = distributed.local_batch_size(optim.batch_size, optim.grad_accum_steps)
-    replicas = distributed.world_size() > 1
-    return max(step.memory(clips, bf16, replicas).peak for _, _, step in fake_stages(config))
 
 
 def stage_flops(model: IVCLConfig, classes: int | None, frames: float | None = None) -> int:

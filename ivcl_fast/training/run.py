@@ -28,7 +28,7 @@ from ivcl_fast.training import checkpoint
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import choose_execution, peak_flops, tune_malloc
 from ivcl_fast.training.loop import Intervals, Loss, Stage
-from ivcl_fast.training.memory import largest_step, stage_flops
+from ivcl_fast.training.memory import stage_flops
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule, scaled_lr
@@ -75,7 +75,6 @@ class Run:
             self.device,
             frame_labels=self.config.frame_label_kinds,
             needs_classes=self.config.stages.stage == "finetune",
-            step_bytes=functools.partial(largest_step, self.config, self.amp),
         )
 
     @functools.cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -74,7 +74,6 @@ def build_store(
     placement: Placement = "disk",
     device: torch.device | None = None,
     crop: Square = "none",
-    step_bytes: Callable[[], int] | None = None,
     engine: Engine = "local",
 ) -> FrameStore:
     """Decode every frame of videos into a store at ``out``, or open the store if it exists.
@@ -92,8 +91,7 @@ def build_store(
             store does not depend on the number.
         progress: called with (videos done, videos in total) when shards are complete.
         crop: part of the frames to resize to the square; by default all of them.
-        placement, device, step_bytes: see :class:`FrameStore`; DALI decodes on ``device`` if it
-            is a GPU.
+        placement, device: see :class:`FrameStore`; DALI decodes on ``device`` if it is a GPU.
         engine: ``local`` for processes of this machine, ``ray`` for the CPUs of a Ray cluster.
 
     Raises:
@@ -109,7 +107,7 @@ def build_store(
     """
     sizes = image_size, patch_size
     build_part(Part(0, 1), source, out, *sizes, decoder, workers, progress, device, crop, engine)
-    store = FrameStore(out, placement, device, step_bytes)
+    store = FrameStore(out, placement, device)
     if store.bad_files:
         total = len(store.index) + len(store.bad_files)
         log.warning(summary(store.bad_files, total, store.path / BAD_FILES))

@@ -18,7 +18,7 @@ import hashlib
 import logging
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,9 +36,6 @@ Placed = Literal["disk", "gpu"]
 
 GPU_SHARE = 0.4
 """Share of the free GPU memory that a store may take; the rest is for training."""
-USABLE_SHARE = 0.9
-"""Share of the free GPU memory that a store and a training step may take together; the rest is for
-workspaces of libraries, and gaps between the allocator's blocks."""
 OPEN_SHARDS = 512
 """Largest number of open shards; the system limits the open files of a process."""
 
@@ -62,14 +59,12 @@ class FrameStore:
         path: Path,
         placement: Placement = "disk",
         device: torch.device | None = None,
-        step_bytes: Callable[[], int] | None = None,
     ) -> None:
         """Open the store in the folder ``path``.
 
         Args:
             placement: ``disk``, ``gpu``, or ``auto``: the GPU if there is enough room.
             device: device for training, where ``gpu`` places the store.
-            step_bytes: returns the memory of a training step, which ``auto`` leaves free.
 
         Raises:
             UserError: the folder is not a complete store, or there is no device for ``gpu``.
@@ -104,7 +99,7 @@ class FrameStore:
         """Size of all frames."""
         self._firsts = np.cumsum(sizes) // self._row
         """First frame of each shard, counted over all of them."""
-        self.placement = choose_placement(placement, self.bytes, device, step_bytes)
+        self.placement = choose_placement(placement, self.bytes, device)
         if placement != "disk":
             log.info("store: %s, %.2f GB, on %s", self.path, self.bytes / 1e9, self.placement)
         self._rows: torch.Tensor | None = None
@@ -228,32 +223,22 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def choose_placement(
-    placement: Placement,
-    size: int,
-    device: torch.device | None = None,
-    step_bytes: Callable[[], int] | None = None,
-) -> Placed:
+def choose_placement(placement: Placement, size: int, device: torch.device | None) -> Placed:
     """Choose where to keep a store of ``size`` bytes for training on ``device``.
 
-    ``step_bytes`` returns the memory of a training step. It takes seconds, so it is called only if
-    ``auto`` could choose a GPU. Raises :class:`UserError` if a GPU has too little memory.
+    Raises :class:`UserError` if a GPU has too little memory.
     """
-    if placement == "disk" or (placement == "auto" and (device is None or device.type != "cuda")):
+    has_gpu = device is not None and device.type == "cuda"
+    if placement == "disk" or (placement == "auto" and not has_gpu):
         return "disk"
     if device is None:
         raise UserError("placement: expected auto or disk without a device, got gpu")
-    if device.type != "cuda":  # for tests
-        return "gpu"
-    free = torch.cuda.mem_get_info(device)[0]
-    if placement == "gpu":
-        if size > free:
-            raise UserError(
-                f"--placement: expected auto or disk for a frame store of {size / 1e9:.1f} GB "
-                f"with {free / 1e9:.1f} GB free, got gpu"
-            )
-        return "gpu"
-    fits = size <= GPU_SHARE * free
-    if fits and (step_bytes is None or size + step_bytes() <= USABLE_SHARE * free):
-        return "gpu"
-    return "disk"
+    free = torch.cuda.mem_get_info(device)[0] if has_gpu else size  # a CPU only in tests
+    if placement == "auto":
+        return "gpu" if size <= GPU_SHARE * free else "disk"
+    if size > free:
+        raise UserError(
+            f"--placement: expected auto or disk for a frame store of {size / 1e9:.1f} GB with "
+            f"{free / 1e9:.1f} GB free, got gpu"
+        )
+    return "gpu"
