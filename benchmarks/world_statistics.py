@@ -12,12 +12,13 @@ import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ivcl_fast.data.formats import acre, cater_labels
+from ivcl_fast.data.formats import acre, cater_frames, cater_labels
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.cater.scene_file import scene_dict
 from ivcl_fast.data.synthetic.cater.video import draw_video
@@ -265,41 +266,17 @@ def check(groups: list[list[Ball]]) -> None:
 def measure(scene: dict[str, Any]) -> dict[str, float]:
     """Return the quantities of a scene to compare."""
     moves = [move for of_object in scene["movements"].values() for move in of_object]
-    snitch = cater_labels.snitch_of(scene)["instance"]
-    hidden_since, covered, uncovered, hidden = None, 0, 0, 0
-    on_top: set[str] = set()  # cones around the snitch
-    over, off = 0, 0
-    events = []
-    for instance, of_object in scene["movements"].items():
-        for action, other, start, end in of_object:
-            if action == "_pick_place":
-                events.append((start, "off", instance, None))
-            elif action == "_contain":
-                events.append((end, "over", instance, other))
-    for time, event, cone, other in sorted(events, key=lambda e: e[0]):
-        if event == "off" and cone in on_top:
-            on_top.remove(cone)
-            off += 1
-            if not on_top:
-                uncovered, hidden = uncovered + 1, hidden + time - hidden_since
-        elif event == "over" and (other == snitch or other in on_top):
-            over += 1
-            if not on_top:
-                covered, hidden_since = covered + 1, time
-            on_top.add(cone)
-    if on_top:
-        hidden += 300 - hidden_since
+    hidden = [cater_frames.snitch_hidden(scene, frame) for frame in range(FRAMES)]
+    changes = [after - before for before, after in pairwise(hidden)]
     end = hidden_end(scene)
     actions = cater_labels.actions_present(scene)
     return {
         "objects": len(scene["objects"]),
         "movements, without no-ops": sum(action != "_no_op" for action, *_ in moves),
         "no-ops": sum(action == "_no_op" for action, *_ in moves),
-        "snitch covered (times)": covered,
-        "snitch uncovered (times)": uncovered,
-        "cones put over the snitch or its cone": over,
-        "cones lifted off the snitch or its cone": off,
-        "hidden part of the video": hidden / 300,
+        "snitch covered (times)": changes.count(1),
+        "snitch uncovered (times)": changes.count(-1),
+        "hidden part of the video": sum(hidden) / FRAMES,
         "hidden at the end": end is not None,
         "hidden at the end, in nested cones": end is not None and end.cones > 1,
         "hidden at the end, carried": end is not None and end.carried,

@@ -90,10 +90,12 @@ def visualize(config: VisualizeConfig) -> Path:
             print(printable(f"{clip.name}: {likeliest or one['answer'] or 'no answer'}"))
         shown.append(described[0] | ({"other": described[1]} if len(runs) > 1 else {}))
     folders = {run.folder.name: run.folder for run in runs}
-    measured = len(folders) == len(runs) and all((f / SCORES).is_file() for f in folders.values())
-    sections = [compared_runs(folders)] if measured and config.video is None else []
-    if len(runs) == 1 and config.video is None:
+    measured = len(folders) == 2 and all((f / SCORES).is_file() for f in folders.values())
+    sections = []
+    if config.video is None and len(runs) == 1:
         sections.append(measure_collapse(runs[0], models[0]))
+    elif config.video is None and measured:
+        sections.append(compared_runs(folders))
     data = None if config.video is None else config.video.name
     write_page(out / PAGE, runs, shown, sections, data=data)
     return out / PAGE

@@ -85,22 +85,16 @@ def write(
 
 
 def compared_runs(runs: Mapping[str, Path]) -> Section:
-    """Return the scores of finished runs, by name, and their differences on the same clips.
-
-    A single run is compared with its baselines.
-    """
+    """Return the scores of finished runs, by name, and their differences on the same clips."""
     folders = {name: [run] for name, run in runs.items()}
     results, chance = read_results(folders)
     compared = compare(folders)
-    about = ""
-    if compared:
-        about = (
-            "Brackets have 95 % intervals over clips. Differences are from "
-            f"“{next(iter(runs))}” on the same clips, in points."
-        )
-    rows = {name: results[name] for name in runs} if len(runs) > 1 else results
-    table = scores_table("model", rows, chance, compared)
-    return Section("Scores of the finetuned models", about, table)
+    about = (
+        "Brackets have 95 % intervals over clips. Differences are from "
+        f"“{next(iter(runs))}” on the same clips, in points."
+    )
+    table = scores_table("model", {name: results[name] for name in runs}, chance, compared)
+    return Section("Scores of the finetuned models", about * bool(compared), table)
 
 
 # --- Scores --------------------------------------------------------------------------------------
