@@ -39,8 +39,6 @@ SIZES = (
 """Config fields that must be equal in both models."""
 OWN_ENCODER = "joint", "slot_attention"
 """Objectives with a different encoder, which finetuning must share."""
-PREDICTOR = "encoder.slot_attention.predictor.norm1.weight"
-"""A key of encoders with ``video_slots``."""
 
 
 def check_source(source: str) -> None:
@@ -99,23 +97,14 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
 
 
 def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    """Return why a source does not match the model even though all shapes fit, or None."""
-    if "encoder.time_embed" in weights and "encoder.time_embed" not in own:
-        return "its encoder is a joint space-time one (objective joint), and this model's is not"
-    competition = "encoder.slot_attention.key.weight"
-    if competition in weights and competition not in own:
-        return "its slots compete for patches (objective slot_attention), and this model's do not"
-    if competition in own and competition not in weights:
-        return "its slots do not compete for patches, this model's do (objective slot_attention)"
-    if competition in own and (PREDICTOR in own) != (PREDICTOR in weights):
-        return "only one of the two models has video_slots"
-    for part in ("encoder", "temporal"):
-        there, here = (
-            len({key.split(".")[2] for key in keys if key.startswith(f"{part}.blocks.")})
-            for keys in (weights, own)
-        )
-        if there and here and there != here:
-            return f"{part} has {there} blocks there, but {here} in this model"
+    """Describe the first key that only one of the two has, or return None.
+
+    A source may lack the whole temporal transformer.
+    """
+    for part in ("encoder.", "temporal."):
+        there, here = ({key for key in keys if key.startswith(part)} for keys in (weights, own))
+        if there and here and (others := sorted(there ^ here)):
+            return f"{others[0]} is only {'there' if others[0] in there else 'in this model'}"
     return None
 
 
@@ -172,8 +161,8 @@ def config_to_use(source: str | os.PathLike | Mapping[str, Tensor], cfg: IVCLCon
     """Return advice for a source with other sizes, naming them if its config is known."""
     advice = "build the model with the config that these weights were trained with"
     if theirs := description(source).get("cfg"):
-        ours = vars(cfg)
-        sizes = ", ".join(f"{n} {theirs[n]}" for n in SIZES if theirs.get(n, ours[n]) != ours[n])
+        ours, names = vars(cfg), (*SIZES, "objective", "video_slots")
+        sizes = ", ".join(f"{n} {theirs[n]}" for n in names if theirs.get(n, ours[n]) != ours[n])
         advice += f" ({sizes})" if sizes else ""
     return advice
 

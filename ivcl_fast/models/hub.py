@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.utils import HFValidationError
 
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
@@ -19,7 +20,6 @@ from ivcl_fast.models.weights import (
     MODEL,
     STAGES,
     class_of,
-    is_local,
     misfit,
     model_folder,
     packaged_model,
@@ -179,17 +179,19 @@ def find_model(place: str | Path, stage: str, **download: Any) -> Path:
     """
     if packaged := packaged_model(place):
         return packaged
-    if is_local(place):
+    if Path(place).is_dir():
         return model_folder(place, stage)
-    try:
-        for name in (CONFIG, MODEL):
-            folder = Path(str(hf_hub_download(str(place), name, **download))).parent
-    except OSError as error:
-        raise UserError(
-            f"{place}: no such folder, and the Hugging Face hub does not provide it: "
-            + first_line(error)
-        ) from None
-    return folder
+    reason = "no folder"
+    if not Path(place).exists() and Path(place).parts[:1] != ("runs",):
+        try:
+            files = [hf_hub_download(str(place), name, **download) for name in (CONFIG, MODEL)]
+            return Path(files[0]).parent
+        except (OSError, HFValidationError) as error:
+            reason = first_line(error)
+    raise UserError(
+        f"{place}: expected a folder written by save_pretrained, a run's folder, or OWNER/NAME of "
+        f"a model on the Hugging Face hub, got {reason}"
+    )
 
 
 # --- Model card -----------------------------------------------------------------------------------

@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -137,21 +135,6 @@ def packaged_model(place: str | os.PathLike) -> Path | None:
         return PACKAGED / name
     accepted = ", ".join(PREFIX + name for name in names)
     raise UserError(f"{place}: expected one of the packaged models {accepted}, got an unknown name")
-
-
-def is_local(place: str | os.PathLike) -> bool:
-    """Return whether a model's place is a folder rather than ``OWNER/NAME`` on the hub."""
-    if Path(place).is_dir():
-        return True
-    is_run = Path(place).parts[:1] == ("runs",)  # the hub's error would mislead
-    if isinstance(place, str) and not Path(place).exists() and not is_run:
-        with suppress(HFValidationError):
-            validate_repo_id(place)
-            return False
-    raise UserError(
-        f"{place}: expected a folder written by save_pretrained, a run's folder, or OWNER/NAME of "
-        "a model on the Hugging Face hub"
-    )
 
 
 # --- Reading --------------------------------------------------------------------------------------
