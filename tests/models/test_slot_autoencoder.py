@@ -150,10 +150,10 @@ def test_a_classifier_goes_on_from_its_encoder(tmp_path):
     with pytest.raises(ValueError, match=r"predictor\..* is only in this model"):
         ivcl_fast.IVCLClassifier(VIDEO, 5).load_pretrained(tmp_path)
     other = ivcl_fast.IVCLClassifier(dataclasses.replace(CFG, objective="ivcl"), 5)
-    with pytest.raises(ValueError, match="is only there; .*objective slot_attention"):
+    with pytest.raises(ValueError, match=r"is only there; .*objective slot_attention"):
         other.load_pretrained(tmp_path)
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="is only in this model; .*objective ivcl"):
+    with pytest.raises(ValueError, match=r"is only in this model; .*objective ivcl"):
         classifier.load_pretrained(tmp_path / "other")
 
 
