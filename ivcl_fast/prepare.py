@@ -117,8 +117,7 @@ class PrepareConfig:
     """Folder to write to; by default one inside DIR, or in --data-dir. For a frame store also a
     URL, such as s3://BUCKET/DIR."""
     data_dir: Path = Path("data")
-    """Folder for synthetic data sets, copies of remote data and unpacked Hugging Face data sets, as
-    for ivcl_fast.train."""
+    """Folder for synthetic and for unpacked Hugging Face data sets, as for ivcl_fast.train."""
     workers: int | None = None
     """Number of processes; by default one per CPU."""
     store: Annotated[StoreFlags, tyro.conf.arg(name="")] = StoreFlags()

@@ -48,8 +48,7 @@ class DataFlags:
     """Location of the run's data if it has moved, or other data of the same kind (cater:DIR,
     synthetic, ...); by default the run's data."""
     data_dir: Path | None = None
-    """Folder of synthetic data sets, copies of remote data and unpacked Hugging Face data sets; by
-    default the run's."""
+    """Folder of synthetic and of unpacked Hugging Face data sets; by default the run's."""
 
 
 class FinishedRun(Run):

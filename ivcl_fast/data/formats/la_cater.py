@@ -18,6 +18,7 @@ frames: the last frame has none.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -108,13 +109,10 @@ def _listed(path: Path) -> dict[str, frozenset[int]]:
         raise UserError(f"{path}: expected LA-CATER's annotations, got no such file") from None
     found = {}
     for number, line in enumerate(lines, 1):
-        video, tab, frames = line.partition("\t")
-        try:
-            found[video] = frozenset(int(frame) for frame in frames.split(",") if frame.strip())
-        except ValueError:
-            tab = ""
-        if not tab:
+        match = re.fullmatch(r"(.*)\t([\d, ]*)", line)
+        if not match:
             raise UserError(
                 f"{path}, line {number}: expected '<video><tab><frame>,...', got {line!r}"
             )
+        found[match[1]] = frozenset(map(int, match[2].replace(",", " ").split()))
     return found

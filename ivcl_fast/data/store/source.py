@@ -1,19 +1,4 @@
-"""Sources of the frames of a store: video files, or anything else that implements :class:`Source`.
-
-A generator of synthetic clips that draws straight into a store, without video files, is a source::
-
-    >>> class Drawn:
-    ...     decoder = "drawn"
-    ...     def __init__(self, numbers: range) -> None:
-    ...         self.numbers = numbers
-    ...         self.names = [f"clip_{number:06d}" for number in numbers]
-    ...     def only(self, names: Sequence[str]) -> "Drawn":
-    ...         return Drawn([int(name[5:]) for name in names])
-    ...     def state(self, name: str) -> str:
-    ...         return "1"  # the settings that a clip depends on
-    ...     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
-    ...         yield squares(draw(int(name[5:])), image_size)  # draw: uint8 [F, H, W, 3]
-"""
+"""Sources of the frames of a store: video files, or other implementations of :class:`Source`."""
 
 from __future__ import annotations
 
