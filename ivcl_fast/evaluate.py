@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from ivcl_fast.analysis.clips import ClipReader
-from ivcl_fast.analysis.finished_runs import NAMES, DataFlags, FinishedRun, Models
+from ivcl_fast.analysis.finished_runs import NAMES, DataFlags, FinishedRun
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.decode.media import is_image
 from ivcl_fast.data.formats.custom.video_folder import find_videos
@@ -81,20 +81,13 @@ def evaluate(config: EvaluateConfig) -> None:
         logits = [{"logits": row} for row in evaluation.logits.tolist()]
         clips = [a | b for a, b in zip(evaluation.by_clip(), logits, strict=True)]
         write_json(config.out, {**about, **found, "clips": clips})
-        page, models = config.out.with_suffix(".html"), models_of(run, name)
+        page = config.out.with_suffix(".html")
+        models = run.models() if name == "finetune" else {"finetuned": model}
         chosen = evaluated_clips(run, models, evaluation)
         shown = (describe_clip(run, models, *clip) for clip in chosen)
         results = [result, *others]
         write_page(page, [run], shown, [results_section(results)], results, evaluation)
         print(f"open: {page}")
-
-
-def models_of(run: FinishedRun, name: str) -> Models:
-    """Return the classifier in folder ``name``, and the pretrained model if it takes its clips."""
-    models: Models = {"finetuned": run.load(name)}
-    if run.finished("pretrain") and name != "last-frame":
-        models["pretrained"] = run.load("pretrain")
-    return models
 
 
 def predict(run: FinishedRun, name: str, path: Path, out: Path | None) -> None:

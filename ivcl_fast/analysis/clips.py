@@ -63,11 +63,6 @@ class DecodedClip:
         return self.take(self.frame_index)
 
     @property
-    def truth(self) -> str:
-        """The correct answer as text, if known."""
-        return "; ".join(self.labels)
-
-    @property
     def aligned_scene(self) -> Scene | None:
         """The scene, if it has as many frames as the video."""
         aligned = self.scene and cater_frames.frame_count(self.scene) == self.frame_index[-1] + 1

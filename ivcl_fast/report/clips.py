@@ -119,7 +119,7 @@ def describe_clip(
     one. Where trajectories are to be shown, the clip's reader must have decoded what they need.
     """
     found: dict[str, Any] = {
-        "name": clip.name, "titles": clip.titles, "truth": clip.truth, "answer": None,
+        "name": clip.name, "titles": clip.titles, "truth": "; ".join(clip.labels), "answer": None,
         "right": None, "confidence": None, "label": None, "guess": None, "probabilities": [],
         "floor": None, "end": end_of(clip), "problem": clip.video if clip.panels else None,
         "layers": [describe_layer(layer) for layer in layers_of(run, models, clip)],
@@ -198,9 +198,13 @@ def layers_of(run: FinishedRun, models: Mapping[str, Model], clip: DecodedClip) 
     layers = [Layer("input", "The frames that the model is given.", frames, every)]
     seeing = models.get("finetuned") or next(iter(models.values()))
     heat = attention_heat(slot_attention(seeing, clip.frames[None])[0].cpu())  # [T, S, g, g]
+    of = "last block of the image encoder, mean of the heads"
+    if seeing.cfg.objective == "slot_attention":
+        of = "last round of slot attention"
+    note = f"Attention of this slot: {of}; scaled by its 99th percentile, with a square root."
     for slot, of_slot in enumerate(heat.unbind(1), 1):
         images = torch.cat([colored(of_slot), (0.2 + 0.5 * of_slot)[:, None]], dim=1)
-        layers.append(Layer(f"slot {slot}", attention_note(seeing), images, every))
+        layers.append(Layer(f"slot {slot}", note, images, every))
     pretrained = models.get("pretrained")
     if isinstance(pretrained, SlotAutoencoder):
         rebuilt, segments = (x.cpu() for x in decoded_slots(pretrained, clip))
@@ -220,14 +224,6 @@ def layers_of(run: FinishedRun, models: Mapping[str, Model], clip: DecodedClip) 
         tiles = [at.get(t) for t in every]
         layers += [Layer(name, note, images.cpu(), tiles) for name, note, images in pictures]
     return layers
-
-
-def attention_note(model: Model) -> str:
-    """Describe the attention that is shown."""
-    of = "last block of the image encoder, mean of the heads"
-    if model.cfg.objective == "slot_attention":
-        of = "last round of slot attention"
-    return f"Attention of this slot: {of}; scaled by its 99th percentile, with a square root."
 
 
 def attention_heat(maps: Tensor) -> Tensor:
