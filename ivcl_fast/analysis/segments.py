@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ivcl_fast.analysis.attention_maps import slot_attention
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
-from ivcl_fast.data.crop import Square, square_place
 from ivcl_fast.data.dataset import Clip
+from ivcl_fast.data.decode.media import Square, square_place
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater_labels import Scene
 from ivcl_fast.data.sampling import frame_ids

@@ -11,10 +11,9 @@ from typing import get_args
 from torch import Tensor
 
 from ivcl_fast.config import IVCLConfig
-from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import DecoderName, make_decoder, resolve_decoder
-from ivcl_fast.data.decode.media import IMAGE_SUFFIXES, is_image
+from ivcl_fast.data.decode.media import IMAGE_SUFFIXES, Square, is_image
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.errors import MOST, UserError
 

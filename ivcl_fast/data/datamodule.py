@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Dataset, Label, Media, check_all_usable, summary
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
@@ -19,6 +18,7 @@ from ivcl_fast.data.decode.decoder import (
     default_workers,
     resolve_decoder,
 )
+from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
 from ivcl_fast.data.loader import ClipLoader, StoreLoader
@@ -35,8 +35,7 @@ from ivcl_fast.data.slots import SlotLoader, Slots
 from ivcl_fast.data.store.build import build_store, default_store_path, find_store
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.labels import StoredDataset, check_frames, media_names
-from ivcl_fast.data.store.shards import BAD_FILES
-from ivcl_fast.data.store.source import Source
+from ivcl_fast.data.store.shards import BAD_FILES, Source
 from ivcl_fast.data.store.table import Index, encoded
 from ivcl_fast.data.stream import StreamLoader, saved_index
 from ivcl_fast.data.synthetic.drawn import Drawn, drawn_media

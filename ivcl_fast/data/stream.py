@@ -22,14 +22,12 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import torch
 
-from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Media, VideoError, named
 from ivcl_fast.data.decode.decoder import ChosenDecoder, decoding_gpu, make_decoder
-from ivcl_fast.data.decode.media import VideoInfo
+from ivcl_fast.data.decode.media import Square, VideoInfo
 from ivcl_fast.data.decode.pyav import open_media, probe
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
-from ivcl_fast.data.store.shards import Build, Part, Progress
-from ivcl_fast.data.store.source import Source, VideoSource
+from ivcl_fast.data.store.shards import Build, Part, Progress, Source, VideoSource
 from ivcl_fast.data.store.table import Index, decoded, read_index
 from ivcl_fast.data.workers import WorkerPool, result_of
 from ivcl_fast.errors import UserError

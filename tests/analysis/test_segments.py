@@ -26,9 +26,9 @@ from ivcl_fast.analysis.segments import (
     at_pixels,
     score_segments,
 )
-from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.evaluation import metrics

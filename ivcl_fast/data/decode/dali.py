@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from ivcl_fast.data.crop import Orientation, Square, square_place
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import (
     FrameIds,
     OpenMedia,
+    Orientation,
+    Square,
     checked_frame_ids,
+    square_place,
     with_huffman_tables,
 )
 from ivcl_fast.data.decode.pyav import TOLERANCE, PyAVDecoder, open_media

@@ -14,13 +14,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ivcl_fast.data.crop import UPRIGHT, Orientation
 from ivcl_fast.data.dataset import VideoError
 
+Square = Literal["none", "center"]
+"""``none`` resizes the whole frame to a square; ``center`` takes the largest central square."""
+
+
+class Orientation(NamedTuple):
+    """The transform that makes stored frames upright: mirroring, then rotation."""
+
+    rotation: int = 0
+    """Quarter turns, counter-clockwise."""
+    mirrored: bool = False
+    """Whether to swap left and right."""
+
+    def turned(self, height: int, width: int) -> tuple[int, int]:
+        """Convert height and width between stored and upright frames."""
+        return (width, height) if self.rotation % 2 else (height, width)
+
+
+UPRIGHT = Orientation()
 FrameIds = Sequence[int] | np.ndarray | None
 """Indices of frames; None selects all."""
 MAX_PIXELS = 2**26
@@ -169,6 +186,19 @@ def check_file(path: Path, name: str = "") -> None:
         raise VideoError(f"{name}is not a regular file")
     if not status.st_size:
         raise VideoError(f"{name}is empty (0 bytes)")
+
+
+def square_place(square: Square, size: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the height and width to resize an upright frame to, and the square's top and left.
+
+    ``size``: height and width of the square. ``height``, ``width``: of the frame.
+    """
+    if square == "none":
+        return size, size, 0, 0
+    shares = min(height, width) / height, min(height, width) / width
+    new_height, new_width = (round(size / share) for share in shares)
+    top, left = ((1 - share) / 2 for share in shares)
+    return new_height, new_width, round(top * new_height), round(left * new_width)
 
 
 # --- Encoded images -------------------------------------------------------------------------------

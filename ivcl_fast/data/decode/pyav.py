@@ -17,17 +17,19 @@ import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from ivcl_fast.data.crop import Orientation, Square, square_place
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
     FrameIds,
     OpenImages,
     OpenMedia,
+    Orientation,
+    Square,
     VideoInfo,
     checked_frame_ids,
     image_codec,
     is_image,
+    square_place,
 )
 from ivcl_fast.data.decode.video import UNDECODABLE, OpenVideo, frame_orientation
 

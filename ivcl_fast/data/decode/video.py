@@ -29,12 +29,13 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from ivcl_fast.data.crop import UPRIGHT, Orientation
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
+    UPRIGHT,
     FrameIds,
     OpenMedia,
+    Orientation,
     VideoInfo,
     check_file,
     check_image,

@@ -9,7 +9,6 @@ from typing import Any, BinaryIO, Literal
 
 import torch
 
-from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, summary
 from ivcl_fast.data.decode.decoder import (
     DecoderName,
@@ -17,10 +16,10 @@ from ivcl_fast.data.decode.decoder import (
     default_workers,
     resolve_decoder,
 )
+from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.store.frame_store import FrameStore, Placement
 from ivcl_fast.data.store.ray_pool import RayPool
-from ivcl_fast.data.store.shards import BAD_FILES, Build, Part, Progress
-from ivcl_fast.data.store.source import GONE, Source, VideoSource
+from ivcl_fast.data.store.shards import BAD_FILES, GONE, Build, Part, Progress, Source, VideoSource
 from ivcl_fast.data.store.table import INDEX, Index, decoded, read_index
 from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
@@ -84,7 +83,7 @@ def build_store(
     ranks of torchrun, on one or several machines) build it together.
 
     Args:
-        source: videos, or another :class:`~ivcl_fast.data.store.source.Source` of frames.
+        source: videos, or another :class:`~ivcl_fast.data.store.shards.Source` of frames.
         image_size: height and width that frames are resized to; a multiple of ``patch_size``.
         decoder: ``auto``, ``dali`` or ``pyav``.
         workers: processes; default one per CPU, or per NVDEC. With 1 this process decodes. The

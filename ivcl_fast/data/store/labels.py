@@ -13,8 +13,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Clip, Dataset, Media, target_of
+from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.store.table import (
     VERSION,
     Columns,

@@ -18,14 +18,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
+import torch
 
-from ivcl_fast.data.dataset import VideoError
+from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.decoder import DecoderName, make_decoder, resolve_decoder
+from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.store.frame_store import checksum
 from ivcl_fast.data.store.ray_pool import RayPool
-from ivcl_fast.data.store.source import Source
 from ivcl_fast.data.store.table import INDEX, VERSION, Columns, Index, encoded, table_bytes
 from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
@@ -42,9 +44,11 @@ SHARDS = 64
 WAIT_SECONDS = 1.0
 """Seconds between two checks of the shards that other processes build."""
 
+GONE = ""
+"""State of media of which a file is missing."""
 Record = dict[str, Any]
 Progress = Callable[[int, int], None]
-Append = Callable[[Source, str, dict[str, Any], BinaryIO], tuple[int, str]]
+Append = Callable[["Source", str, dict[str, Any], BinaryIO], tuple[int, str]]
 """Append the data of a clip to its shard; return its number of frames, and further facts.
 
 Called with the source, the name of the clip, the settings and the file, in a worker process.
@@ -239,3 +243,72 @@ def grouped(names: Sequence[str]) -> Iterator[list[str]]:
             group = []
         group.append(name)
     yield group
+
+
+# --- Sources of frames ----------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Clips whose frames a store keeps; pickled to worker processes."""
+
+    @property
+    def decoder(self) -> str:
+        """How the frames are made, recorded in the store."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The clips, in order; unique."""
+
+    def only(self, names: Sequence[str]) -> Source:
+        """Return the source of some of the clips, in this order."""
+
+    def state(self, name: str) -> str:
+        """Return, quickly, a string that changes when the input of a clip may have changed."""
+
+    def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
+        """Yield all frames of a clip, some at a time: uint8 RGB ``[F, 3, S, S]``.
+
+        Raises :class:`~ivcl_fast.data.dataset.VideoError` if the clip cannot be used.
+        """
+
+
+class VideoSource:
+    """The videos and image sequences of a data set."""
+
+    def __init__(
+        self,
+        media: Sequence[Media],
+        decoder: DecoderName = "auto",
+        crop: Square = "none",
+        gpu: int | None = None,
+    ) -> None:
+        """``crop``: part of the frames to resize to the square. ``gpu``: where DALI decodes."""
+        self.media = {one.name: one for one in media}
+        self.names = [one.name for one in media]
+        self.crop, self.gpu = crop, gpu
+        self.decoder = resolve_decoder(decoder)
+
+    def only(self, names: Sequence[str]) -> VideoSource:
+        return VideoSource([self.media[name] for name in names], self.decoder, self.crop, self.gpu)
+
+    def state(self, name: str) -> str:
+        """Return the sizes and modification times of the files."""
+        try:
+            found = [path.stat() for path in self.media[name].files]
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
+            return GONE
+        return " ".join(f"{one.st_size} {one.st_mtime_ns}" for one in found)
+
+    def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
+        decoder = make_decoder(self.decoder, image_size, self.gpu)
+        yield from decoder.parts(self.media[name], self.crop)
+
+
+def squares(frames: np.ndarray, image_size: int) -> torch.Tensor:
+    """Resize whole frames, uint8 RGB ``[F, H, W, 3]``, as the decoders do: ``[F, 3, S, S]``."""
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if pixels.shape[-2:] == (image_size, image_size):
+        return pixels.contiguous()
+    return torch.nn.functional.interpolate(
+        pixels, (image_size, image_size), mode="bilinear", antialias=True
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Dataset, VideoError
-from ivcl_fast.data.store.source import squares
+from ivcl_fast.data.store.shards import squares
 from ivcl_fast.data.synthetic.renderers import Renderer, warn_if_slow
 from ivcl_fast.data.synthetic.writer import SyntheticSpec, missing_items, read_spec
 
@@ -44,7 +44,7 @@ class DrawnSpec(SyntheticSpec):
 
 
 class Drawn:
-    """The media of a synthetic data set as a :class:`~ivcl_fast.data.store.source.Source`."""
+    """The media of a synthetic data set as a :class:`~ivcl_fast.data.store.shards.Source`."""
 
     decoder = "drawn"
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ivcl_fast.data.crop import Square
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.media import with_huffman_tables
+from ivcl_fast.data.decode.media import Square, with_huffman_tables
 from ivcl_fast.data.decode.pyav import TOLERANCE, open_media
 from ivcl_fast.data.sampling import frame_ids
 from tests.support.marks import DALI, NEEDS_DALI

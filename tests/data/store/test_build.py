@@ -19,7 +19,7 @@ from ivcl_fast.data.decode.pyav import PyAVDecoder
 from ivcl_fast.data.store import shards
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore
-from ivcl_fast.data.store.source import VideoSource, squares
+from ivcl_fast.data.store.shards import VideoSource, squares
 from ivcl_fast.errors import UserError
 from tests.data.store.test_frame_store import contents
 from tests.support.painted import (

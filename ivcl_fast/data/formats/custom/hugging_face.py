@@ -8,7 +8,6 @@ are in a column of type ``Video``, or of lists of ``Image``. Labels are in a col
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePath
@@ -24,7 +23,6 @@ from ivcl_fast.data.formats.custom.labelled import (
     LabelledVideos,
     find_column,
     labels_in,
-    name_of,
 )
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked, read_json, write_json
@@ -35,7 +33,7 @@ LIST = "files.json"
 
 
 class HuggingFaceVideos(LabelledVideos):
-    """The videos of a Hugging Face data set; videos inside its files are unpacked once.
+    """The videos of a Hugging Face data set, which are unpacked once.
 
     The frame store is beside the folder, or in ``data_dir`` for a data set of the hub.
     """
@@ -48,13 +46,12 @@ class HuggingFaceVideos(LabelledVideos):
         data_dir: Path = Path("data"),
     ) -> None:
         """Load the data set; raises :class:`UserError` if that fails or it has no videos."""
-        folder, root = Path(), data_dir / f"hf-{str(source).replace('/', '-')}"
+        root = data_dir / f"hf-{str(source).replace('/', '-')}"
         if source.exists():
-            folder = source
             root = source.absolute().with_name(f"{source.absolute().name}-data")
         items = list[Item]()
         for split, rows in load(source).items():
-            items += read_split(rows, split, root, folder)
+            items += read_split(rows, split, root)
         super().__init__(root, items, val_fraction)
 
 
@@ -73,27 +70,24 @@ def load(source: Path) -> dict[str, Any]:
     return dict(found) if isinstance(found, dict) else {TRAIN: found}
 
 
-def read_split(rows: Any, name: str, root: Path, folder: Path) -> list[Item]:
-    """List the videos of one split; paths are relative to ``folder``."""
+def read_split(rows: Any, name: str, root: Path) -> list[Item]:
+    """List the videos of one split, and unpack them first if necessary."""
     split = SPLIT_NAMES.get(name.lower())
     if split is None:
         raise UserError(f"hf: split: expected one of {', '.join(SPLIT_NAMES)}, got {name!r}")
     rows, column, suffix = encoded_videos(rows)
-    if len(rows) and _files(rows[0][column])[0]["bytes"] is not None:
-        unpacked = root / "unpacked" / f"{name}-{rows._fingerprint}"
-        if not unpacked.exists():
-            unpack(rows[column], suffix, unpacked)
-        files = [[unpacked / f for f in one] for one in read_json(unpacked / LIST, "files")]
-        names = [f"{name}/{number:06d}" for number in range(len(files))]
-    else:
-        files = [[folder / one["path"] for one in _files(value)] for value in rows[column]]
-        names = [name_of(os.path.relpath(one[0], folder)) for one in files]
-    media = map(Media, names, map(tuple, files))
+    folder = root / "unpacked" / f"{name}-{rows._fingerprint}"
+    if not folder.exists():
+        unpack(rows[column], suffix, folder)
+    media = [
+        Media(f"{name}/{number:06d}", tuple(folder / file for file in files))
+        for number, files in enumerate(read_json(folder / LIST, "files"))
+    ]
     return [Item(*pair, split) for pair in zip(media, find_labels(rows), strict=True)]
 
 
 def unpack(values: Iterable[Any], suffix: str, folder: Path) -> None:
-    """Write videos that are inside the files of the data set, and a list of their files."""
+    """Write the videos of a column, and a list of their files."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.parent, busy="filled"):  # one rank unpacks, the others wait
         if folder.exists():
@@ -107,7 +101,9 @@ def unpack(values: Iterable[Any], suffix: str, folder: Path) -> None:
                 end = PurePath(file["path"] or "").suffix.lower() or suffix
                 listed[-1].append(f"{number:06d}/{at:05d}{end}")
                 (partial / listed[-1][-1]).parent.mkdir(parents=True, exist_ok=True)
-                (partial / listed[-1][-1]).write_bytes(file["bytes"])
+                (partial / listed[-1][-1]).write_bytes(
+                    file["bytes"] or Path(file["path"]).read_bytes()
+                )
         write_json(partial / LIST, listed)
         partial.rename(folder)
 
@@ -144,7 +140,7 @@ def find_labels(rows: Any) -> list[tuple[str, ...]]:
 
 
 def _files(value: Any) -> list[dict[str, Any]]:
-    """Return path and content of the files of a video; content None means a file at the path."""
+    """Return path and content of the files of a video; without content, it is at the path."""
     values = value if isinstance(value, list) else [value]
     if not values or None in values:
         raise UserError("hf: expected a video in every row, got none in one")
