@@ -27,9 +27,6 @@ LAST_FRAME = "no memory: sees only the last frame"
 VISIBLE_CONE = "no memory: guesses under a visible cone"
 TRACKER = "no learning: tracker with perfect sight"
 COUNTING = "no reasoning: counting"
-BASELINES = (LAST_FRAME, VISIBLE_CONE, TRACKER, COUNTING)
-"""Titles, or prefixes of them, in ``scores.json``, ``clips.json`` and a study's
-``results.json``."""
 
 
 def untrained_baselines(
