@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.config import OBJECTIVE_NAMES, SupervisedObjective
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError
@@ -66,6 +65,8 @@ def export(config: ExportConfig) -> None:
     run = FinishedRun.open(config.run, "cpu")
     chosen = {name: stage for name, stage in EXPORTED.items() if run.chosen in (None, stage)}
     chosen = {name: stage for name, stage in chosen.items() if run.finished(stage)}
+    if run.config.model.supervised:
+        chosen.pop("encoder", None)  # it answers with labels, not with slots
     if not chosen:
         raise UserError(
             f"{config.run}: expected a run with a finished model {' or '.join(EXPORTED.values())}, "
@@ -74,14 +75,6 @@ def export(config: ExportConfig) -> None:
     out = config.out or run.folder / "export"
     for name, stage in chosen.items():
         model = run.load(stage)
-        if not isinstance(model, Exportable):
-            kind = f"a model of objective {model.cfg.objective}"
-            if len(chosen) == 1:
-                labelled = get_args(SupervisedObjective)
-                known = " or ".join(name for name in OBJECTIVE_NAMES if name not in labelled)
-                raise UserError(f"{config.run}: expected a classifier, or {known}, got {kind}")
-            print(f"{name}: left out, it is {kind}")
-            continue
         out.mkdir(parents=True, exist_ok=True)
         difference = write_model(model, out / f"{name}.{config.format}")
         about = description(model, run.config.data)

@@ -21,7 +21,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,16 +48,6 @@ STOPPING = b"\nstopping after this step, which is saved; press Ctrl-C again to s
 def nan_unless_finite(loss: Tensor, norm: Tensor) -> Tensor:
     """Return the loss, or NaN if the gradient norm is not finite."""
     return loss + 0 * norm  # 0 times infinity is NaN
-
-
-class Clock(NamedTuple):
-    """Counters for computing the speed."""
-
-    seconds: float
-    waited: float
-    """Seconds spent waiting for data so far."""
-    losses: int
-    """Number of losses not logged yet, including steps before a resume."""
 
 
 @dataclass(frozen=True)
@@ -147,18 +136,18 @@ class Stage:
                 run = shlex.quote(str(self.metrics.folder))
                 raise distributed.Interrupted(signum, f"--resume {run} continues")
 
-    def _log(self, step: int, since: Clock, bar: Bar) -> None:
+    def _log(self, step: int, since: tuple[float, float, int], bar: Bar) -> None:
         """Log the steps up to ``step``, timed from ``since``, and validate if due."""
         done, size = step + 1, self.schedule.batch_size
         self._sync_losses(done)
-        now = self._clock()
-        seconds = now.seconds - since.seconds
-        speed = (now.losses - since.losses) * size / seconds
+        pairs = zip(self._clock(), since, strict=True)
+        seconds, waited, losses = (now - before for now, before in pairs)
+        speed = losses * size / seconds
         record = {
             "loss": sum(self._losses) / len(self._losses),
             "lr": self.schedule.lr_at(step),
             "clips_per_second": speed,
-            "data_wait": (now.waited - since.waited) / seconds,
+            "data_wait": waited / seconds,
         }
         note = f"loss {record['loss']:.4f}, waits for data {record['data_wait']:.0%}"
         if self.peak_clips_per_second:
@@ -169,8 +158,9 @@ class Stage:
         self._losses.clear()
         self._validate_if_due(done)
 
-    def _clock(self) -> Clock:
-        return Clock(time.perf_counter(), self.loader.wait_seconds, len(self._losses))
+    def _clock(self) -> tuple[float, float, int]:
+        """Return the time, the seconds spent waiting for data, and the losses not logged yet."""
+        return time.perf_counter(), self.loader.wait_seconds, len(self._losses)
 
     def _resume(self) -> tuple[nn.Module, int]:
         """Return the parallelised model and the number of steps already done."""
