@@ -75,18 +75,3 @@ def test_hooks_on_parts_of_the_reference_stay(build, objective):
             outs = [model(video(), **call) for model in (fast, plain)]
             close(*(out if isinstance(out, torch.Tensor) else out.pred for out in outs))
             handles[0].remove()
-
-
-@pytest.mark.parametrize("first", ["accelerate", "compile"])
-def test_compiled(first):
-    fast = reference.IVCLClassifier(CFG, 3)
-    expected = fast(video())
-    compiled = torch.compile(fast, backend="eager")
-    if first == "compile":
-        compiled(video())
-    report = accelerate(compiled)
-    assert type(fast) is ivcl_fast.IVCLClassifier and report.replaced
-    close(compiled(video()), expected)
-    restore(compiled)
-    assert type(fast) is reference.IVCLClassifier
-    close(compiled(video()), expected)
