@@ -151,9 +151,10 @@ class OpenVideo(OpenMedia):
         for packet in read:
             if packet is None:
                 break
-            if packet.pts is not None and packet.time_base:
-                length = (packet.duration or 0) * packet.time_base or one_frame
-                seconds = max(seconds, float(packet.pts * packet.time_base + length))
+            if self._has_duration and packet.pts is not None and packet.time_base:
+                unit = float(packet.time_base)
+                length = (packet.duration or 0) * unit or one_frame
+                seconds = max(seconds, packet.pts * unit + length)
             if packet.stream_index != stream.index:
                 continue
             if packet.is_keyframe:
