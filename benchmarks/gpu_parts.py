@@ -91,7 +91,7 @@ def steps_of(model: str) -> Iterable[Benchmark]:
 class UnsavedStage(Stage):
     """A stage that writes no checkpoint."""
 
-    def _save(self, writer: Any, done: int) -> None:
+    def _save(self, done: int) -> None:
         pass
 
 
