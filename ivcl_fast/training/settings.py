@@ -280,6 +280,9 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"{folder}: expected the folder of a run, got one without {CONFIG}")
+    saved = read_json(file, "the settings of a run")
+    if not isinstance(saved, dict) or "model" not in saved:  # a run's own are whole
+        raise UserError(f"{file}: expected the settings of a run, got others")
     return read_settings(file, **{"out": folder.parent, "name": folder.name} | changes)
 
 
