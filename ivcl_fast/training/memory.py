@@ -167,8 +167,8 @@ def fake_step(
         yield FakeStep(live, model, schedule or Schedule(1, optimizer="muon"), on_gpu)
 
 
-def fake_stages(config: TrainConfig, on_gpu: bool = True) -> Iterator[tuple[str, int, FakeStep]]:
-    """Yield each stage of a run: its name, its FLOPs per clip, and its step."""
+def fake_stages(config: TrainConfig, on_gpu: bool = True) -> Iterator[tuple[str, FakeStep]]:
+    """Yield the name and the step of each stage of a run."""
     optim = config.optim
     options: dict[str, Any] = dict(
         schedule=Schedule(1, optimizer=optim.optimizer, grad_accum_steps=optim.grad_accum_steps),
@@ -177,9 +177,8 @@ def fake_stages(config: TrainConfig, on_gpu: bool = True) -> Iterator[tuple[str,
     )
     for stage in config.stages.clips:
         classes = FINETUNED_CLASSES if stage == "finetune" else None
-        flops_per_clip = stage_flops(config.model, classes)
         with fake_step(config.model, classes, **options) as step:
-            yield stage, flops_per_clip, step
+            yield stage, step
 
 
 def stage_flops(model: IVCLConfig, classes: int | None, frames: float | None = None) -> int:
