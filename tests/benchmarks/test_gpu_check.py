@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check, steps
+from benchmarks import gpu_check
 from benchmarks import gpu_parts as parts
 from benchmarks.gpu_check import page, run
 from benchmarks.results import Results, RowFile
-from ivcl_fast.training import step_graph
 from tests.support.processes import ended
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,46 +122,6 @@ def test_the_table_of_a_step_is_filled_from_a_profile(tmp_path, monkeypatch):
     text = page(results, tmp_path)
     (line,) = (line for line in text.splitlines() if "| GELU " in line)
     assert "120 µs" in line and "12.7 ms" in line and "nsys profile" in text and "ncu --set" in text
-
-
-@pytest.mark.usefixtures("rehearsal")
-def test_parts_that_train_give_the_speed_of_each_loader(tmp_path, monkeypatch):
-    """With a stand-in for the command, which logs what a run does."""
-
-    def run_train(folder, name, *flags):
-        calls.append(flags)
-        return [{"loss": 1.0}, {"loss": 0.5, "clips_per_second": 20.0, "data_wait": 0.1}]
-
-    calls: list[tuple[str, ...]] = []
-    monkeypatch.setattr(parts, "run_train", run_train)
-    rows = RowFile(tmp_path / "rows")
-    for name in ("train", "loaders"):
-        parts.run(name, rows)
-    found = {row["name"]: row for row in rows.read()}
-    assert found["ours, store in disk"]["seconds"] == 0.1 and calls[0] == ("--compile",)
-    from ivcl_fast.training.arguments import parse
-
-    for flags in calls:
-        parse([*flags, "--quick"])
-
-
-@pytest.mark.usefixtures("rehearsal")
-def test_a_graph_that_cannot_be_recorded_is_an_error(tmp_path, monkeypatch):
-    """A run goes on with eager steps, which would pass for those of a graph."""
-
-    def fail(*arguments):
-        step_graph.log.warning("--cuda-graph: running without, %s", "operation not permitted")
-
-    monkeypatch.setattr(step_graph, "unsupported_reason", lambda device: None)
-    monkeypatch.setattr(step_graph, "StepGraph", lambda step, device: fail)
-    monkeypatch.setattr(parts.UnsavedStage, "run", fail)
-    monkeypatch.setattr(steps, "VARIANTS", (steps.OURS_GRAPH, steps.SDPA))  # as on a GPU
-    rows = RowFile(tmp_path / "rows")
-    with torch.compiler.set_stance("force_eager"):
-        for name in ("speed", "base224"):
-            parts.run(name, rows)
-    graphs = [row for row in rows.read() if row["name"] == "ours, CUDA graph"]
-    assert len(graphs) == 3 and all("operation not permitted" in row["error"] for row in graphs)
 
 
 def test_the_command_with_a_stand_in_for_the_driver(tmp_path):

@@ -84,20 +84,6 @@ def test_timm_gives_the_same_encoder_output(registers, statistics, tmp_path):
 # --- By hand -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [IVCL, lambda cfg: IVCLClassifier(cfg, 5)])
-def test_cls_token_goes_into_the_first_slot(build, tmp_path):
-    weights = vit_weights()
-    model = build(config(num_slots=3))
-    before = model.encoder.slot_tokens.detach().clone()
-    load_backbone(model, saved(weights, tmp_path / "vit"))
-    encoder = model.encoder.state_dict()
-    cls = weights["cls_token"][0, 0] + weights["pos_embed"][0, 0]
-    assert torch.equal(encoder["slot_tokens"][0, 0], cls)
-    assert torch.equal(encoder["slot_tokens"][0, 1:], before[0, 1:])
-    assert torch.equal(encoder["pos_embed"], weights["pos_embed"][:, 1:])
-    assert torch.equal(encoder["blocks.1.mlp.fc2.weight"], weights["blocks.1.mlp.fc2.weight"])
-
-
 def test_other_patches_and_positions_are_resampled(tmp_path):
     """Patches of 2 on a grid of 6, to patches of 4 on a grid of 4: a patch that is enlarged has the
     token that it had before."""
@@ -176,6 +162,3 @@ def test_a_name_is_asked_of_timm(monkeypatch, tmp_path):
     load_backbone(by_path, saved(vit_weights(), tmp_path / "vit", **IMAGENET))
     for key, value in by_name.state_dict().items():
         assert torch.equal(value, by_path.state_dict()[key]), key
-
-
-# --- From the command ----------------------------------------------------------------------------
