@@ -33,9 +33,15 @@ from ivcl_fast.data.store.labels import StoredDataset, read_labels, stored_tasks
 from ivcl_fast.data.store.remote import local_store
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater
-from ivcl_fast.data.synthetic.drawn import Drawn, DrawnSpec
+from ivcl_fast.data.synthetic.drawn import Drawn
 from ivcl_fast.data.synthetic.something_else.write import SyntheticSomethingElse
-from ivcl_fast.data.synthetic.writer import SyntheticSpec, begin, is_complete, write_dataset
+from ivcl_fast.data.synthetic.writer import (
+    DrawnSpec,
+    SyntheticSpec,
+    begin,
+    is_complete,
+    write_dataset,
+)
 from ivcl_fast.errors import UserError
 from ivcl_fast.progress import Bar
 

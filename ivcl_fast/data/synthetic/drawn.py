@@ -6,41 +6,20 @@ lists only.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Dataset, VideoError
+from ivcl_fast.data.formats.acre import Acre
+from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.store.shards import squares
-from ivcl_fast.data.synthetic.renderers import Renderer, warn_if_slow
-from ivcl_fast.data.synthetic.writer import SyntheticSpec, missing_items, read_spec
-
-
-class DrawnSpec(SyntheticSpec):
-    """Describes a synthetic data set whose media can be rendered at any size."""
-
-    complete_by_index = False
-    renderer: Renderer
-
-    @property
-    @abstractmethod
-    def fps(self) -> float:
-        """Frames per second; 0 if the frames are not a video."""
-
-    @abstractmethod
-    def media_names(self) -> dict[str, int]:
-        """Return the index of the video or problem that each media file shows, by name."""
-
-    @abstractmethod
-    def draw_item(self, out: Path, number: int, width: int, height: int) -> Iterator[np.ndarray]:
-        """Render an item, some frames at a time: uint8 RGB ``[F, height, width, 3]``.
-
-        Tables of states ignore the size. Writes the scene of the item if it is missing in ``out``.
-        """
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.renderers import warn_if_slow
+from ivcl_fast.data.synthetic.writer import DrawnSpec, missing_items, read_spec
 
 
 class Drawn:
@@ -81,11 +60,6 @@ class Drawn:
 
 def drawn_media(dataset: Dataset) -> Drawn | None:
     """Return the media of a synthetic CATER or ACRE that was written without them, else None."""
-    from ivcl_fast.data.formats.acre import Acre
-    from ivcl_fast.data.formats.cater import Cater
-    from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
-    from ivcl_fast.data.synthetic.cater.write import SyntheticCater
-
     kinds: dict[type, type[DrawnSpec]] = {Cater: SyntheticCater, Acre: SyntheticAcre}
     kind = kinds.get(type(dataset))
     if kind is None or (fields := read_spec(dataset.root, kind.format_version)) is None:

@@ -15,12 +15,15 @@ import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
+import numpy as np
+
+from ivcl_fast.data.synthetic.renderers import Renderer
 from ivcl_fast.data.workers import WorkerPool, usable_cpus
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import atomic_folder, locked, read_bytes, remove_temporaries, write_text
@@ -83,6 +86,29 @@ class SyntheticSpec(ABC):
     @abstractmethod
     def index_files(self, out: Path) -> Mapping[str, str]:
         """Return the text of each file of the index, by its path in the index folder."""
+
+
+class DrawnSpec(SyntheticSpec):
+    """Describes a synthetic data set whose media can be rendered at any size."""
+
+    complete_by_index = False
+    renderer: Renderer
+
+    @property
+    @abstractmethod
+    def fps(self) -> float:
+        """Frames per second; 0 if the frames are not a video."""
+
+    @abstractmethod
+    def media_names(self) -> dict[str, int]:
+        """Return the index of the video or problem that each media file shows, by name."""
+
+    @abstractmethod
+    def draw_item(self, out: Path, number: int, width: int, height: int) -> Iterator[np.ndarray]:
+        """Render an item, some frames at a time: uint8 RGB ``[F, height, width, 3]``.
+
+        Tables of states ignore the size. Writes the scene of the item if it is missing in ``out``.
+        """
 
 
 def write_dataset(
