@@ -74,14 +74,14 @@ def _flex_attention(length: int, tokens: int) -> tuple:
 
 
 def flash_attention_2(qkv: Tensor, num_heads: int) -> Tensor:
-    """FlashAttention of the package, as users call it; skipped if it is not installed."""
+    """The package ``flash-attn``, called as users do; skipped if it is not installed."""
     if reason := attention.package_unsupported_reason("flash-attn"):
         raise Skip(reason[:200])
     return attention.package_flash_attention(qkv.unflatten(-1, (3, num_heads, -1))).flatten(2)
 
 
 def flash_attention_4(qkv: Tensor, num_heads: int) -> Tensor:
-    """FlashAttention 4, as users call it; skipped if it is not installed."""
+    """FlashAttention 4, called as users do; skipped if it is not installed."""
     try:
         from flash_attn.cute import flash_attn_func
     except Exception as error:  # a broken package may raise anything

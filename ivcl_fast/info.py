@@ -1,7 +1,7 @@
 """``python -m ivcl_fast.info``: show versions, devices, and which kernel runs where.
 
 Lists kernels and attention backends, with the reason if one is unavailable. With ``--plan`` and
-flags of ``ivcl_fast.train``, predicts the memory and the speed of such a run.
+flags of ``ivcl_fast.train``, predicts the memory of such a run.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class InfoConfig:
     """Information to show."""
 
     plan: bool = False
-    """Predict the memory and the time of a training run. Takes all flags of ivcl_fast.train, such
+    """Predict the memory of a training run. Takes all flags of ivcl_fast.train, such
     as --preset base64 --batch-size 88."""
     ranks: int = 1
     """For --plan: GPUs that share the batch."""

@@ -1,4 +1,4 @@
-"""Clips of a run's data set or of a user's video, decoded from their media; the snitch in them.
+"""Clips of a run's data set or of a user's video, and where a model sees the snitch in them.
 
 The classifier answers for the end of a video. To follow the snitch over time, its input is the
 video cut off after each frame: evenly spaced frames up to and including that frame, so that no

@@ -158,7 +158,7 @@ class FinishedRun(Run):
         """Return whether the run's model in folder ``name`` is finished."""
         if self.model_folder is not None:
             return name == self.chosen
-        return (self.folder / name / MODEL).is_file()
+        return super().finished(name)
 
     def load(self, name: str) -> Any:
         """Return the finished model in folder ``name``, in evaluation mode on the run's device."""

@@ -127,7 +127,7 @@ def visible_centres(
 
 
 def visible_objects(scene: Scene, visible: np.ndarray) -> np.ndarray:
-    """Return the floor columns and rows of the visible objects of each slot."""
+    """Return the floor's column and row of each visible object, numbered by the object's slot."""
     none = len(OBJECTS) * 2 * FLOOR
     numbers = np.full((*visible.shape, 2), none)
     for i, thing in enumerate(scene["objects"]):

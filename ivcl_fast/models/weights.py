@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import errors_name, read_bytes, read_json, write_text
+from ivcl_fast.files import errors_name, fsync, read_bytes, read_json, write_text
 
 MODEL, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
 STAGES = {
@@ -62,7 +62,9 @@ def checksum_line(path: Path) -> str:
 
 
 def write_checksums(folder: Path, names: Sequence[str]) -> None:
-    """Write the checksums of these files in a folder to :data:`CHECKSUMS`."""
+    """Flush these files in a folder to the disk, then write their :data:`CHECKSUMS`."""
+    for name in names:
+        fsync(folder / name)
     write_text(folder / CHECKSUMS, "".join(checksum_line(folder / name) for name in names))
 
 

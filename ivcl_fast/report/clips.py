@@ -201,7 +201,7 @@ def layers_of(run: FinishedRun, models: Mapping[str, Model], clip: DecodedClip) 
     of = "last block of the image encoder, mean of the heads"
     if seeing.cfg.objective == "slot_attention":
         of = "last round of slot attention"
-    note = f"Attention of this slot: {of}; scaled by its 99th percentile, with a square root."
+    note = f"Square root of this slot's attention, up to the 99th percentile: {of}."
     for slot, of_slot in enumerate(heat.unbind(1), 1):
         images = torch.cat([colored(of_slot), (0.2 + 0.5 * of_slot)[:, None]], dim=1)
         layers.append(Layer(f"slot {slot}", note, images, every))

@@ -28,8 +28,9 @@ ABOUT_SEGMENTS = (
     "of each object with its best segment; *video*: all frames as one picture. "
     "*Re-identification*: occlusions after which an object is in the same slot as before, by "
     "length in frames of CATER's timeline of 301; chance is a random slot. *Hidden positions*: the "
-    "box of what the last slot of a hidden object draws, and the object's true box; *mAP* at "
-    "overlaps of 0.1 to 0.3, and the *distance* of the centres in widths of the picture."
+    "slot that last had an object goes on drawing while the object is hidden, and the box of what "
+    "it draws is compared with the object's true box: *mAP* at overlaps of 0.1 to 0.3, and the "
+    "*distance* of the centres in widths of the picture."
 )
 
 

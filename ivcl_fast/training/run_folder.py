@@ -129,8 +129,7 @@ def opened_folder(config: TrainConfig) -> Iterator[None]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether a stage has saved its model: checksums come last, and then its checkpoints are
-    deleted."""
+    """Return whether a stage has saved its model; an incomplete one has no checksums yet."""
     has_checksums = (folder / CHECKSUMS).is_file()
     return (folder / MODEL).is_file() and (has_checksums or not (folder / CHECKPOINTS).exists())
 

@@ -95,7 +95,7 @@ class VideoInfo:
 
 
 class OpenMedia(ABC):
-    """Media that :func:`~ivcl_fast.data.decode.video.open_media` opened."""
+    """Media that :func:`~ivcl_fast.data.decode.pyav.open_media` opened."""
 
     path: Path
     """The file, or the first of the image files."""

@@ -268,7 +268,7 @@ def scene_hash(scene: Scene) -> str:
 
 
 def find_repeats(dataset: Cater, splits: Iterable[str] = ("val", "train")) -> dict[str, str]:
-    """Return the clips whose scene occurred in an earlier clip, and that clip, in order of splits.
+    """Map each clip whose scene has occurred before to the first clip with it, split by split.
 
     Clips without a scene are ignored.
     """
@@ -285,7 +285,7 @@ def find_repeats(dataset: Cater, splits: Iterable[str] = ("val", "train")) -> di
 
 
 def report_repeats(dataset: Cater) -> None:
-    """Print how many scenes occur again; nothing for a package without scenes or lists."""
+    """Print how many scenes occur again, if the package has scenes and lists."""
     if not (dataset.root / "scenes").is_dir():
         return
     try:

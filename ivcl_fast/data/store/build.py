@@ -174,7 +174,7 @@ def check_clips(folder: Path, index: Index, source: Source) -> None:
 def append_frames(
     source: Source, name: str, settings: dict[str, Any], file: BinaryIO
 ) -> tuple[int, str]:
-    """Append the patch rows of a clip to its shard; see :data:`Append`."""
+    """Append a clip's patch rows to its shard: an :data:`~ivcl_fast.data.store.shards.Append`."""
     count = 0
     for part in source.frames(name, settings["image_size"]):
         rows = patchify(part.cpu(), settings["patch_size"]).contiguous().numpy()

@@ -6,7 +6,7 @@ A store is a folder::
     labels-<task>.safetensors   clips and labels of a task, see :mod:`ivcl_fast.data.store.labels`
     bad_files.json         videos that cannot be used -> reason
     shard-*.u8             uint8 [frames, N, 3PP]
-    shard-*.json           for the next build, see :mod:`ivcl_fast.data.store.build`
+    shard-*.json           for the next build, see :mod:`ivcl_fast.data.store.shards`
 
 Reading a patch of a frame is one contiguous read. The index is written last. A folder without it is
 an unfinished build, which :func:`~ivcl_fast.data.store.build.build_store` continues.

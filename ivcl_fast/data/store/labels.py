@@ -80,7 +80,7 @@ class StoredClips(Sequence[Clip]):
 
     def __init__(self, columns: Columns, split: str, target: str) -> None:
         self.media = columns[f"{split}/media"]
-        """Names of the videos, as from :func:`encoded`."""
+        """Names of the videos, in the form of :func:`encoded`."""
         self.frame_counts = np.diff(columns[f"{split}/frames_end"], prepend=0)
         """Number of fixed frames of each clip, or 0."""
         self._names = columns[f"{split}/name"]
@@ -110,7 +110,7 @@ class StoredClips(Sequence[Clip]):
 
 
 def media_names(clips: Sequence[Clip]) -> np.ndarray:
-    """Return the name of each clip's video, as from :func:`encoded`."""
+    """Return the name of each clip's video, in the form of :func:`encoded`."""
     if isinstance(clips, StoredClips):  # no object per clip
         return clips.media
     return encoded(clip.media for clip in clips)

@@ -1,8 +1,8 @@
 """Stores in object storage (``s3://``, ``gs://``, ``memory://``) by fsspec, and their local copies.
 
 A store is built in its copy, and then uploaded. When it is opened, the index and the labels are
-copied. Frames of shards that are not here yet are read from the object storage; meanwhile, a thread
-copies the shards, as long as the disk has room. The order of clips does not depend on what is here.
+copied. A thread copies the shards as long as the disk has room; frames of other shards are read
+over the network. The order of clips does not depend on what has been copied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import locked, write_text
+from ivcl_fast.files import atomic_write, locked, write_text
 from ivcl_fast.text import first_line
 
 log = logging.getLogger(__name__)
@@ -56,15 +56,12 @@ class RemoteStore:
         sizes = self.sizes()
         for name in names:
             target = self.copy / name
-            partial = target.with_name(f"{name}.{os.getpid()}.partial")
             if name.endswith(".u8") and target.exists():
                 continue
-            with remote_errors(self.url):
-                self._system.get_file(f"{self._root}/{name}", str(partial))
-            if (got := partial.stat().st_size) != sizes[name]:
-                partial.unlink()
-                raise UserError(f"{self.url}/{name}: expected {sizes[name]:,} bytes, got {got:,}")
-            partial.replace(target)
+            with remote_errors(self.url), atomic_write(target) as file:
+                self._system.get_file(f"{self._root}/{name}", file.name)
+                if (got := os.path.getsize(file.name)) != (size := sizes[name]):
+                    raise UserError(f"{self.url}/{name}: expected {size:,} bytes, got {got:,}")
 
     def upload(self) -> None:
         """Copy the store from its copy, the index last, and delete shards that it lists no more."""

@@ -68,7 +68,7 @@ class Index:
 
         >>> index = read_index(Path("all_actions/store-64-p8-pyav"))
         >>> index.frames[index.find(encoded(["CATER_new_000123"]))]
-        array([301], dtype=int32)
+        array([301])
     """
 
     def __init__(self, columns: Columns, about: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ class Index:
         self.names: np.ndarray = columns["name"]
         """Names of the media, dtype ``S``, ``[n]``, in ascending order."""
         self.frames: np.ndarray = columns["frames"]
-        """Number of frames of each of the media, int32 ``[n]``."""
+        """Number of frames of each of the media, int64 ``[n]``."""
         self.bad_files: dict[str, str] = about["bad_files"]
         """Media that cannot be used, with the reason."""
 
@@ -86,7 +86,7 @@ class Index:
     def find(self, names: np.ndarray) -> np.ndarray:
         """Return the rows of media, int64 ``[n]``, and -1 for those that are not in the index.
 
-        ``names``: as from :func:`encoded`.
+        ``names``: in the form of :func:`encoded`.
         """
         if not len(self):
             return np.full(len(names), -1)

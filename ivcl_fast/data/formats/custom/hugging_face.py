@@ -95,6 +95,7 @@ def unpack(values: Iterable[Any], suffix: str, folder: Path) -> None:
         log.info("unpacking videos into %s", folder)
         partial, listed = folder.with_name(f"{folder.name}.partial"), list[list[str]]()
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
         for number, value in enumerate(values):
             listed.append([])
             for at, file in enumerate(_files(value)):

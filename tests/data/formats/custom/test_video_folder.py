@@ -92,7 +92,7 @@ def test_folders_of_frames_are_videos_in_the_order_of_their_numbers(tmp_path):
 
 def test_what_is_no_video_is_passed_over(tmp_path):
     touch(tmp_path, "a/1.MP4", "a/2.mp4", "b/1.mov", "b/2.mkv", "b/._1.mov", ".trash/c/1.mp4")
-    touch(tmp_path, "store-64-p8-pyav/meta.json", "index/index.json")
+    touch(tmp_path, "store-64-p8-pyav/bad_files.json", "index/index.safetensors")
     touch(tmp_path, "cover.jpg", "notes.txt", "a/thumb.jpg")
     (tmp_path / "b" / "back").symlink_to(tmp_path)
     dataset = VideoFolder(tmp_path)
