@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -69,6 +70,12 @@ def read_bytes(path: Path) -> bytes:
     """Read a file; operating-system errors name it."""
     with errors_name(path):
         return path.read_bytes()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 hex digest of a file."""
+    with errors_name(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

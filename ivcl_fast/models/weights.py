@@ -6,7 +6,6 @@ A finished model is a folder written by ``save_pretrained``, with ``model.safete
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import errors_name, fsync, read_bytes, read_json, write_text
+from ivcl_fast.files import fsync, read_bytes, read_json, sha256, write_text
 
 MODEL, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "SHA256SUMS"
 STAGES = {
@@ -48,12 +47,6 @@ PREFIX = "ivcl_fast/"
 
 
 # --- Checksums ------------------------------------------------------------------------------------
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 hex digest of a file."""
-    with errors_name(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum_line(path: Path) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.weights import CHECKSUMS, MODEL, read_weights, write_checksums
 from ivcl_fast.training import checkpoint
+from ivcl_fast.training.run_folder import CHECKPOINTS, is_finished
 
 
 def saved(folder: Path, step: int = 1, width: int = 5) -> Path:
@@ -26,6 +27,14 @@ def flip_a_bit(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 16
     file.write_bytes(data)
+
+
+def test_a_stage_that_was_killed_while_it_saved_its_model_is_not_finished(tmp_path):
+    (tmp_path / CHECKPOINTS).mkdir()
+    (tmp_path / MODEL).write_bytes(b"half")
+    assert not is_finished(tmp_path)
+    write_checksums(tmp_path, [MODEL])
+    assert is_finished(tmp_path)
 
 
 @pytest.mark.parametrize("name", [*checkpoint.FILES, CHECKSUMS])

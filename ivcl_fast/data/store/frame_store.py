@@ -14,7 +14,6 @@ an unfinished build, which :func:`~ivcl_fast.data.store.build.build_store` conti
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import weakref
@@ -28,6 +27,7 @@ import torch
 from ivcl_fast.data.store.remote import ORIGIN, RemoteStore
 from ivcl_fast.data.store.table import decoded, encoded, read_index
 from ivcl_fast.errors import UserError
+from ivcl_fast.files import sha256
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class FrameStore:
         if (self.path / ORIGIN).exists():
             self._remote = RemoteStore((self.path / ORIGIN).read_text())
         sizes = [0]
-        for shard, size, sha256 in self.index.about["shards"]:
+        for shard, size, checksum in self.index.about["shards"]:
             file = self.path / f"{shard}.u8"
             found = file.stat().st_size if file.exists() else 0
             if found != size and (file.exists() or not self._remote):
@@ -92,7 +92,7 @@ class FrameStore:
                     f"{file}: expected {size:,} bytes, got {found:,}; delete it, and the command "
                     "that built the store builds it again"
                 )
-            self._checksums[file] = sha256
+            self._checksums[file] = checksum
             sizes.append(size)
         self._files = list(self._checksums)
         self.bytes = sum(sizes)
@@ -162,8 +162,8 @@ class FrameStore:
 
     def verify(self) -> None:
         """Compare the checksums of all shards; :class:`UserError` names one that differs."""
-        for file, sha256 in self._checksums.items():
-            if checksum(file) != sha256:
+        for file, checksum in self._checksums.items():
+            if sha256(file) != checksum:
                 raise UserError(
                     f"{file}: damaged: its content does not match its checksum; delete it, and the "
                     "command that built the store builds it again"
@@ -215,12 +215,6 @@ class FrameStore:
             shard = np.fromfile(file, np.uint8).reshape(-1, self._row)
             whole[self._firsts[number] : self._firsts[number + 1]] = torch.from_numpy(shard)
         return whole
-
-
-def checksum(path: Path) -> str:
-    """Return the checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def choose_placement(placement: Placement, size: int, device: torch.device | None) -> Placed:

@@ -26,12 +26,11 @@ import torch
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import DecoderName, make_decoder, resolve_decoder
 from ivcl_fast.data.decode.media import Square
-from ivcl_fast.data.store.frame_store import checksum
 from ivcl_fast.data.store.ray_pool import RayPool
 from ivcl_fast.data.store.table import INDEX, VERSION, Columns, Index, encoded, table_bytes
 from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
-from ivcl_fast.files import atomic_write, locked, write_json
+from ivcl_fast.files import atomic_write, locked, sha256, write_json
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +102,8 @@ def build_shard(task: Task) -> int:
                     file.truncate()
             size = file.tell()
             file.flush()
-            sha256 = checksum(Path(file.name))
-        record = {"bytes": size, "sha256": sha256, "clips": clips, "bad_files": bad_files}
+            checksum = sha256(Path(file.name))
+        record = {"bytes": size, "sha256": checksum, "clips": clips, "bad_files": bad_files}
         write_json(folder / f"{shard.id}.json", record)
     return len(shard.names)
 
