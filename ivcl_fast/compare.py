@@ -42,6 +42,8 @@ def compare(config: CompareConfig) -> None:
     clips or labels differ.
     """
     runs = config.runs
+    if config.out is not None and config.out.suffix.lower() != ".html":
+        raise UserError(f"--out: expected a file that ends in .html, got {config.out}")
     if len({run.resolve() for run in runs}) < max(2, len(runs)):
         raise UserError("RUN: expected at least two runs, each of them once")
     for run in runs:
