@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ivcl_fast import kernels
 
@@ -18,3 +19,21 @@ def test_every_op_is_in_the_api_reference():
     named = set(re.findall(r"\w+", " ".join(re.findall(r"members: \[(.*)\]", page))))
     functions = {name: getattr(kernels, name) for name in kernels.__all__}
     assert named == {name for name, of in functions.items() if not of.__module__.endswith("._op")}
+
+
+def test_the_search_runs_from_a_folder(browser: Any, tmp_path: Path) -> None:
+    shim = (ROOT / "docs" / "iframe-worker.js").as_uri()
+    (tmp_path / "page.html").write_text(f'<body><script src="{shim}"></script>')
+    worker = "addEventListener('message', (sent) => postMessage(sent.data + ' and back'))"
+    (tmp_path / "worker.js").write_text(worker)
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    answer = page.evaluate(
+        """() => new Promise((answered) => {
+          const worker = new Worker("worker.js");
+          worker.addEventListener("message", (sent) => answered(sent.data));
+          worker.postMessage("there");
+        })"""
+    )
+    page.close()
+    assert answer == "there and back"

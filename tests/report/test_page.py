@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,7 +178,6 @@ def test_mistakes_by_class(tmp_path: Path) -> None:
 
 # --- In a browser --------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DECODE = "Promise.all([...images.values()].map(image => image.decode())).then(draw)"
 PIXELS = "document.getElementById('frame0').toDataURL()"
 FAINT = """() => {
@@ -203,18 +201,6 @@ FAINT = """() => {
   }).map((element) => element.outerHTML);
 }"""
 """Elements whose text has less contrast than WCAG's level AA asks for."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium."""
-    api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture
