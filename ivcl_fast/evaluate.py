@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from ivcl_fast.analysis.clips import ClipReader
-from ivcl_fast.analysis.finished_runs import NAMES, DataFlags, FinishedRun
+from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.decode.media import is_image
 from ivcl_fast.data.formats.custom.video_folder import find_videos
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError
-from ivcl_fast.evaluation.baselines import LAST_FRAME, untrained_baselines
+from ivcl_fast.evaluation.baselines import untrained_baselines
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.files import write_json
 from ivcl_fast.report.clips import describe_clip, evaluated_clips
@@ -68,11 +68,12 @@ def evaluate(config: EvaluateConfig) -> None:
     split = config.split or run.data.eval_split
     model = run.load(name)
     evaluation = run.evaluate(model, split)
-    result = evaluation.result(f"{NAMES[name]}, on {split}")
+    result = evaluation.result(run.title(name))
     others = untrained_baselines(run.data, split, evaluation, run.config.model.num_frames)
     if run.finished("last-frame") and name == "finetune":
-        others.insert(0, run.evaluate(run.load("last-frame"), split).result(LAST_FRAME))
-    results_table([result, *others]).print("95 % intervals in brackets")
+        last = run.evaluate(run.load("last-frame"), split)
+        others.insert(0, last.result(run.title("last-frame")))
+    results_table([result, *others]).print(f"on {split}; 95 % intervals in brackets")
     if config.out is not None:
         data = run.config.data
         about = {"run": str(run.folder), "data": data.source, "task": data.task}

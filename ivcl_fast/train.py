@@ -2,9 +2,9 @@
 
 Examples:
 
-  python -m ivcl_fast.train --compile                       pretrain and finetune on synthetic CATER
-  python -m ivcl_fast.train --data videos:DIR               on your own videos, a folder per class
-  python -m ivcl_fast.train --data cater:DIR --preset base64    on CATER, with a large model
+  python -m ivcl_fast.train --compile                         # synthetic CATER
+  python -m ivcl_fast.train --data videos:DIR                 # your own videos
+  python -m ivcl_fast.train --data cater:DIR --preset base64  # a large model
 
 The same command, or ``--resume RUN``, continues a run that was stopped. Flags may use dashes or
 underscores.
@@ -18,17 +18,14 @@ from contextlib import ExitStack
 
 import torch
 
-from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.analysis.finished_runs import FinishedRun, label_note, origin
 from ivcl_fast.command import run_command
-from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.data.dataset import describe_splits
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.errors import UserError
-from ivcl_fast.evaluation.baselines import LAST_FRAME, untrained_baselines
+from ivcl_fast.evaluation.baselines import FROM_SCRATCH, LAST_FRAME, untrained_baselines
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.models import backbone
-from ivcl_fast.models.weights import weights_file
 from ivcl_fast.report.film import films
 from ivcl_fast.report.run import write_report
 from ivcl_fast.report.tables import results_table
@@ -38,9 +35,8 @@ from ivcl_fast.training.model_card import measured_videos_seen, videos_seen
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.run_folder import check_folder, opened_folder
-from ivcl_fast.training.settings import TrainConfig, load_settings
+from ivcl_fast.training.settings import TrainConfig
 
-FROM_SCRATCH = "from scratch"
 FEW_STEPS = 100
 """Stages with fewer steps log a warning."""
 
@@ -111,28 +107,6 @@ def train(config: TrainConfig) -> None:
                     clips = config.stages.clips[stage]
                     run.metrics.write_films(stage, clips, films(finished, evaluation))
                 print(f"open: {run.folder / 'report.html'}")
-
-
-def origin(config: TrainConfig) -> str:
-    """Describe the weights from which finetuning started."""
-    if config.stages.stage == "finetune":
-        if config.stages.init == "random":
-            return FROM_SCRATCH
-        if backbone.has_public_name(config.stages.init):
-            return f"pretrained: {config.stages.init}"
-        try:
-            model = weights_file(config.stages.init).parent
-            config = load_settings(model.parent)  # models are in the folder of their run
-        except UserError:
-            return "pretrained"
-        if model.name != "pretrain":
-            return f"from the model {model.name} of {model.parent.resolve().name}"
-    return f"pretrained: {OBJECTIVE_NAMES[config.model.objective]}"
-
-
-def label_note(config: TrainConfig) -> str:
-    """Return a title suffix for a model trained with the labels of all frames."""
-    return ", with labels of all frames" if config.stages.frame_labels else ""
 
 
 def warn_of_few_steps(run: Run) -> None:

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ivcl_fast.config import IVCLConfig
+from ivcl_fast.config import OBJECTIVE_NAMES, IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import DataModule, open_data
 from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.data.registry import open_dataset, parse_source
 from ivcl_fast.errors import UserError
-from ivcl_fast.evaluation.baselines import LAST_FRAME
+from ivcl_fast.evaluation.baselines import FROM_SCRATCH, LAST_FRAME
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.evaluation.targets import TARGETS
+from ivcl_fast.models import backbone
 from ivcl_fast.models.hub import find_model
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, pretraining_class
-from ivcl_fast.models.weights import MODEL, read_config
+from ivcl_fast.models.weights import MODEL, read_config, weights_file
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.run import Run
 from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
@@ -31,13 +32,8 @@ Models = dict[str, Model]
 """Models by training state: ``untrained``, ``pretrained``, ``finetuned``."""
 STAGES = ["pretrain", "finetune"]
 """Folders of a run whose models :meth:`FinishedRun.models` returns."""
-NAMES = {
-    "pretrain": "pretrained",
-    "finetune": "finetuned",
-    "scratch": "from scratch",
-    "last-frame": LAST_FRAME,
-}
-"""Names of a run's models by folder."""
+NAMES = {"pretrain": "pretrained", "finetune": "finetuned"}
+"""Training states of a run's models by folder."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +196,11 @@ class FinishedRun(Run):
         """Whether the answers are probabilities of classes instead of numbers."""
         return self.classes.target in ("class", "classes")
 
+    def title(self, name: str) -> str:
+        """Return the name in tables of the classifier in folder ``name``, as in the report."""
+        titles = {"scratch": FROM_SCRATCH, "last-frame": LAST_FRAME}
+        return titles.get(name, origin(self.config)) + label_note(self.config)
+
     @torch.inference_mode()
     def predict(self, model: IVCLClassifier, frames: Tensor) -> Tensor:
         """Return the probabilities of the classes, or the numbers, of one clip: float32 ``[C]``.
@@ -252,6 +253,28 @@ class FinishedRun(Run):
                 if seen := (config.get("training") or {}).get("clips seen"):
                     lengths.append(f"{seen} clips of {stage}")
         return ", ".join(lengths)
+
+
+def origin(config: TrainConfig) -> str:
+    """Describe the weights from which finetuning started."""
+    if config.stages.stage == "finetune":
+        if config.stages.init == "random":
+            return FROM_SCRATCH
+        if backbone.has_public_name(config.stages.init):
+            return f"pretrained: {config.stages.init}"
+        try:
+            model = weights_file(config.stages.init).parent
+            config = load_settings(model.parent)  # models are in the folder of their run
+        except UserError:
+            return "pretrained"
+        if model.name != "pretrain":
+            return f"from the model {model.name} of {model.parent.resolve().name}"
+    return OBJECTIVE_NAMES[config.model.objective]
+
+
+def label_note(config: TrainConfig) -> str:
+    """Return a title suffix for a model trained with the labels of all frames."""
+    return ", with labels of all frames" if config.stages.frame_labels else ""
 
 
 def model_without_run(place: Path) -> Path | None:

@@ -23,10 +23,11 @@ from ivcl_fast.evaluation.tracker import track_snitch
 if TYPE_CHECKING:
     from ivcl_fast.data.datamodule import DataModule
 
-LAST_FRAME = "no memory: sees only the last frame"
-VISIBLE_CONE = "no memory: guesses under a visible cone"
-TRACKER = "no learning: tracker with perfect sight"
-COUNTING = "no reasoning: counting"
+FROM_SCRATCH = "from scratch"
+LAST_FRAME = "last frame only"
+CONE = "cone heuristic"
+TRACKER = "oracle tracker"
+COUNTING = "counting heuristic"
 
 
 def untrained_baselines(
@@ -61,7 +62,7 @@ def cone_guess(data: DataModule, evaluation: Evaluation) -> Result:
     def hit(scene: Scene, cell: int) -> float:
         return guess_probability(visible_cones_at_end(scene, data.grid), cell)
 
-    return _guesses(VISIBLE_CONE, hit, data, evaluation)
+    return _guesses(CONE, hit, data, evaluation)
 
 
 def tracker(data: DataModule, evaluation: Evaluation, num_frames: int) -> Result:

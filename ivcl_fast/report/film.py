@@ -39,7 +39,10 @@ PANEL, TITLE = 160, 18
 """Pixels along a side of a panel, and of the line above it."""
 ROWS = 8
 """Maximum number of frames stacked in a PNG file."""
+FLOOR_MARGIN = 12
+"""Pixels around the floor, for the numbers of its columns and rows."""
 GRAY, GREEN, RED = (190, 190, 190), (26, 127, 55), (198, 40, 40)
+TEXT = (110, 110, 110)
 
 
 def film(run: FinishedRun, models: Mapping[str, Model], clip: DecodedClip) -> list[Image.Image]:
@@ -86,15 +89,18 @@ def films(run: FinishedRun, evaluation: Evaluation | None) -> dict[str, bytes]:
 def floor(followed: SnitchTrajectory, at: int) -> Image.Image:
     """Draw CATER's floor from above, turned as its camera sees it from its starting pose.
 
-    Bluer cells are likelier; a red cross marks the likeliest, a green outline the true one.
+    Bluer cells are likelier; a red cross marks the likeliest, a green outline the true one. Columns
+    are numbered along the left edge, rows along the right one.
     """
     n, scale = followed.n, 3  # drawn larger, for smooth lines
     picture = Image.new("RGB", (scale * PANEL,) * 2, "white")
-    draw, unit = ImageDraw.Draw(picture), scale * PANEL / (n * 2**0.5)
+    draw = ImageDraw.Draw(picture)
+    side = scale * (PANEL - 2 * FLOOR_MARGIN)
+    unit = side / (n * 2**0.5)
 
     def point(column: float, row: float) -> tuple[float, float]:
-        half = scale * PANEL / 2
-        return (column + row) * unit / 2**0.5, half + (column - row) * unit / 2**0.5
+        left = scale * FLOOR_MARGIN + (column + row) * unit / 2**0.5
+        return left, scale * FLOOR_MARGIN / 2 + side / 2 + (column - row) * unit / 2**0.5
 
     def square(cell: int, inset: float) -> list[tuple[float, float]]:
         row, column = divmod(cell, n)
@@ -111,7 +117,13 @@ def floor(followed: SnitchTrajectory, at: int) -> Image.Image:
     a, b, c, d = square(belief.index(max(belief)), 0.25)
     draw.line([a, c], RED, 3 * scale)
     draw.line([b, d], RED, 3 * scale)
-    return picture.resize((PANEL, PANEL), Image.Resampling.LANCZOS)
+    picture = picture.resize((PANEL, PANEL), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(picture)
+    for number in range(n):
+        for place in (point(number + 0.5, -0.4), point(n + 0.4, number + 0.5)):
+            x, y = (along / scale for along in place)
+            draw.text((x, y), str(number), TEXT, anchor="mm")
+    return picture
 
 
 def write_film(pictures: list[Image.Image], path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
-from ivcl_fast.evaluation.baselines import COUNTING, LAST_FRAME, VISIBLE_CONE
+from ivcl_fast.evaluation.baselines import CONE, COUNTING, LAST_FRAME
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
 from ivcl_fast.files import write_json, write_text
 from ivcl_fast.report.clips import describe_clip, evaluated_clips
@@ -18,7 +18,7 @@ from ivcl_fast.report.tables import METRIC_NAMES, results_table
 from ivcl_fast.text import markdown
 
 LOWER_IS_BETTER = ("l1", "distance")
-GUESSES = (LAST_FRAME, VISIBLE_CONE, COUNTING)
+GUESSES = (LAST_FRAME, CONE, COUNTING)
 """Titles of baselines without memory or reasoning."""
 REPORT = "report.md"
 SCORES = "scores.json"

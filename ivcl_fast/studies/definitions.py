@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ivcl_fast.config import OBJECTIVE_NAMES
 from ivcl_fast.errors import UserError
+from ivcl_fast.evaluation.baselines import FROM_SCRATCH
 from ivcl_fast.training.settings import TrainConfig
 
 
@@ -120,7 +121,7 @@ STUDIES = {
         (
             Variant(IV_CL, finetune=f"{COMPARED} {FROZEN}", finetune_scale=6),
             Variant(IMAGE_MAE, MAE, finetune=FROZEN, finetune_scale=6),
-            Variant("none", None),
+            Variant(FROM_SCRATCH, None),
         ),
         # Models learn memory last, and it takes many videos to distinguish it from a good guess.
         {
@@ -140,7 +141,7 @@ STUDIES = {
             Variant(OBJECTIVE_NAMES["classification"], "--objective classification"),
             Variant(OBJECTIVE_NAMES["detection"], "--objective detection"),
             # Last frames teach random weights little: twice the whole clips take them longer.
-            Variant("none", None, finetune_scale=2),
+            Variant(FROM_SCRATCH, None, finetune_scale=2),
         ),
         {"--val-videos": 2000},
     ),
@@ -160,7 +161,7 @@ STUDIES = {
         tuple(
             Variant(f"{share:.0%}, {start}", pretrain, finetune=f"--label-fraction {share}")
             for share in (0.1, 0.3, 1.0)
-            for start, pretrain in (("pretrained", ""), ("from scratch", None))
+            for start, pretrain in (("pretrained", ""), (FROM_SCRATCH, None))
         ),
     ),
     "scaling": Study(
@@ -209,7 +210,7 @@ STUDIES = {
             for variant in (
                 Variant(IV_CL, finetune=COMPARED),
                 Variant(IMAGE_MAE, MAE),
-                Variant("none", None),
+                Variant(FROM_SCRATCH, None),
             )
         ),
         # A panel shows up to six objects, and their effects are learnt late, but then quickly.

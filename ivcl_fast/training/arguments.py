@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from ivcl_fast import command
 from ivcl_fast.config import IVCLConfig
@@ -27,15 +27,24 @@ QUICK: dict[str, Any] = dict(
 )
 """Defaults under ``--quick``."""
 
+LENGTHS = "--pretrain-clips and --finetune-clips, which count clips"
 FLAGS_ELSEWHERE = {
-    "epochs": "--pretrain-clips and --finetune-clips, which count clips",
-    "steps": "--pretrain-clips and --finetune-clips, which count clips",
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "steps", "max_steps"), LENGTHS),
     "learning_rate": "--lr and --finetune-lr",
     "dataset": "--data KIND:DIR, such as videos:DIR",
     "output_dir": "--out",
     "num_workers": "--workers",
+    "gpus": "torchrun --nproc-per-node=N -m ivcl_fast.train",
 }
 """Flags of other programs, and their equivalents here."""
+
+FIRST_FLAGS = (
+    "preset", "quick", "config", "source", "task", "train_videos", "val_videos", "stage", "init",
+    "pretrain_clips", "finetune_clips", "compare_scratch", "batch_size", "lr", "finetune_lr",
+    "num_frames", "num_slots", "mask_ratio", "readout", "objective", "device", "compile", "seed",
+    "out", "name", "resume", "overwrite",
+)  # fmt: skip
+"""Settings that ``--help`` shows; ``--help-all`` shows all."""
 
 
 class UncheckedModel(IVCLConfig):
@@ -49,7 +58,7 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     """Parse flags, such as ``["--preset", "base64"]``; ``description``: text above ``--help``.
 
     Raises :class:`UserError` for a value that is not accepted, and ``SystemExit`` for an unknown
-    flag and after ``--help``.
+    flag and after ``--help`` or ``--help-all``.
     """
     given = values_given(arguments)
     for name in given.keys() & FLAGS_ELSEWHERE:
@@ -58,6 +67,9 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
     try:
         default = resumed or defaults(given)
         unchecked = dataclasses.replace(default, model=UncheckedModel(**vars(default.model)))
+        if {"-h", "--help"}.intersection(arguments):
+            show_first_flags(unchecked, description)
+        arguments = ["--help" if typed == "--help-all" else typed for typed in arguments]
         config = command.parse(TrainConfig, "train", description, arguments, default=unchecked)
         config = config.replace(model=IVCLConfig(**vars(config.model)))
     except UserError as error:  # of the model's fields, which are flags here
@@ -65,6 +77,21 @@ def parse(arguments: Sequence[str], description: str | None = None) -> TrainConf
         is_flag = name == "preset" or name in vars(IVCLConfig())
         raise UserError(f"{flag(name)}: {message}" if is_flag else str(error)) from None
     return continued(config, resumed) if resumed else checked(config)
+
+
+def show_first_flags(default: TrainConfig, description: str | None) -> None:
+    """Print the help of :data:`FIRST_FLAGS` and exit."""
+    command.join_help_lines(TrainConfig)
+    settings = default.flat()
+    fields = {}
+    for group in (default, *default.groups().values(), IVCLConfig()):
+        hints = get_type_hints(type(group), include_extras=True)
+        for field in dataclasses.fields(group):
+            shown = dataclasses.field(default=settings.get(field.name), metadata=field.metadata)
+            fields[field.name] = field.name, hints[field.name], shown
+    chosen = dataclasses.make_dataclass("FirstFlags", [fields[name] for name in FIRST_FLAGS])
+    about = (description or "").rstrip() + "\n\nUse --help-all to list all flags."
+    command.parse(chosen, "train", about, ["--help"])
 
 
 def values_given(arguments: Sequence[str]) -> dict[str, str]:

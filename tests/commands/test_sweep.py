@@ -26,7 +26,7 @@ SMALL = (*RUN_FLAGS, "--batch-size", "2", "--pretrain-clips", "4", "--finetune-c
 COMPARED = Study(
     "Does it help?",
     "pretraining",
-    (Variant("IV-CL", finetune="--compare-memoryless"), Variant("none", None)),
+    (Variant("IV-CL", finetune="--compare-memoryless"), Variant("from scratch", None)),
 )
 
 
@@ -50,22 +50,24 @@ def test_a_study_from_data_to_table_and_again(data, tmp_path, monkeypatch, capfd
     runner.check_flags("small", COMPARED, tuple(shlex.split(command)))
     title = f"localize on {data}"
     values = json.loads((folder / "results.json").read_text())["values"][title]
-    assert next(iter(values)) == "IV-CL" and values["none"]["all"].keys() >= {"top1", "l1"}
+    assert next(iter(values)) == "IV-CL" and values["from scratch"]["all"].keys() >= {"top1", "l1"}
     assert f"## {title}" in page and "from “IV-CL” on the same clips" in page
-    assert "no memory" in page
+    assert "last frame only" in page
     html = folder / "report.html"
-    assert data_of(html)["curves"][0]["lines"].keys() == {"IV-CL", "none"}
+    assert data_of(html)["curves"][0]["lines"].keys() == {"IV-CL", "from scratch"}
     assert "Does it help?" in html.read_text() and "<h2>Training</h2>" in html.read_text()
-    assert "decoding" in capfd.readouterr().err, "a single run shows what it does"
+    assert "videos are missing" in capfd.readouterr().err, "a single run shows what it does"
 
     run_study("small", flags, tmp_path)
     assert "run 1/" not in capfd.readouterr().out, "all runs are done"
-    (folder / "none" / "seed-0" / "scores.json").unlink()
+    (folder / "from-scratch" / "seed-0" / "scores.json").unlink()
     run_study("small", flags, tmp_path, parallel=2)
     printed = capfd.readouterr().out
-    assert re.search(r"^run 3/3: done in \d+ s, .*none/seed-0$", printed, re.M), "of all runs"
+    assert re.search(r"^run 3/3: done in \d+ s, .*from-scratch/seed-0$", printed, re.M), (
+        "of all runs"
+    )
     assert "3 runs done; this took" in printed
-    assert "report: " in (folder / "none" / "seed-0" / "log.txt").read_text()
+    assert "report: " in (folder / "from-scratch" / "seed-0" / "log.txt").read_text()
     again = json.loads((folder / "results.json").read_text())["values"][title]
     assert again == values, "in parallel as one after the other"
 

@@ -58,7 +58,7 @@ def cater(tmp_path_factory) -> Path:
 
 def test_quick_run_does_everything(short_run, tmp_path, command, monkeypatch):
     assert "chance" in short_run.said and "2.8 %" in short_run.said
-    assert "no memory" in short_run.said
+    assert "last frame only" in short_run.said
     home = shutil.copytree(short_run.home, tmp_path / "home")
     run = home / "runs" / "synthetic-localize-tiny-quick"
     page = (run / "report.html").read_text()

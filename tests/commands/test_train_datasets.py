@@ -62,4 +62,4 @@ def test_from_folder_to_report(kind, task, loader, classes, scores, folders, tmp
     assert ("hidden" in shown) == (task in ("localize", "position"))
     code, out, _ = command(evaluate_main, run)
     assert code == 0 and "chance" in out and ("counting" in out) == (kind == "acre")
-    assert ("perfect sight" in out) == (task == "localize")
+    assert ("oracle tracker" in out) == (task == "localize")

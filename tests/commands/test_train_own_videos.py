@@ -63,7 +63,7 @@ def test_a_folder_of_classes(videos, tmp_path, command):
     run = tmp_path / "run"
     assert (run / "pretrain/model.safetensors").is_file()
     assert json.loads((run / "answers.json").read_text())["names"] == [*HOSTILE]
-    scores = json.loads((run / "scores.json").read_text())["pretrained: IV-CL"]["all"]
+    scores = json.loads((run / "scores.json").read_text())["IV-CL"]["all"]
     assert list(scores) == ["top1", "class_mean"] and scores["class_mean"]["chance"] == 0.5
     report = (run / "report.md").read_text()
     assert "8 clips of pretraining, 8 clips of finetuning" in report
@@ -111,7 +111,7 @@ def test_a_list_with_several_labels(videos, tmp_path, command):
     assert code == 0, err
     assert "data: classify, 5 classes, several labels per clip; clips: 14 in train" in out
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
-    assert list(scores["pretrained: IV-CL"]["all"]) == ["map"]
+    assert list(scores["IV-CL"]["all"]) == ["map"]
     assert (tmp_path / "train-data" / "index" / "index.safetensors").is_file()
 
 

@@ -1,4 +1,4 @@
-"""The tracker with perfect sight: scenes written by hand, and planned ones seen in full."""
+"""The oracle tracker: scenes written by hand, and planned ones seen in full."""
 
 from __future__ import annotations
 

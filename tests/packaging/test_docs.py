@@ -1,7 +1,9 @@
-"""What README.md and docs/ tell to type: commands are parsed as they stand, code is run.
+"""The snippets of README.md, CONTRIBUTING.md and docs/: commands are parsed, Python code is run.
 
 A command goes as far as its own parser of flags, and names that it looks up later are looked up;
-one that ends at once is run. Python code runs whole, on a short run and its data.
+one that ends at once is run. ``make`` lists what it would do, and scripts for Slurm are commands of
+this package. Not run: ``pip`` and ``pytest``. Python code runs as it stands, on a short run and its
+data. Other blocks, such as file listings, have no language or ``toml``.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import itertools
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,10 +35,11 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs" / "guide").glob("*.md")),
-    *sorted((ROOT / "docs" / "recipes").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
+LANGUAGES = {"console", "python", "toml", ""}
+WIDTH = 78
+"""Columns of a code block that the documentation site shows without wrapping, and one more."""
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 END_AT_ONCE = {"ivcl_fast.info"}
 
@@ -55,10 +59,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """Commands of console blocks and sentences, and those that ``srun`` starts in scripts."""
+    """Commands of console blocks and of sentences."""
     lines = "".join(blocks(text, "console")).replace("\\\n", " ").splitlines()
-    script = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
-    lines += [line.removeprefix("srun ") for line in script if line.startswith("srun ")]
     lines += re.findall(r"`((?:make|python|torchrun) [^`]+)`", FENCED.sub("", text))
     return [line for line in lines if shlex.split(line, comments=True)]
 
@@ -70,12 +72,15 @@ def check(command: str) -> None:
     """Raise an error for a program, target, module, flag or name that does not exist."""
     words = shlex.split(command, comments=True)
     program, *arguments = itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words)
-    checks = {"python": check_python, "torchrun": check_torchrun}
+    checks = {
+        "python": check_python, "torchrun": check_torchrun, "make": check_make,
+        "sbatch": check_sbatch,
+    }  # fmt: skip
     try:
         if program in checks:
             checks[program](arguments)
         else:
-            assert program in ("make", "pip", "pytest"), program
+            assert program in ("pip", "pytest"), program
     except SystemExit as stop:
         assert not stop.code
 
@@ -85,6 +90,22 @@ def check_torchrun(arguments: list[str]) -> None:
 
     asked = get_args_parser().parse_args(arguments)
     check_python(["-m" if asked.module else "", asked.training_script, *asked.training_script_args])
+
+
+def check_make(arguments: list[str]) -> None:
+    subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
+    target, *variables = arguments
+    if target == "train":
+        flags = [value.removeprefix("ARGS=") for value in variables]
+        check_python(["-m", "ivcl_fast.train", *shlex.split(" ".join(flags))])
+
+
+def check_sbatch(arguments: list[str]) -> None:
+    """``sbatch [options] SCRIPT ARGUMENTS``, which are those of the command in the script."""
+    (script,) = (a for a in arguments if a.endswith(".sbatch"))
+    assert (ROOT / script).is_file()
+    command = "ivcl_fast." + Path(script).stem
+    check_python(["-m", command, *arguments[arguments.index(script) + 1 :]])
 
 
 def check_python(arguments: list[str]) -> None:
@@ -150,6 +171,13 @@ def test_commands_can_be_typed(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check(command)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_blocks_of_code_have_a_known_language_and_fit_the_page(file):
+    for language, body in FENCED.findall(file.read_text()):
+        assert language in LANGUAGES
+        assert max(map(len, body.splitlines())) < WIDTH
 
 
 # --- Code -----------------------------------------------------------------------------------------

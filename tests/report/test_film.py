@@ -12,9 +12,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from ivcl_fast import SlotAutoencoder, reference
+from ivcl_fast.analysis.clips import SnitchTrajectory
 from ivcl_fast.errors import UserError
 from ivcl_fast.report.clips import MASKED_GRAY, Layer, reconstruction
-from ivcl_fast.report.film import as_rle, write_film, write_masks
+from ivcl_fast.report.film import GRAY, PANEL, RED, as_rle, floor, write_film, write_masks
 from tests.report.test_page import clip_named, models
 from tests.support.small_models import config, random_video
 
@@ -47,6 +48,18 @@ def test_pictures_in_every_format(suffix: str, pictures: list[Image.Image], tmp_
         gif.seek(2)
         pixels = np.asarray(gif.convert("RGB")).astype(int)
         assert np.abs(pixels - [250, 200, 20]).max(axis=-1).min() < 20
+
+
+def test_the_floor_has_the_likeliest_cell_and_numbers_below_its_edges() -> None:
+    belief = [1.0 if cell == 6 else 0.1 for cell in range(9)]  # column 0, row 2: at the top
+    picture = np.asarray(floor(SnitchTrajectory(3, [belief], None, None), 0)).astype(int)
+    red = np.argwhere(np.abs(picture - RED).max(axis=-1) < 30)
+    assert abs(red.mean(axis=0)[1] - PANEL / 2) < 2 and red[:, 0].max() < PANEL / 2
+    edge = [(np.abs(column - GRAY).max(axis=-1) < 30).nonzero()[0].max() for column in
+            picture.transpose(1, 0, 2)[20:-20]]  # fmt: skip
+    below = [picture[last + 4 :, 20 + at].min() for at, last in enumerate(edge)]
+    half = len(below) // 2
+    assert min(below[:half]) < 200 and min(below[half:]) < 200
 
 
 def test_layers_lie_over_gray_frames_or_replace_them() -> None:

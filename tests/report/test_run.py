@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ivcl_fast.data.dataset import Clip
-from ivcl_fast.evaluation.baselines import VISIBLE_CONE
+from ivcl_fast.evaluation.baselines import CONE
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.report.run import answers_by_clip, summary
@@ -34,9 +34,9 @@ def test_a_sentence_compares_the_hidden_clips_with_chance_and_baselines():
             title, {"all": {"top1": Score(0.9, 0.8, 1, 1 / 36)}, "hidden": {"top1": score}}
         )
 
-    guess, scratch = result(VISIBLE_CONE, 0.302), result("scratch", 0.19)
+    guess, scratch = result(CONE, 0.302), result("scratch", 0.19)
     said = summary([result("ours", 0.177), guess, scratch])
     assert said.startswith("On clips that end with a hidden snitch, “ours” has top-1 17.7 %: ")
-    assert f"above chance (2.8 %), below “{VISIBLE_CONE}” (30.2 %), level with “sc" in said
-    assert f"This is not clearly better than “{VISIBLE_CONE}”" in said
+    assert f"above chance (2.8 %), below “{CONE}” (30.2 %), level with “sc" in said
+    assert f"This is not clearly better than “{CONE}”" in said
     assert summary([result("ours", 0.4), guess]).endswith("without memory or reasoning.")

@@ -15,7 +15,7 @@ from ivcl_fast.report.study import (
     scores_table,
 )
 
-GUESS = "no memory: guesses"
+GUESS = "cone heuristic"
 VIDEOS = ("v0", "v0", "v1", "v1", "v2", "v3")
 GROUPS = ("hidden", "hidden", "visible", "visible", "visible", "hidden")
 TOP1 = {"top1": {"percent": True, "chance": 0.25}}

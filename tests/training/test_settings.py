@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.distributed.run import get_args_parser
 
+from ivcl_fast import train
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.ivcl import IVCL, SlotAutoencoder
@@ -64,11 +65,26 @@ def test_settings_are_read_as_they_were_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("--epochs", "--pretrain-clips"), ("--learning_rate=1", "--lr")]
-)
+    ("typed", "meant"),
+    [
+        ("--epochs", "--pretrain-clips"), ("--max-steps", "--pretrain-clips"),
+        ("--learning_rate=1", "--lr"),
+    ],
+)  # fmt: skip
 def test_flags_of_other_programs_are_answered_with_ours(typed, meant):
     with pytest.raises(UserError, match=f": expected {meant} and"):
         parse([typed, "3"])
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help", "--help-all"])
+def test_help_shows_the_first_flags_and_on_request_all(flag, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse([flag, "--preset", "base64"], train.__doc__)
+    text = capsys.readouterr().out
+    assert text.index("--data cater:DIR --preset base64  #") < text.index("--batch-size INT")
+    assert "(default: base64)" in " ".join(text.replace("│", "").split())
+    assert ("--clip-norm FLOAT" in text) == (flag == "--help-all")
+    assert len(text.splitlines()) < (300 if flag == "--help-all" else 120)
 
 
 def test_settings_of_another_run_are_a_start(tmp_path):
