@@ -259,7 +259,10 @@ def open_dataset(
             _write_synthetic(config, root, spec, draw)
         place = root
     if read_only and dataset_format.place in ("DIR", "FILE") and not place.exists():
-        raise UserError(f"{flag}: expected the data set of the run, got no {place.absolute()}")
+        other = "; for other videos, use --data KIND:DIR" * (flag == "--data-dir")
+        raise UserError(
+            f"{flag}: expected the data set of the run, got no {place.absolute()}{other}"
+        )
     return dataset_format.open_with(config, place, task)
 
 
