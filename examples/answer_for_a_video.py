@@ -27,7 +27,7 @@ def answer(run: Path, video: Path) -> None:
     model = ivcl_fast.IVCLClassifier.from_pretrained(run / "finetune")
     classes = json.loads((run / "answers.json").read_text())
     data = load_settings(run).data  # sample and crop frames as in training
-    how = {"frame_stride": data.frame_stride, "crop": data.crop}
+    how = {name: getattr(data, name) for name in ("frame_stride", "clip_seconds", "crop")}
     clip = ivcl_fast.load_clip(video, model.cfg, **how)  # uint8 [1, T, 3, H, W]
     with torch.inference_mode():
         logits = model(clip)[0]  # [classes]

@@ -4,7 +4,7 @@
     python examples/serve_onnx.py RUN/export/classifier.onnx VIDEO
 
 The first command writes the model and a JSON file with its sizes and classes. This script does not
-support runs with --frame-stride or --crop, or on ACRE.
+support runs with --frame-stride, --clip-seconds or --crop, or on ACRE.
 """
 
 import json

@@ -182,11 +182,13 @@ def description(model: Exportable, data: DataConfig) -> dict[str, Any]:
     """Describe the model's input and output for its JSON file."""
     cfg = model.cfg
     single = cfg.num_frames == 1  # always the last frame
-    strided = data.frame_stride and not single
-    frames = "panels" if clip_frames(data.source) else "stride" if strided else "even"
+    frames = "panels" if clip_frames(data.source) else "even"
+    if data.frame_stride or data.clip_seconds:  # not with panels
+        frames = "even" if single else "stride" if data.frame_stride else "seconds"
     spaced = {
         "even": "evenly spaced over the video, the first and the last included",
         "stride": f"one of every {data.frame_stride} in the middle of the video",
+        "seconds": f"evenly spaced over {data.clip_seconds:g} seconds in the middle of the video",
         "panels": "the panels of a problem, the query last",
     }[frames]
     if single:

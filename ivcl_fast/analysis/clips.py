@@ -27,7 +27,7 @@ from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_labels import Scene, hidden_at_end
 from ivcl_fast.data.registry import clip_frames
-from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.data.sampling import clip_stride, frame_ids
 from ivcl_fast.data.synthetic.drawn import Drawn, drawn_media
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import reference
@@ -179,22 +179,26 @@ class ClipReader:
     def _draw(self, drawn: Drawn, clip: Clip) -> DecodedClip:
         """Render the frames of a synthetic clip that has no video file."""
         frames = torch.cat([*drawn.frames(clip.media, self.run.config.model.image_size)])
-        index, needed = self._frames_of(len(frames), clip.frames)
+        index, needed = self._frames_of(len(frames), drawn.spec.fps, clip.frames)
         return self._clip(clip.media, index, needed, frames[needed], drawn.spec.fps)
 
     def _decode(self, media: Media, ids: Sequence[int] | None = None) -> DecodedClip:
         """Decode the frames ``ids``, by default evenly spaced."""
         opened = open_media(media)
         info = opened.info
-        index, needed = self._frames_of(info.frames, ids)
+        index, needed = self._frames_of(info.frames, info.fps, ids)
         name = resolve_decoder(self.run.config.data.decoder)
         crop, size = self.run.config.data.crop, self.run.config.model.image_size
         frames = make_decoder(name, size).decode_open(opened, needed, crop)
         return self._clip(media.name, index, needed, frames, info.fps)
 
-    def _frames_of(self, count: int, ids: Sequence[int] | None) -> tuple[list[int], list[int]]:
+    def _frames_of(
+        self, count: int, fps: float, ids: Sequence[int] | None
+    ) -> tuple[list[int], list[int]]:
         """Return the frames for models, by default evenly spaced, and all frames to decode."""
-        chosen = frame_ids(count, self.num_frames, stride=self.run.config.data.frame_stride)
+        data = self.run.config.data
+        stride = clip_stride(data.frame_stride, data.clip_seconds, fps, self.num_frames)
+        chosen = frame_ids(count, self.num_frames, stride=stride)
         index = list(ids or chosen.tolist())[-self.num_frames :]  # one frame: the last
         needed = set(index)
         if self.trajectories:

@@ -98,6 +98,7 @@ class FinishedRun(Run):
             source=kind if kind.startswith("synthetic") else f"{kind}:.",
             task=record.get("task", "auto"),
             frame_stride=record.get("frame stride", 0),
+            clip_seconds=record.get("seconds per clip", 0.0),
             crop=record.get("crop", "none"),
             placement="disk",
         )

@@ -14,7 +14,7 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import DecoderName, make_decoder, resolve_decoder
 from ivcl_fast.data.decode.media import IMAGE_SUFFIXES, Square, is_image
-from ivcl_fast.data.sampling import frame_ids
+from ivcl_fast.data.sampling import clip_stride, frame_ids
 from ivcl_fast.errors import MOST, UserError
 
 FilePath = str | os.PathLike[str]
@@ -28,6 +28,7 @@ def load_clip(
     decoder: DecoderName = "auto",
     frame_stride: int = 0,
     crop: Square = "none",
+    clip_seconds: float = 0.0,
 ) -> Tensor:
     """Load a clip for a model with this config: uint8 RGB ``[1, T, 3, H, W]`` on the CPU.
 
@@ -43,6 +44,8 @@ def load_clip(
         frame_stride: take every n-th frame around the middle of the video, as in training (see the
             model card); 0: frames evenly spaced over the whole video.
         crop: ``none`` or ``center``, as in training (see the model card).
+        clip_seconds: instead of ``frame_stride``, take frames evenly spaced over this many seconds
+            around the middle of the video.
 
     Raises:
         UserError: the path does not exist, or its content cannot be decoded.
@@ -57,6 +60,9 @@ def load_clip(
     chosen = resolve_decoder(decoder)
     if not 0 <= frame_stride <= MOST:
         raise UserError(f"frame_stride: expected 0 to {MOST:,}, got {frame_stride}")
+    if not 0 <= clip_seconds <= MOST or (clip_seconds and frame_stride):
+        expected = "0 with frame_stride" if frame_stride else f"0 to {MOST:,}"
+        raise UserError(f"clip_seconds: expected {expected}, got {clip_seconds}")
     if crop not in get_args(Square):
         raise UserError(f"crop: expected one of {', '.join(get_args(Square))}, got {crop!r}")
     try:
@@ -67,7 +73,9 @@ def load_clip(
             if other := [file for file in media.files if not is_image(file)]:
                 raise UserError(f"{other[0]}: expected an image: {', '.join(IMAGE_SUFFIXES)}")
         opened = open_media(media)
-        ids = frame_ids(opened.info.frames, cfg.num_frames, stride=frame_stride)
+        info, count = opened.info, cfg.num_frames
+        stride = clip_stride(frame_stride, clip_seconds, info.fps, count)
+        ids = frame_ids(info.frames, count, stride=stride)
         frames = make_decoder(chosen, cfg.image_size).decode_open(opened, ids, crop)
         return frames.cpu().unsqueeze(0)
     except VideoError as error:

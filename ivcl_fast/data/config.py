@@ -46,6 +46,9 @@ class DataConfig:
     """Folder for synthetic, downloaded and unpacked data."""
     frame_stride: int = 0
     """Take every n-th frame of a part of the video; 0: frames evenly spaced over the video."""
+    clip_seconds: float = 0.0
+    """Take frames evenly spaced over a part of this many seconds, for videos of different frame
+    rates; 0: see --frame-stride."""
     eval_clips: int = 1
     """Clips per video at evaluation, with different frames; their predictions are averaged."""
     crop: Literal["none", "center"] = "none"
@@ -79,7 +82,11 @@ class DataConfig:
         require_at_least(self, 1, "train_videos", "val_videos", most=MOST_VIDEOS)
         require_at_least(self, 1, "eval_clips", most=1000)
         require_at_least(self, 1, "workers", most=MOST_WORKERS)
-        require_at_least(self, 0, "frame_stride")
+        require_at_least(self, 0, "frame_stride", "clip_seconds")
+        if self.frame_stride and self.clip_seconds:
+            raise UserError(
+                f"--clip-seconds: expected 0 with --frame-stride, got {self.clip_seconds}"
+            )
         if not 0 < self.val_fraction < 1:
             raise UserError(
                 f"--val-fraction: expected above 0 and below 1, got {self.val_fraction}"

@@ -36,7 +36,7 @@ from ivcl_fast.data.store.build import build_store, default_store_path, find_sto
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.labels import StoredDataset, check_frames, media_names
 from ivcl_fast.data.store.shards import BAD_FILES, Source
-from ivcl_fast.data.store.table import Index, encoded
+from ivcl_fast.data.store.table import Index, decoded, encoded
 from ivcl_fast.data.stream import StreamLoader, saved_index
 from ivcl_fast.data.synthetic.drawn import Drawn, drawn_media
 from ivcl_fast.data.workers import usable_cpus
@@ -100,6 +100,7 @@ class DataModule:
         self.eval_split = dataset.splits[1]
         """The split on which results are reported."""
         self.frame_stride, self.mirror = config.frame_stride, config.mirror
+        self.clip_seconds = config.clip_seconds
         """See :class:`~ivcl_fast.data.config.DataConfig`."""
         self._make_loader = make_loader
 
@@ -165,7 +166,7 @@ class DataModule:
             slots, slot_noise: slots that replace the frames, and the noise added to them in
                 training; see :class:`~ivcl_fast.data.slots.SlotLoader`.
             options: for :class:`ClipLoader`, such as ``seed``, ``rank`` and ``world_size``. By
-                default clips share frames, and the frame stride comes from the settings.
+                default clips share frames, and their stride comes from the settings.
         """
         clips = self.dataset.clips(split)
         if share < 1:
@@ -204,6 +205,7 @@ class DataModule:
             shuffle=training,
             drop_last=training,
             frame_stride=self.frame_stride,
+            clip_seconds=self.clip_seconds,
             mirror=self._mirrored if self.mirror and training else None,
         )
 
@@ -268,6 +270,9 @@ def open_data(
     else:
         opened = _open_store(config, model, dataset, dataset_format, device)
     data = DataModule(config, dataset, *opened[:2], labels, opened[2])
+    if config.clip_seconds and len(unknown := np.flatnonzero(data.index.fps == 0)):
+        name = decoded(data.index.names[unknown[0]])
+        raise UserError(f"--clip-seconds: expected videos with a frame rate, got none for {name}")
     if read_only:
         return data
     if config.loader == "store" and not isinstance(dataset, StoredDataset) and is_main():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Clip, Label
-from ivcl_fast.data.sampling import ONE_VIEW, View, frame_ids
+from ivcl_fast.data.sampling import ONE_VIEW, View, clip_stride, frame_ids
 from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.labels import frame_counts, media_names
 from ivcl_fast.data.store.table import Index
@@ -125,6 +125,7 @@ class ClipLoader(ABC):
         frame_labels: FrameLabels | None = None,
         share_frames: bool = False,
         frame_stride: int = 0,
+        clip_seconds: float = 0.0,
         view: View = ONE_VIEW,
         mirror: Callable[[Label], Label] | None = None,
     ) -> None:
@@ -141,8 +142,8 @@ class ClipLoader(ABC):
             share_frames: keep the clips of a video together if their frames are fixed and all
                 videos have equal numbers of clips and frames; a batch of complete videos contains
                 each frame once.
-            frame_stride, view: see :func:`~ivcl_fast.data.sampling.frame_ids`; not for clips with
-                fixed frames.
+            frame_stride, clip_seconds, view: see :func:`~ivcl_fast.data.sampling.clip_stride` and
+                :func:`~ivcl_fast.data.sampling.frame_ids`; not for clips with fixed frames.
             mirror: mirror a random half of the clips, and change their labels to
                 ``mirror(label)``; not for clips that share frames.
 
@@ -159,7 +160,8 @@ class ClipLoader(ABC):
         self.drop_last = drop_last
         self.rank, self.world_size = rank, world_size
         self.frame_labels = frame_labels
-        self.frame_stride, self.view, self.mirror = frame_stride, view, mirror
+        self.frame_stride, self.clip_seconds = frame_stride, clip_seconds
+        self.view, self.mirror = view, mirror
         self.wait_seconds = 0.0
         """Total seconds that the consumer has waited for batches."""
         self._usable = np.flatnonzero(self._rows >= 0)
@@ -265,8 +267,10 @@ class ClipLoader(ABC):
         rng = None
         if self.jitter:
             rng = np.random.default_rng([self.seed, epoch, _JITTER, clip_id])
-        frames = int(self.index.frames[self._rows[clip_id]])
-        return frame_ids(frames, self.num_frames, rng, self.frame_stride, self.view)
+        row = self._rows[clip_id]
+        frames, fps = int(self.index.frames[row]), float(self.index.fps[row])
+        stride = clip_stride(self.frame_stride, self.clip_seconds, fps, self.num_frames)
+        return frame_ids(frames, self.num_frames, rng, stride, self.view)
 
     def _mirrored(self, epoch: int, batch: Batch) -> Batch:
         """Mirror half of the clips of a batch, in place, if clips are to be mirrored."""

@@ -202,6 +202,7 @@ def check_options(config: DataConfig) -> None:
     for flag, is_asked, is_allowed, reason in (
         ("--crop", config.crop != "none", found.parts, "may depend on the border of a frame"),
         ("--frame-stride", config.frame_stride, found.parts, "describe the whole video"),
+        ("--clip-seconds", config.clip_seconds, found.parts, "describe the whole video"),
         (
             "--mirror",
             config.mirror,

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ivcl_fast.errors import UserError
+
 
 class View(NamedTuple):
     """One of several clips of a video, whose predictions are averaged."""
@@ -24,7 +26,7 @@ def frame_ids(
     frames_in_video: int,
     num_frames: int,
     rng: np.random.Generator | None = None,
-    stride: int = 0,
+    stride: float = 0,
     view: View = ONE_VIEW,
 ) -> np.ndarray:
     """Choose evenly spaced frames, including the first and the last: int64 ``[num_frames]``.
@@ -35,8 +37,8 @@ def frame_ids(
     the fraction ``i / n``. Raises ``ValueError`` if a number of frames is less than 1.
 
     With a ``stride`` above 0, takes every ``stride``-th frame of a part of the video: a random part
-    with ``rng``, view ``i`` of ``n`` evenly spaced parts, or the middle one. A video that is
-    shorter than the part repeats its last frame.
+    with ``rng``, view ``i`` of ``n`` evenly spaced parts, or the middle one. Places between frames
+    are rounded. A video that is shorter than the part repeats its last frame.
 
     Example::
 
@@ -49,8 +51,8 @@ def frame_ids(
     if num_frames == 1 and stride != ANY_FRAME:
         return np.array([last])
     if stride:
-        start = _start(last - (num_frames - 1) * stride, rng, view)
-        return np.minimum(start + stride * np.arange(num_frames), last)
+        steps = np.floor(stride * np.arange(num_frames) + 0.5).astype(np.int64)
+        return np.minimum(_start(last - int(steps[-1]), rng, view) + steps, last)
     intervals = num_frames - 1
     ids = (np.arange(num_frames) * last * 2 + intervals) // (2 * intervals)  # round half up
     if rng is not None:
@@ -58,6 +60,17 @@ def frame_ids(
     elif view.number:
         ids[:-1] += view.number * np.diff(ids) // view.total
     return ids
+
+
+def clip_stride(frame_stride: int, clip_seconds: float, fps: float, num_frames: int) -> float:
+    """Return the stride of :func:`frame_ids`: ``frame_stride``, or that of ``clip_seconds``.
+
+    A clip of T frames and S seconds has a frame every S / T seconds. Raises :class:`UserError` if
+    the frame rate is needed but not known (0).
+    """
+    if clip_seconds and not fps:
+        raise UserError("clip_seconds: expected a video with a frame rate, got none")
+    return frame_stride or clip_seconds * fps / num_frames
 
 
 def _start(room: int, rng: np.random.Generator | None, view: View) -> int:

@@ -204,7 +204,11 @@ def card_fields(model: Any) -> dict[str, Any]:
     """Return the values of the template :data:`CARD` for a model."""
     cfg, clip = model.cfg, [1, model.cfg.num_frames]
     record = model.training_record or {}
-    asked = {"frame_stride": record.get("frame stride"), "crop": record.get("crop")}
+    asked = {
+        "frame_stride": record.get("frame stride"),
+        "clip_seconds": record.get("seconds per clip"),
+        "crop": record.get("crop"),
+    }
     result, method = "logits", ""
     learnt = {
         "IVCL": "reconstructs masked patches of a clip's frames",

@@ -52,6 +52,8 @@ def describe_training(
         training["label fraction"] = stages.label_fraction
     if config.data.frame_stride:
         training["frame stride"] = config.data.frame_stride
+    if config.data.clip_seconds:
+        training["seconds per clip"] = config.data.clip_seconds
     if config.data.crop != "none":
         training["crop"] = config.data.crop
     if numbers_videos(source):

@@ -69,6 +69,21 @@ def test_images_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
     assert numbers(load_clip(str(tmp_path), CFG)[0].numpy()) == [(1, i) for i in (0, 4, 7, 11)]
 
 
+def test_clips_of_seconds(tmp_path):
+    for rate, expected in ((8, [3, 4, 5, 6]), (24, [0, 3, 6, 9])):
+        pictures = [picture(1, frame) for frame in range(11)]
+        path = write_video(tmp_path / f"{rate}.mp4", pictures, "libx264", rate=rate)
+        clip = load_clip(path, CFG, clip_seconds=0.5)
+        assert numbers(clip[0].numpy()) == [(1, i) for i in expected]
+    images = [str(file) for file in write_images(tmp_path, "f", 1, 3).files]
+    with pytest.raises(UserError, match=r"clip_seconds: expected a video with a frame rate"):
+        load_clip(images, CFG, clip_seconds=0.5)
+    with pytest.raises(UserError, match=r"clip_seconds: expected 0 with frame_stride, got 0\.5"):
+        load_clip(path, CFG, frame_stride=1, clip_seconds=0.5)
+    with pytest.raises(UserError, match=r"clip_seconds: expected 0 to .*, got nan"):
+        load_clip(path, CFG, clip_seconds=float("nan"))
+
+
 def test_errors_are_one_line_with_the_name_of_the_file(tmp_path):
     def fails_with(path, message):
         with pytest.raises(UserError) as error:

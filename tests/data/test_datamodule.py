@@ -21,7 +21,13 @@ from ivcl_fast.data.store.build import build_store, find_store
 from ivcl_fast.data.store.table import INDEX
 from ivcl_fast.data.synthetic.view import project
 from ivcl_fast.errors import UserError
-from tests.support.painted import write_painted
+from tests.support.painted import (
+    numbers_of_rows,
+    picture,
+    write_images,
+    write_painted,
+    write_video,
+)
 
 SOURCES = {
     "synthetic": ("localize", 36, ("train", "val", "val")),
@@ -219,6 +225,30 @@ def test_all_videos_are_required(tmp_path, how):
     assert Path(str(error.value).rpartition(" ")[2]).is_file()
     assert list(opened(replace(wanted, require_all=False)).bad_files) == [first]
     assert list(opened(wanted, read_only=True).bad_files) == [first]
+
+
+@pytest.mark.parametrize("how", ["store", "stream"])
+def test_clips_of_seconds_at_different_frame_rates(tmp_path, how):
+    for number, name in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        rate = 10 if name[-1] == "a" else 20
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pictures = [picture(number, frame) for frame in range(3 * rate)]
+        write_video(tmp_path / f"{name}.mp4", pictures, "libx264", rate=rate)
+    wanted = DataConfig(f"videos:{tmp_path}", workers=1, loader=how, clip_seconds=2.5)
+    (batch,) = loader(opened(wanted), "val").epoch(0)  # five frames, half a second apart
+    slow, fast = map(numbers_of_rows, batch.rows)
+    assert slow == [(2, i) for i in (4, 9, 14, 19, 24)]
+    assert fast == [(3, i) for i in (9, 19, 29, 39, 49)]
+
+
+def test_clips_of_seconds_need_a_frame_rate(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        write_images(tmp_path / "all" / name, "", 1, 4)
+    wanted = DataConfig(f"videos:{tmp_path}", workers=1, clip_seconds=2.5)
+    with pytest.raises(UserError, match=r"^--clip-seconds: .* frame rate, got none for all/a$"):
+        opened(wanted)
+    assert opened(replace(wanted, clip_seconds=0.0)).num_frames("all/a") == 4
 
 
 def test_mirroring_moves_the_cell_with_its_place_in_the_picture(folder):

@@ -56,17 +56,22 @@ def test_the_documented_class_trains(site, tmp_path, command):
 @pytest.mark.parametrize(
     ("source", "refused"),
     [
-        ("cater:x", {"frame_stride", "crop"}),
-        ("synthetic", {"frame_stride", "crop"}),
-        ("synthetic:states", {"mirror", "frame_stride", "crop"}),
-        ("acre:x", {"mirror", "frame_stride", "crop"}),
+        ("cater:x", {"frame_stride", "clip_seconds", "crop"}),
+        ("synthetic", {"frame_stride", "clip_seconds", "crop"}),
+        ("synthetic:states", {"mirror", "frame_stride", "clip_seconds", "crop"}),
+        ("acre:x", {"mirror", "frame_stride", "clip_seconds", "crop"}),
         ("something-else:x", {"mirror"}),
         ("videos:x", set()),
     ],
 )
 def test_settings_that_would_change_the_answers_are_refused(source, refused):
     check_options(DataConfig(source))
-    for name, value in {"mirror": True, "frame_stride": 2, "crop": "center"}.items():
+    for name, value in {
+        "mirror": True,
+        "frame_stride": 2,
+        "clip_seconds": 2.0,
+        "crop": "center",
+    }.items():
         given = DataConfig(source, **{name: value})
         if name in refused:
             with pytest.raises(UserError, match=f"^--{name.replace('_', '-')}: .* got {source}"):

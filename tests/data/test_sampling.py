@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ivcl_fast.data.loader import mirror_rows
-from ivcl_fast.data.sampling import ANY_FRAME, View, frame_ids
+from ivcl_fast.data.sampling import ANY_FRAME, View, clip_stride, frame_ids
+from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 
 
@@ -58,6 +59,24 @@ def test_a_stride_in_training_starts_anywhere():
     rng = np.random.default_rng(0)
     drawn = {tuple(frame_ids(20, 4, rng, stride=3).tolist()) for _ in range(500)}
     assert drawn == {(s, s + 3, s + 6, s + 9) for s in range(11)}
+
+
+@pytest.mark.parametrize("fps", [8, 12.5, 24, 29.97])
+def test_a_clip_of_seconds_has_the_same_times_at_any_frame_rate(fps):
+    frames = round(5 * fps)
+    ids = frame_ids(frames, 8, stride=clip_stride(0, 2, fps, 8))
+    assert abs(ids[0] + ids[-1] - (frames - 1)) <= 1, "the middle of the video"
+    np.testing.assert_allclose((ids - ids[0]) / fps, 0.25 * np.arange(8), atol=0.51 / fps)
+
+
+def test_a_clip_of_seconds_in_frames():
+    assert clip_stride(0, 0, 24, 8) == 0 and clip_stride(3, 0, 0, 8) == 3
+    assert clip_stride(ANY_FRAME, 2, 24, 1) == ANY_FRAME
+    assert frame_ids(11, 4, stride=2.5).tolist() == [1, 4, 6, 9]
+    assert frame_ids(5, 4, stride=2.5).tolist() == [0, 3, 4, 4]
+    assert frame_ids(5, 4, stride=0.5).tolist() == [1, 2, 2, 3]
+    with pytest.raises(UserError, match="clip_seconds: expected a video with a frame rate"):
+        clip_stride(0, 2, 0, 8)
 
 
 @pytest.mark.parametrize(("size", "patch"), [(16, 4), (24, 8), (8, 8)])

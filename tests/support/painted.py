@@ -66,16 +66,17 @@ def write_video(
     *,
     rotation: int = 0,
     times: Sequence[int] | None = None,
+    rate: int = 24,
     **options: str,
 ) -> Path:
     """Write a video with any codec, in the container of the path's suffix.
 
     ``rotation`` (degrees, counter-clockwise) is a flag; ``times`` are the frames' places on a
-    clock of 24 ticks a second, for a variable frame rate.
+    clock of 24 ticks a second, for a variable frame rate. ``rate``: frames per second.
     """
     height, width, _ = pictures[0].shape
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=24, options={"threads": "1", **options})
+        stream = container.add_stream(codec, rate=rate, options={"threads": "1", **options})
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         if rotation:

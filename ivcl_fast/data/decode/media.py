@@ -101,6 +101,8 @@ class OpenMedia(ABC):
     """The file, or the first of the image files."""
     has_images: bool
     """Whether every frame is an encoded image."""
+    fps = 0.0
+    """The average frame rate; 0 if unknown and for image files."""
 
     @cached_property
     def info(self) -> VideoInfo:

@@ -92,7 +92,7 @@ class OpenVideo(OpenMedia):
             self._codec: str = context.codec.canonical_name
             self._format = container.format.name
             self._shape, self._transfer = (context.width, context.height), context.color_trc or 0
-            self._fps, self._time_base = map(
+            self.fps, self._time_base = map(
                 float, (stream.average_rate or 0, stream.time_base or 0)
             )
             self._duration = (container.duration or 0) / av.time_base
@@ -116,7 +116,7 @@ class OpenVideo(OpenMedia):
             orientation = exif_orientation(image, orientation)
         if not frames:
             raise VideoError("holds no frames")
-        what = frames, float(self._fps), self._codec, *self._shape, *orientation
+        what = frames, self.fps, self._codec, *self._shape, *orientation
         return VideoInfo(*what, self.warning(frames))
 
     def warning(self, frames: int) -> str:
@@ -146,7 +146,7 @@ class OpenVideo(OpenMedia):
         """All packets; raises :class:`VideoError` if there are fewer than the tables declare."""
         small, seconds = 0, 0.0
         pts, dts, shown, keys = list[int | None](), list[int | None](), list[bool](), list[int]()
-        one_frame = 1 / self._fps if self._fps else 0
+        one_frame = 1 / self.fps if self._fps else 0
         stream, read = self._read(self._has_duration)
         for packet in read:
             if packet is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -180,4 +181,4 @@ def append_frames(
         rows = patchify(part.cpu(), settings["patch_size"]).contiguous().numpy()
         file.write(rows.data)
         count += len(rows)
-    return count, ""
+    return count, json.dumps({"fps": source.fps(name)})

@@ -26,6 +26,7 @@ import torch
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import DecoderName, make_decoder, resolve_decoder
 from ivcl_fast.data.decode.media import Square
+from ivcl_fast.data.decode.pyav import open_media
 from ivcl_fast.data.store.ray_pool import RayPool
 from ivcl_fast.data.store.table import INDEX, VERSION, Columns, Index, encoded, table_bytes
 from ivcl_fast.data.workers import WorkerPool
@@ -207,6 +208,7 @@ class Build:
             "name": encoded(names),
             "frames": frames,
             "first": np.cumsum(frames) - frames,
+            "fps": np.array([json.loads(fact or "{}").get("fps", 0) for fact in facts], np.float64),
             "facts": encoded(facts),
         }
         order = np.argsort(columns["name"])
@@ -264,6 +266,9 @@ class Source(Protocol):
     def state(self, name: str) -> str:
         """Return, quickly, a string that changes when the input of a clip may have changed."""
 
+    def fps(self, name: str) -> float:
+        """Return the frame rate of a clip, or 0; raises like :meth:`frames`."""
+
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         """Yield all frames of a clip, some at a time: uint8 RGB ``[F, 3, S, S]``.
 
@@ -297,6 +302,9 @@ class VideoSource:
         except (OSError, ValueError):  # ValueError: a zero byte in the name
             return GONE
         return " ".join(f"{one.st_size} {one.st_mtime_ns}" for one in found)
+
+    def fps(self, name: str) -> float:
+        return open_media(self.media[name]).fps
 
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         decoder = make_decoder(self.decoder, image_size, self.gpu)

@@ -77,6 +77,8 @@ class Index:
         """Names of the media, dtype ``S``, ``[n]``, in ascending order."""
         self.frames: np.ndarray = columns["frames"]
         """Number of frames of each of the media, int64 ``[n]``."""
+        self.fps: np.ndarray = columns.get("fps", np.zeros(len(self.names)))
+        """Frame rate of each of the media, float64 ``[n]``; 0 if it is not known."""
         self.bad_files: dict[str, str] = about["bad_files"]
         """Media that cannot be used, with the reason."""
 
@@ -108,6 +110,6 @@ def read_index(folder: Path) -> Index:
             "writes it again"
         ) from None
     if version != VERSION:
-        reason = "was written by another version of ivcl_fast; delete it and prepare it again"
+        reason = "was written by another version of ivcl_fast; move it away and prepare it again"
         raise UserError(f"{folder}: {reason}")
     return Index(columns, about)

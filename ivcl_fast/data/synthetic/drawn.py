@@ -48,6 +48,9 @@ class Drawn:
     def state(self, name: str) -> str:
         return self._state
 
+    def fps(self, name: str) -> float:
+        return self.spec.fps
+
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         if name not in self.numbers:
             raise VideoError("the settings of the data set describe no such video")

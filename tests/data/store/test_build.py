@@ -120,6 +120,9 @@ class Painted:
     def state(self, name: str) -> str:
         return "1"
 
+    def fps(self, name: str) -> float:
+        return 24.0
+
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
         for first in (0, 3):
             drawn = np.stack([picture(int(name), first + i) for i in range(3)])
@@ -129,7 +132,7 @@ class Painted:
 def test_a_source_without_files(tmp_path):
     painted = Painted([f"{i}" for i in range(5)])
     store = build_store(painted, tmp_path / "store", *SIZES, workers=1)
-    assert store.decoder == "drawn"
+    assert store.decoder == "drawn" and store.index.fps.tolist() == [24.0] * 5
     assert shown(store) == {f"{i}": [(i, frame) for frame in range(6)] for i in range(5)}
     video = media(write_video(tmp_path / "v.avi", [picture(3, i) for i in range(6)], "ffv1"))
     for decoded in VideoSource([video], "pyav").frames("v", 32):
