@@ -58,7 +58,7 @@ HDR = {16: "PQ", 18: "HLG"}
 """Transfer functions of HDR video."""
 MISSING_SECONDS = 0.1
 """Tolerance of a container's duration, in addition to twice the longest gap between frames."""
-HOLES = 0.02
+HOLES = 0.05
 """Largest share of long gaps between frames that counts as damage."""
 
 
@@ -125,13 +125,20 @@ class OpenVideo(OpenMedia):
         gaps = self._gaps(packets) if self._has_duration else []
         usual = median(gaps) if gaps else 0.0
         holes = [gap for gap in gaps if gap > 1.5 * usual]
-        if 0 < len(holes) <= 1 + HOLES * len(gaps):  # more mean a variable frame rate
+        if 0 < len(holes) <= 3 + HOLES * len(gaps):  # more mean a variable frame rate
             found.append(f"frames are missing {len(holes)} times, up to {max(holes):.1f} seconds")
+        if same := gaps.count(0):
+            found.append(f"{same} of {frames} frames have the time of another")
+        start = min((pts for pts in packets.pts if pts is not None), default=0) * self._time_base
+        if self._has_duration and start > 2 * usual + MISSING_SECONDS:
+            found.append(f"its frames begin after {start:.1f} seconds")
         missing = self._duration - packets.seconds
         if self._has_duration and missing > usual / 2 + MISSING_SECONDS / 10:
             found.append(f"its frames end {missing:.1f} seconds before its duration")
-        if self._format == "avi" and not self._tables:
-            found.append("its header declares no frames: its writer may not have finished")
+        if self._has_duration and -missing > 2 * usual + MISSING_SECONDS:
+            found.append(f"its frames end {-missing:.1f} seconds after its duration")
+        if self._format == "avi" and frames > self._tables:
+            found.append(f"its header declares {self._tables} of {frames} frames")
         if packets.slots and (repeated := frames - len(packets.pts)) > 0:
             found.append(f"{repeated} of {frames} frames repeat the one before: empty chunks")
         hidden = max(self._tables, len(packets.pts)) - sum(packets.shown)
@@ -146,7 +153,7 @@ class OpenVideo(OpenMedia):
         """All packets; raises :class:`VideoError` if there are fewer than the tables declare."""
         small, seconds = 0, 0.0
         pts, dts, shown, keys = list[int | None](), list[int | None](), list[bool](), list[int]()
-        one_frame = 1 / self.fps if self._fps else 0
+        one_frame = 1 / self.fps if self.fps else 0
         stream, read = self._read(self._has_duration)
         for packet in read:
             if packet is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def packets_of(path: Path) -> list[bytes]:
         return [bytes(packet) for packet in container.demux(video=0) if packet.size]
 
 
-def write_packets(path: Path, like: Path, packets: Sequence[bytes | None]) -> Path:
+def write_packets(
+    path: Path, like: Path, packets: Sequence[bytes | None], times: Sequence[int] | None = None
+) -> Path:
     """Write packets with the header of another file, one per frame; None leaves a frame out."""
     with av.open(str(like)) as source, av.open(str(path), "w") as target:
         template = source.streams.video[0]
@@ -67,7 +70,8 @@ def write_packets(path: Path, like: Path, packets: Sequence[bytes | None]) -> Pa
         for number, content in enumerate(packets):
             if content is not None:
                 packet = av.Packet(content)
-                packet.pts = packet.dts = round(number / 24 / template.time_base)
+                time = number if times is None else times[number]
+                packet.pts = packet.dts = round(time / 24 / template.time_base)
                 packet.duration = round(1 / 24 / template.time_base)
                 packet.time_base, packet.is_keyframe = template.time_base, number == 0
                 packet.stream = stream
@@ -108,6 +112,7 @@ def test_an_avi_header_that_counts_other_frames(tmp_path):
         path.write_bytes(contents)
         if count == 20:
             assert found(path) == [*range(30)]
+            assert probe(media(path)).warning == "its header declares 20 of 30 frames"
         else:
             with pytest.raises(VideoError, match="truncated: 30 of 31 frames"):
                 probe(media(path))
@@ -119,6 +124,27 @@ def test_packets_that_cannot_be_decoded(tmp_path):
     packets[9] = bytes(len(packets[9] or b""))
     with pytest.raises(VideoError):
         decode(write_packets(tmp_path / "b.mp4", path, packets))
+
+
+@pytest.mark.parametrize(
+    ("times", "duration", "warning"),
+    [
+        ([24 + n for n in range(9)], 33, "its frames begin after 1.0 seconds"),
+        ([*range(9)], 3, "its frames end 0.2 seconds after its duration"),
+        ([0, 1, 2, 3, 5, 6, 8, 9, 11], 11, "frames are missing 3 times, up to 0.1 seconds"),
+        ([0, 1, 2, 2, 3], 4, "1 of 5 frames have the time of another"),
+    ],
+)
+def test_times_that_damage_may_have_changed(tmp_path, times, duration, warning):
+    """WebM does not declare a number of frames."""
+    path = write_video(tmp_path / "a.webm", PICTURES[: len(times)], "libvpx-vp9", **VP9, g="1")
+    written = write_packets(tmp_path / "b.webm", path, packets_of(path), times)
+    contents = bytearray(written.read_bytes())
+    at = contents.index(b"\x44\x89\x88") + 3
+    contents[at : at + 8] = struct.pack(">d", duration * 1000 / 24)
+    written.write_bytes(contents)
+    assert found(written) == [*range(len(times))]
+    assert probe(media(written)).warning == warning
 
 
 # --- odd files that are kept --------------------------------------------------------------------
