@@ -82,6 +82,10 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
         if not key.startswith(("encoder.", "temporal.")) or key not in own:
             continue
         shape = own[key].shape
+        if not value.is_floating_point():
+            raise UserError(
+                f"{name}: {key} is {value.dtype} there, but a model has floating-point weights"
+            )
         if value.shape != shape and not can_resize(key, value, shape):
             raise UserError(
                 f"{name}: {key} is {list(value.shape)} there, but {list(shape)} in this model; "

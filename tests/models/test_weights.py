@@ -143,6 +143,8 @@ def test_weights_that_are_not_floating_point_are_refused(tmp_path):
     (tmp_path / CHECKSUMS).unlink()
     with pytest.raises(UserError, match=r"is torch\.int8 there, but a model has floating"):
         IVCL.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"is torch\.int8 there, but a model has floating"):
+        IVCLClassifier(CFG, 5).load_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ class RemoteStore:
         cache_folder = Path(os.environ.get("IVCL_FAST_CACHE", "~/.cache/ivcl_fast")).expanduser()
         self.copy = cache_folder / "stores" / f"{self.url.rpartition('/')[2]}-{digest}"
         """The copy, a folder that may be deleted at any time."""
+        if "://" not in self.url:
+            raise UserError(f"{url}: expected a folder, such as s3://BUCKET/DIR, got none")
         with remote_errors(self.url):
             from fsspec.core import url_to_fs
 

@@ -106,5 +106,7 @@ def test_what_is_not_there_is_one_line(bucket, tmp_path):
     url = f"{bucket}/nothing"
     with pytest.raises(UserError, match=f"--data: expected a frame store with labels, got {url}"):
         open_data(DataConfig(f"store:{url}"), CFG)
+    with pytest.raises(UserError, match="s3://: expected a folder, such as s3://BUCKET/DIR"):
+        local_store("s3://")
     with pytest.raises(UserError, match=r"nonsense://x: .*rotocol"):
         open_data(DataConfig("store:nonsense://x"), CFG)

@@ -48,6 +48,8 @@ class HuggingFaceVideos(LabelledVideos):
         """Load the data set; raises :class:`UserError` if that fails or it has no videos."""
         root = data_dir / f"hf-{str(source).replace('/', '-')}"
         if source.exists():
+            if not source.is_dir():
+                raise UserError(f"hf:{source}: expected a name or a folder, got a file")
             root = source.absolute().with_name(f"{source.absolute().name}-data")
         items = list[Item]()
         for split, rows in load(source).items():

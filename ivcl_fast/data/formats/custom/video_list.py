@@ -42,6 +42,8 @@ from ivcl_fast.data.formats.custom.labelled import (
 )
 from ivcl_fast.errors import UserError
 
+TIMES = re.compile("(?:.*[ _.])?(?:start|end|begin|stop)(?:s|[ _.(].*|time.*|sec.*|frame.*)?")
+"""Columns of the start and end of a part of a video, in lower case."""
 EXPECTED = "lines of '<path> <label>' or '<path>,<label>', or a header with a column path"
 
 
@@ -99,7 +101,7 @@ def _table(path: Path, names: list[str], rows: Iterator[list[str]], split: str) 
             f"csv: {path}: expected a column of paths, called one of {', '.join(COLUMNS['path'])}, "
             f"got {', '.join(names)}"
         )
-    if times := [name for name in names if {"start", "end"} & {*re.split("[ _]", name)}]:
+    if times := [name for name in names if TIMES.fullmatch(name)]:
         raise UserError(
             f"csv: {path}: expected whole videos, got the columns {', '.join(times)}; cut the "
             "videos first, or remove these columns if they are cut"

@@ -113,6 +113,9 @@ def test_data_without_videos(datasets, tmp_path):
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match=r"hf: expected a column of type Video .* got text"):
         HuggingFaceVideos(tmp_path / "saved")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^hf:.*/file: expected a name or a folder, got a file"):
+        HuggingFaceVideos(tmp_path / "file")
     with pytest.raises(UserError, match=r"^hf:.*/none: cannot be loaded: ") as error:
         HuggingFaceVideos(tmp_path / "none")
     assert "\n" not in str(error.value)

@@ -46,6 +46,7 @@ def test_lines_of_a_list(line, path, labels, tmp_path):
         ('"path","label"', '"my a.mp4","making tea"'),
         ("\tPath\tlabel\tsplit", "0\tmy a.mp4\tmaking tea\t"),
         ("label,path,category", "making tea,my a.mp4,drinks"),
+        ("label,path,gender", "making tea,my a.mp4,none"),
         ("Path;Label;my notes, if any".replace(",", ""), "my a.mp4;making tea;none"),
     ],
 )
@@ -109,6 +110,7 @@ def test_several_labels_and_none(tmp_path):
         (b"clip,action\na.mp4,0\nb.mp4,1\n", "expected a column of paths"),
         (b"a.mp4,x\nb.mp4,nan\nc.mp4,x\n", "got none for 1 of 3, such as b.mp4"),
         (b"path,start_time,label\na.mp4,0.5,x\n", "whole videos, got the columns start_time"),
+        (b"path,startTime,stop,label\na.mp4,0,1,x\n", "got the columns starttime, stop;"),
         (b"path,label\na.mp4\n", "row 2: expected 2 columns, got 1"),
         (b"a.mp4,0\n,1\n", "line 2: "),
         (b"a.mp4 0\na.mp4 1\nb.mp4 0\nc.mp4 1\n", "a.mp4 has two entries with different labels"),
