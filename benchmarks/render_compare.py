@@ -20,7 +20,7 @@ from scipy.ndimage import gaussian_filter
 from ivcl_fast.data.formats.acre import PANELS, object_table
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import draw_panel
-from ivcl_fast.data.synthetic.blender.process import Blender, Drawn
+from ivcl_fast.data.synthetic.blender.process import Blender, Frame
 from ivcl_fast.data.synthetic.cater.video import draw_video
 from ivcl_fast.data.synthetic.render import FLOOR, MACHINE, render
 from ivcl_fast.data.synthetic.scene import Scene
@@ -40,8 +40,8 @@ class Case(NamedTuple):
 
     name: str
     scene: Scene
-    blender: Drawn
-    fast: Drawn
+    blender: Frame
+    fast: Frame
 
 
 def cater_scenes(count: int, seed: int = SEED) -> Iterator[tuple[str, Scene]]:
@@ -181,13 +181,13 @@ def draw_both(
     file = cache / f"{name}-{width}x{height}-{blender.samples}.npz"
     if file.is_file():
         with np.load(file) as arrays:
-            theirs = Drawn(arrays["picture"], arrays["segments"], arrays["depth"])
+            theirs = Frame(arrays["picture"], arrays["segments"], arrays["depth"])
     else:
         (theirs,) = blender.draw(scene, [0], width, height)
         np.savez(file, **theirs._asdict())
         print(f"rendered: {file.name}", flush=True)
     ours = render(scene, [0], width, height, segments=True, depth=True)
-    return Case(name, scene, theirs, Drawn(ours.pictures[0], ours.segments[0], ours.depth[0]))
+    return Case(name, scene, theirs, Frame(ours.pictures[0], ours.segments[0], ours.depth[0]))
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from ivcl_fast.training.settings import CHANGEABLE, load_settings
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What to compare."""
+    """Runs to compare."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN...")]
     """Folders of finished runs on the same data; the others are compared with the first."""
@@ -36,7 +36,7 @@ class CompareConfig:
 
 
 def compare(config: CompareConfig) -> None:
-    """Print the tables of scores and of settings, and write the page if wanted.
+    """Print the tables of scores and of settings; write the page if requested.
 
     Raises :class:`UserError` for fewer than two runs, for a run without scores, and for runs whose
     clips or labels differ.

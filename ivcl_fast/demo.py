@@ -1,7 +1,7 @@
 """``python -m ivcl_fast.demo [VIDEO]``: watch a model answer for a video, in a browser.
 
-Nothing is trained. Without a video, two clips like CATER's are drawn: one that ends with the snitch
-in view, and one that ends with it hidden.
+Nothing is trained. Without a video, two clips like CATER's are rendered: one that ends with a
+visible snitch, and one that ends with a hidden snitch.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from ivcl_fast.report.clips import CLIPS, describe_clip
 from ivcl_fast.report.page import write_page
 
 DRAWN, SHOWN = 8, 2
-"""Scenes to choose from, and clips that are drawn."""
+"""Number of scenes to choose from, and of clips to render."""
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What to show, and with which model."""
+    """Clips to show, and the model."""
 
     video: Annotated[Path | None, tyro.conf.Positional] = None
     """A video file, a folder of videos, or a folder of frames (images, ordered by name); by default
-    two clips are drawn."""
+    two clips are rendered."""
     model: Path = Path("ivcl_fast/tiny-localize")
     """Folder of a run or of a model, a packaged model, or OWNER/NAME on the Hugging Face hub."""
     out: Path = Path("demo.html")
@@ -48,13 +48,13 @@ class DemoConfig:
     open: bool = True
     """Open the page in a browser, if there is a display."""
     seed: int = 0
-    """Seed of the clips that are drawn."""
+    """Seed of the rendered clips."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 
 def demo(config: DemoConfig) -> Path:
-    """Write a page in which the clips play, with what the model answers; return its path."""
+    """Write a page in which clips play with the model's answers; return its path."""
     with tempfile.TemporaryDirectory() as folder:
         run = FinishedRun.open(config.model, config.device)
         if config.video is None:
@@ -94,8 +94,8 @@ def show(model: Model, video: FilePath | Tensor) -> Player:
 
     Args:
         model: an ``IVCLClassifier``, or a pretraining model such as ``IVCL``.
-        video: a video file, a folder of images, or frames, uint8 ``[1, T, 3, H, W]``, as
-            of :func:`~ivcl_fast.load_clip`.
+        video: a video file, a folder of images, or frames, uint8 ``[1, T, 3, H, W]``, such as
+            those of :func:`~ivcl_fast.load_clip`.
 
     Raises:
         UserError: the file cannot be decoded.

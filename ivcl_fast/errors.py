@@ -22,7 +22,7 @@ class UserError(ValueError):
 def require_at_least(config: object, least: float, *names: str, most: float = MOST) -> None:
     """Raise :class:`UserError` for the first field that is below ``least`` or above ``most``.
 
-    ``None`` means that a setting is not given, and is accepted.
+    ``None`` (not set) is accepted.
     """
     for name in names:
         value = getattr(config, name)

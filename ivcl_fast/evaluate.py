@@ -55,7 +55,7 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Print the scores of a run's classifier next to chance, or its answers for new videos."""
+    """Print a classifier's scores with chance and baselines, or its answers for new videos."""
     check_flags(config)
     run = FinishedRun.open(config.run, config.device, config.where)
     name = chosen_model(run, config.model)

@@ -35,7 +35,7 @@ EXPORTED = {"classifier": "finetune", "encoder": "pretrain"}
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to write, and where."""
+    """Format of the exported models, and where to write them."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run made by ivcl_fast.train, or of one of its models."""

@@ -124,7 +124,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """Read a JSON file; if it is invalid, raise :class:`UserError`, naming what is ``expected``."""
+    """Read a JSON file; raise :class:`UserError` if it is invalid.
+
+    ``expected``: its content, for the message.
+    """
     try:
         return json.loads(read_bytes(path))
     except OSError as error:

@@ -96,8 +96,8 @@ class InfoConfig:
     """Information to show."""
 
     plan: bool = False
-    """Predict the memory of a training run. Takes all flags of ivcl_fast.train, such
-    as --preset base64 --batch-size 88."""
+    """Predict the memory of a training run. Takes all flags of ivcl_fast.train, such as --preset
+    base64 --batch-size 88."""
     ranks: int = 1
     """For --plan: GPUs that share the batch."""
 

@@ -1,10 +1,10 @@
 """``python -m ivcl_fast.prepare``: make data ready for training.
 
-``videos:DIR``, ``csv:FILE``, ``hf:NAME_OR_DIR``, ``cater:DIR``, ``acre:DIR`` and
-``something-else:DIR`` decode the media of a data set into a frame store; ``synthetic:cater`` and
-others write a synthetic data set in a published format. Run an interrupted command again to
-continue it. Under torchrun the ranks share the work; the jobs of a job array share it with
-``--part 1/8`` to ``--part 8/8`` in a shared folder.
+``videos:DIR``, ``csv:FILE``, ``hf:NAME_OR_DIR``, ``cater:DIR``, ``acre:DIR``,
+``something-else:DIR``, ``la-cater:DIR`` and ``davis:DIR`` decode the media of a data set into a
+frame store; ``synthetic:cater`` and others write a synthetic data set in a published format. Run an
+interrupted command again to continue it. Under torchrun the ranks share the work; the jobs of a job
+array share it with ``--part 1/8`` to ``--part 8/8`` in a shared folder.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ITEMS_BY_SIZE = {
     "acre": {"small": (1000, 300), "embedded": (3000, 500), "full": (6000, 2000)},
     "something-else": {"embedded": (3600, 720), "full": (3600, 720)},
 }
-"""Default numbers of training and evaluation items. ``full`` has as many as the published data set,
+"""Default numbers of training and evaluation items; with ``full``, those of the published data set,
 except for Something-Else, which has 112,795 clips."""
 BLENDERS_ON_GPUS = 2
 """Default number of Blender processes on a machine with GPUs; each process uses all GPUs."""
@@ -68,8 +68,8 @@ class StoreFlags:
     patch_size: int = 8
     """Height and width of a patch; divides the image size."""
     crop: Literal["none", "center"] = "none"
-    """Crop before resizing to a square. none: the whole frame; center: the largest centered
-    square."""
+    """Part of each frame to use: none: the whole frame, resized to a square; center: the largest
+    central square."""
     decoder: DecoderName = "auto"
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
     verify: bool = False
@@ -106,11 +106,11 @@ class SyntheticFlags:
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What to prepare."""
+    """Data to prepare."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """videos:DIR, csv:FILE, hf:NAME_OR_DIR, cater:DIR, acre:DIR, something-else:DIR,
-    synthetic:cater, synthetic:moving (CATER with a moving camera), synthetic:states,
+    """videos:DIR, csv:FILE, hf:NAME_OR_DIR, cater:DIR, acre:DIR, something-else:DIR, la-cater:DIR,
+    davis:DIR, synthetic:cater, synthetic:moving (CATER with a moving camera), synthetic:states,
     synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys or synthetic:something-else."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder to write to; by default one inside DIR, or in --data-dir. For a frame store also a
@@ -136,7 +136,7 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> None:
-    """Build a frame store or write a synthetic data set, as the config says."""
+    """Build the frame store of a data set, or write a synthetic data set."""
     config.check()
     source = config.source
     if config.synthetic.samples and config.synthetic.renderer != "blender":

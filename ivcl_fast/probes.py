@@ -2,8 +2,8 @@
 
 In each frame of CATER, the probes predict the place of the snitch and the shapes and colors in the
 scene, including objects inside cones (object permanence). They read slots before and after the
-temporal transformer, of the run's models and of an untrained one. After slot attention on synthetic
-videos, the segments of slots are also compared with the objects.
+temporal transformer, of the run's models and of an untrained one. On synthetic videos, the segments
+of slots are also compared with the objects.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ProbesConfig:
 
 
 def probe_run(config: ProbesConfig) -> Scores:
-    """Write and print tables of all probes, a figure, and the scores as JSON; return the scores."""
+    """Print the tables of all probes, and write them and the scores as JSON; return the scores."""
     require_at_least(config, LEAST_CLIPS, "train_clips", "eval_clips")
     run = FinishedRun.open(config.run, config.device, config.where)
     if run.config.data.task not in TASKS:

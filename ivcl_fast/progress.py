@@ -62,7 +62,7 @@ class Bar:
             self._print()
 
     def __call__(self, done: int, total: int | None = None, note: str | None = None) -> None:
-        """Set the number of items done and, if given, the total and the note next to the bar."""
+        """Set the number of items done and, optionally, the total and the note next to the bar."""
         now = time.monotonic()
         self.total = self.total if total is None else total
         if self.done is None:

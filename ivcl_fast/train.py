@@ -42,7 +42,7 @@ FEW_STEPS = 100
 
 
 def train(config: TrainConfig) -> None:
-    """Train and evaluate; write models, pictures and a report to the run's folder.
+    """Train and evaluate; write models, a report and a page to the run's folder.
 
     Raises :class:`UserError` for data or weights that cannot be used, and
     :class:`~ivcl_fast.distributed.group.Interrupted` after SIGINT or SIGTERM, once a checkpoint is

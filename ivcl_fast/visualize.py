@@ -68,7 +68,7 @@ class VisualizeConfig:
 
 
 def visualize(config: VisualizeConfig) -> Path:
-    """Write the page, and pictures and masks if wanted; return the path of the page."""
+    """Write the page and, if requested, pictures and masks; return the path of the page."""
     require_at_least(config, 1, "clips")
     if config.video is not None and config.clip:
         raise UserError("--clip: expected no --video, got both")

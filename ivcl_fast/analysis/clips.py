@@ -64,7 +64,7 @@ class DecodedClip:
 
     @property
     def aligned_scene(self) -> Scene | None:
-        """The scene, if it has as many frames as the video."""
+        """The scene, if its number of frames equals the video's."""
         aligned = self.scene and cater_frames.frame_count(self.scene) == self.frame_index[-1] + 1
         return self.scene if aligned else None
 
@@ -82,9 +82,8 @@ class DecodedClip:
 class ClipReader:
     """Reads clips for a run's models from the media instead of the run's store.
 
-    ``trajectories``: also decode the frames for
-    :func:`follow_snitch`. ``num_frames``: frames per clip, by
-    default as in the run's settings; a last-frame model takes one.
+    ``trajectories``: also decode the frames for :func:`follow_snitch`. ``num_frames``: frames per
+    clip, by default as in the run's settings; a last-frame model takes one.
     """
 
     def __init__(
@@ -151,9 +150,9 @@ class ClipReader:
     def mixed(self, count: int, clips: Sequence[Clip] | None = None) -> Iterator[DecodedClip]:
         """Read the first ``count`` usable clips of ``clips``, by default the evaluation split.
 
-        By default, clips that end with the snitch visible and hidden alternate if scenes are known.
-        Clips that cannot be decoded are logged and skipped; raises :class:`UserError` if
-        none can be decoded.
+        In the evaluation split, clips that end with a visible and with a hidden snitch alternate if
+        scenes are known. Clips that cannot be decoded are printed and skipped. Raises
+        :class:`UserError` if none can be decoded.
         """
         dataset = self.run.dataset
         chosen: Iterable[Clip] = dataset.clips(dataset.splits[1]) if clips is None else clips

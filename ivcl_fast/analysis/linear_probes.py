@@ -46,7 +46,7 @@ class Targets(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What a probe predicts."""
+    """Loss, score and outputs of a probe."""
 
     loss: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor, Tensor, Tensor], Score | None]

@@ -65,8 +65,8 @@ class Sample:
     def of(cls, run: FinishedRun, split: str, count: int, most_frames: int | None = None) -> Sample:
         """Return the first ``count`` clips of a split.
 
-        A clip has ``most_frames`` frames, or all frames of a shorter video; by default as many as
-        the model takes.
+        A clip has ``most_frames`` frames, or all frames of a shorter video; by default the model's
+        number of frames.
         """
         clips = run.data.usable_clips(split, count)
         scenes = [run.data.scene(clip.name, run.data.num_frames(clip.media)) for clip in clips]
@@ -94,20 +94,17 @@ class Sample:
 def score_segments(run: FinishedRun, count: int, models: Models) -> SegmentScores:
     """Score the segments of slots, on the first evaluation clips of synthetic data.
 
-    Masks of the objects are rendered again. The segments of models that decode each slot are what
-    slots draw in evenly spaced frames of a video; those of other models are the patches to which
-    each slot attends most, in the frames that the model takes.
+    Masks of the objects are rendered again. A model that decodes each slot is scored on the pixels
+    of each slot, in evenly spaced frames of a video. If there is no such model, a segment is the
+    patches that attend most to one slot, in the model's frames.
     """
     spec, split = spec_of(run.data.dataset.root), run.data.eval_split
     if spec is None or spec.camera == "none":
         return {}
     drawing: Models = {name: model for name, model in models.items() if hasattr(model, "draw")}
     models, frames = (drawing, MOST_FRAMES) if drawing else (models, None)
-    sample, size = (
-        Sample.of(run, split, min(count, MOST_CLIPS), frames),
-        run.config.model.image_size,
-    )
-    slots = run.config.model.num_slots
+    sample = Sample.of(run, split, min(count, MOST_CLIPS), frames)
+    size, slots = run.config.model.image_size, run.config.model.num_slots
     truth = zip(sample.scenes, sample.ids, strict=True)
     names = list(models)
     found = {table: {name: Values() for name in names} for table in (OBJECTS, REIDENTIFICATION)}
@@ -149,7 +146,8 @@ class Truth:
         self.visible = pixels >= permanence.SEEN
         """bool ``[T, O]``."""
         self.unseen = pixels == 0
-        """bool ``[T, O]``: where the position of a hidden object is asked for."""
+        """bool ``[T, O]``: whether no pixel of the object is visible; hidden positions are scored
+        there."""
         self.hidden = permanence.hidden_runs(self.visible)
         self.boxes: dict[int, Tensor] = {}
         """Boxes of the objects that are ever hidden, ``[T, 4]`` each, as if nothing hid them."""

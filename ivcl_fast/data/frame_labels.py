@@ -44,7 +44,7 @@ CLASSES = {
 }
 """Names of the classes by supervised objective. The snitch has a shape label only."""
 OBJECTS = ("spl", *OBJECT_COLORS)
-"""What each slot predicts: the snitch, or the cones of one colour, which may cover it."""
+"""Object of each slot: the snitch, or the cones of one colour, which may cover it."""
 PICTURE = 320, 240
 """Width and height for computing image positions; all CATER videos have this aspect ratio."""
 
@@ -58,9 +58,9 @@ class FrameLabels:
     """Labels of the frames of a data set: multi-hot float32 ``[T, *shape]``, or classes ``[T]``."""
 
     def __init__(self, dataset: Cater, shape: tuple[int, ...], indices: Indices) -> None:
-        """``shape``: shape of a frame's labels; ``()``: a class.
+        """``shape``: shape of a frame's labels; ``()`` for a single class.
 
-        ``indices`` may return ``prod(shape)``, which is no class, as padding.
+        ``indices`` may return ``prod(shape)`` as padding.
         """
         self.dataset, self.shape = dataset, shape
         self._find = indices

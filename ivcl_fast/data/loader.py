@@ -237,7 +237,7 @@ class ClipLoader(ABC):
 
     @abstractmethod
     def _batches(self, epoch: int, start_batch: int) -> Iterator[Batch]:
-        """Yield the batches of :meth:`epoch`, in its thread."""
+        """Yield the batches of :meth:`epoch`; runs in its thread."""
 
     def _sample(self, epoch: int, start_batch: int) -> Iterator[list[Sampled]]:
         """Yield the clips of this rank's batches, and their frames."""
@@ -273,7 +273,7 @@ class ClipLoader(ABC):
         return frame_ids(frames, self.num_frames, rng, stride, self.view)
 
     def _mirrored(self, epoch: int, batch: Batch) -> Batch:
-        """Mirror half of the clips of a batch, in place, if clips are to be mirrored."""
+        """Mirror a random half of the clips of a batch in place, if :attr:`mirror` is set."""
         if self.mirror is None:
             return batch
         for i, clip_id in enumerate(batch.clip_ids.tolist()):
@@ -299,7 +299,7 @@ class ClipLoader(ABC):
         return Batch(rows, labels, ids, frame_index)
 
     def _encoded(self, labels: Sequence[Label]) -> torch.Tensor:
-        """Return labels of clips as a batch has them."""
+        """Convert labels of clips to those of a :class:`Batch`."""
         if not self.multi_label:
             return torch.tensor(labels)  # int64 classes, or numbers
         encoded = torch.zeros(len(labels), self.num_classes)

@@ -65,8 +65,8 @@ class DatasetFormat:
     frames: int | None = None
     """Number of frames of every clip, if the data set fixes it; models need the same number."""
     parts: bool = False
-    """Whether clips may be cropped in time and space; not if labels are positions in the frame, or
-    describe the last frame or the whole video."""
+    """Whether ``--frame-stride`` and ``--crop`` are allowed; not if labels are positions in the
+    frame, or describe the last frame or the whole video."""
     mirror: bool = False
     """Whether frames may be mirrored in training; not if classes distinguish left and right."""
     frame_labels: bool = False
@@ -88,7 +88,7 @@ class Synthetic:
     format: str
     """``cater``, ``acre`` or ``something-else``."""
     spec: Callable[..., Any]
-    """Called with train and val (numbers of items), size and seed."""
+    """Called with the settings of the spec by name, such as ``train`` and ``val``."""
 
 
 def _synthetic_acre(regime: Literal["iid", "comp", "sys"]) -> Synthetic:

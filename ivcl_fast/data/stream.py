@@ -1,7 +1,7 @@
-"""A loader without a frame store: it decodes the clips in advance, again in every epoch.
+"""A loader without a frame store: it decodes clips ahead of time, anew in every epoch.
 
-The index of a data set says what its videos contain. It is built like a frame store, without
-frames, and is only read if it is up to date.
+The index of a data set lists the frames, sizes and codecs of its videos. It is built like a frame
+store, without frames, and again if a file has changed.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ def saved_index(
 
 
 def info_of(index: Index, row: int) -> VideoInfo:
-    """Return what the media in a row of the index contain."""
+    """Return the contents of the media in a row of the index."""
     return VideoInfo(**json.loads(index.columns["facts"][row]))
 
 
 def append_info(
     source: Source, name: str, settings: dict[str, Any], file: BinaryIO
 ) -> tuple[int, str]:
-    """Return what a video contains; see :data:`~ivcl_fast.data.store.shards.Append`."""
+    """Return the contents of a video; see :data:`~ivcl_fast.data.store.shards.Append`."""
     info = probe(cast(VideoSource, source).media[name])
     return info.frames, json.dumps(asdict(info))
 
@@ -117,7 +117,7 @@ class StreamLoader(ClipLoader):
 
         Args:
             index: the usable media, from :func:`saved_index`.
-            square: the part of the frames that is resized to the square.
+            square: the part of the frames to decode.
             workers: processes or threads; with 1 a thread of this process decodes.
             gpu: index of the GPU for DALI, if there is one; by default the current one.
             options: for :class:`ClipLoader`.

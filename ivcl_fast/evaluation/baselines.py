@@ -1,7 +1,7 @@
 """Baselines without memory or reasoning, to which a run is compared.
 
-Contains guesses that need no training, oracle rules, and the titles of all baselines in tables and
-figures. The last-frame model is trained by ``ivcl_fast.train``.
+Contains guesses that need no training, oracle rules, and the titles of all baselines in tables. The
+last-frame model is trained by ``ivcl_fast.train``.
 """
 
 from __future__ import annotations

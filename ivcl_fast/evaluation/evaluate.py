@@ -57,7 +57,7 @@ class Evaluation:
     labels: Tensor
     """int64 ``[V]``, or float32 ``[V, C]``; see :mod:`~ivcl_fast.evaluation.targets`."""
     clips: list[Clip]
-    """Class names, in the order of ``logits``."""
+    """The clips, in the order of ``logits``."""
     hidden: Tensor | None = None
     """bool ``[V]``: which clips end with the snitch inside a cone; None if unknown."""
     target: str = "class"
@@ -80,11 +80,11 @@ class Evaluation:
         return Result(title, self.scores, self.of_each_clip(correct))
 
     def by_clip(self) -> list[dict[str, Any]]:
-        """Return each clip's ``name``, ``video`` and ``label`` for ``clips.json``.
+        """Return each clip's ``name``, ``video``, ``label`` and ``answer`` for ``clips.json``.
 
-        ``answer`` is the most likely class, or the predicted numbers. With several classes,
-        ``label`` is a list, and there is no answer. ``group`` (``hidden`` or ``visible``) is
-        included if known.
+        ``answer`` is the most likely class, or the predicted numbers. In a multi-label task,
+        ``label`` is a list and ``answer`` is missing. ``group`` (``hidden`` or ``visible``) is
+        added if known.
         """
         found: list[dict[str, Any]] = []
         for i, (clip, label) in enumerate(zip(self.clips, self.labels, strict=True)):

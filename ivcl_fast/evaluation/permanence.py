@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SEEN = 4
-"""An object with fewer visible pixels has no owner, and it is hidden."""
+"""Smallest number of visible pixels of an object; with fewer it is hidden and has no owner."""
 THRESHOLDS = 0.1, 0.15, 0.2, 0.25, 0.3
 """Intersection over union that a box must exceed, for mAP@[0.1:0.3]."""
 
@@ -68,8 +68,9 @@ def last_owner(owners: Tensor, run: HiddenRun) -> int:
 def is_reidentified(owners: Tensor, visible: Tensor, run: HiddenRun) -> bool:
     """Return whether an object that reappears has the same owner as before it was hidden.
 
-    The owner is that of the last frame with one before, and of the first frame with one after, up
-    to the next time that the object is hidden. ``owners`` ``[T, O]``, ``visible`` bool ``[T, O]``.
+    Frames in which the object has no owner are skipped: the last owner before the run is compared
+    with the first owner after it. The result is False if the object is hidden again before it has
+    an owner. ``owners`` ``[T, O]``, ``visible`` bool ``[T, O]``.
     """
     before = last_owner(owners, run)
     frame = run.reappears
@@ -99,8 +100,8 @@ def segment_boxes(found: Tensor, segments: int) -> Tensor:
 def held_boxes(boxes: Tensor, owners: Tensor, run: HiddenRun) -> Tensor:
     """Return where the last owner of a hidden object draws, in each frame of the run: ``[n, 4]``.
 
-    ``boxes`` ``[T, S, 4]``: what each slot draws. While a slot draws nothing, its last box is held.
-    NaN if the object had no owner.
+    ``boxes`` ``[T, S, 4]``: the box of each slot's pixels. While a slot draws nothing, its last box
+    is held. NaN if the object never had an owner.
     """
     owner = last_owner(owners, run)
     if owner < 0:

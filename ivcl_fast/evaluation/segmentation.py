@@ -47,9 +47,8 @@ def adjusted_rand_index(found: Tensor, true: Tensor) -> Tensor:
     )
     by_chance = true_pairs * found_pairs / all_pairs
     ari = (pairs - by_chance) / ((true_pairs + found_pairs) / 2 - by_chance)
-    ari = torch.where(
-        (pairs == true_pairs) & (pairs == found_pairs), 1.0, ari
-    )  # also without pairs
+    is_equal = (pairs == true_pairs) & (pairs == found_pairs)  # also without pairs
+    ari = torch.where(is_equal, 1.0, ari)
     in_view = (counts.sum(dim=2) > 0).sum(dim=1)
     return torch.where(in_view > 1, ari, torch.nan)
 

@@ -85,7 +85,7 @@ def hidden_end(scene: Scene) -> HiddenEnd | None:
 
     Example::
 
-        >>> hidden_end(data.scene("CATER_new_003000.avi"))
+        >>> hidden_end(data.scene("CATER_new_003000"))
         HiddenEnd(cones=1, carried=True)
     """
     snitch, around = snitch_of(scene)["instance"], containers_at_end(scene)

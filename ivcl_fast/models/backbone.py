@@ -69,7 +69,7 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
     """Load every key of a source that the model has under ``encoder.`` or ``temporal.``.
 
     Position and time embeddings of another length are interpolated, with a log line. Returns the
-    loaded keys. Raises :class:`UserError` for sizes or a kind of encoder that do not fit.
+    loaded keys. Raises :class:`UserError` if sizes or the kind of encoder differ.
     """
     if timm_weights.is_timm(source):
         weights = timm_weights.encoder_weights(source, model)
@@ -101,9 +101,9 @@ def load_backbone(model: Any, source: str | os.PathLike | Mapping[str, Tensor]) 
 
 
 def other_parts(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    """Describe the first key that only one of the two has, or return None.
+    """Describe the first key that only the source or only the model has, or return None.
 
-    A source may lack the whole temporal transformer.
+    A source may lack the temporal transformer as a whole.
     """
     for part in ("encoder.", "temporal."):
         there, here = ({key for key in keys if key.startswith(part)} for keys in (weights, own))

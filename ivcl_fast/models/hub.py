@@ -123,15 +123,15 @@ class PretrainedModel(
 
         Args:
             pretrained_model_name_or_path: a folder written by ``save_pretrained``; a run's folder,
-                which stands for its finetuned classifier or, where this class is one of
-                pretraining, for its pretrained model; ``ivcl_fast/tiny-localize`` or another model
-                that comes with the package; or OWNER/NAME on the hub.
+                for its finetuned classifier or, if this is a pretraining class, for its pretrained
+                model; a packaged model such as ``ivcl_fast/tiny-localize``; or OWNER/NAME on the
+                hub.
             map_location: the device of the model.
-            download: revision, cache_dir, force_download, local_files_only and token, which go to
+            download: revision, cache_dir, force_download, local_files_only and token, passed on to
                 ``huggingface_hub.hf_hub_download``.
 
-        Raises :class:`~ivcl_fast.errors.UserError`, a ``ValueError`` of one line, where there is no
-        model of this class, and where its config or weights do not fit; ``TypeError`` for other
+        Raises :class:`~ivcl_fast.errors.UserError`, a one-line ``ValueError``, if no model of this
+        class is found, or if its config and weights do not fit together; ``TypeError`` for other
         keywords.
 
         Example::

@@ -1,4 +1,4 @@
-"""IV-CL in plain PyTorch, the definition of what the fast model computes; read from top to bottom.
+"""IV-CL in plain PyTorch, the definition of the model; read it from top to bottom.
 
 "Does Visual Pretraining Help End-to-End Reasoning?", NeurIPS 2023. Sizes that the paper leaves open
 are fields of the config. Shapes: B clips, T frames, N patches per frame (K visible), S slots, Q
@@ -259,7 +259,7 @@ class Decoder(Transformer):
 
 
 class Output(NamedTuple):
-    """What a pretraining forward pass returns; ids are int64 and ascending."""
+    """Result of a pretraining forward pass; ids are int64 and ascending."""
 
     loss: Tensor  # float32 scalar: mean squared error over the query frames' masked patches
     pred: Tensor  # [B, Q, N-K, 3*P*P], in the order of the query frames' rows of ids_mask

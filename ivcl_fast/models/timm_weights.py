@@ -142,13 +142,13 @@ def import_timm(source: str) -> Any:
 
 
 def pixel_statistics(config: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    """Return the mean and deviation of a ``pretrained_cfg``, or None if it has none."""
+    """Return the pixel mean and deviation of a ``pretrained_cfg``; None if unknown."""
     mean, std = (torch.tensor(config[k]) if config.get(k) else None for k in ("mean", "std"))
     return mean, std
 
 
 def check_parts(source: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raise :class:`UserError` if only one of the two has some part."""
+    """Raise :class:`UserError` for a part that only the source or only the model has."""
     not_vits = {"time_embed", *(key for key in own if key.startswith(SLOTS))}
     unknown = sorted(weights.keys() - own.keys() - set(TOKENS))
     missing = sorted(own.keys() - weights.keys() - not_vits)

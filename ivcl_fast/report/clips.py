@@ -1,4 +1,4 @@
-"""What is shown of a clip: layers of pictures, the answer, and the belief over time.
+"""Content of a clip on a page: layers of pictures, the answer, and the belief over time.
 
 Letters in shapes as in ``reference.py``; M is a number of images.
 """
@@ -28,9 +28,9 @@ from ivcl_fast.models import reference
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier, SlotAutoencoder
 
 CLIPS = 24
-"""Most clips in the gallery of a run."""
+"""Largest number of clips in the gallery of a run."""
 SIDE, COLUMNS = 128, 16
-"""Most pixels along a side of a frame, and frames side by side in a sheet."""
+"""Largest width of a frame in pixels, and number of frames side by side in a sheet."""
 LIKELIEST = 6
 """Classes whose probabilities are shown."""
 MASKED_GRAY = 0.12
@@ -80,8 +80,9 @@ def evaluated_clips(
 ) -> Iterator[tuple[DecodedClip, Tensor | None]]:
     """Read clips of an evaluation, with the probabilities of their classes.
 
-    Right and wrong, visible and hidden ones come in turn; for ACRE, the four questions of a problem
-    stay together. Without an evaluation, clips of the evaluation split have no probabilities.
+    Clips with right and wrong answers, and with visible and hidden snitches, alternate; for ACRE,
+    the four questions of a problem stay together. Without an evaluation, the clips are those of the
+    evaluation split, without probabilities.
     """
     model = models.get("finetuned") or next(iter(models.values()))
     reader = ClipReader(run, trajectories=run.localizes, num_frames=model.cfg.num_frames)
@@ -95,7 +96,7 @@ def evaluated_clips(
 
 
 def varied(evaluation: Evaluation) -> list[Clip]:
-    """Return the evaluation's clips: right and wrong, visible and hidden ones in turn."""
+    """Return an evaluation's clips, alternating between right and wrong, visible and hidden."""
     groups: dict[tuple[bool, str], list[Clip]] = {}
     for clip, one in zip(evaluation.clips, evaluation.by_clip(), strict=True):
         kind = one.get("answer") == one["label"], one.get("group", "")
@@ -113,10 +114,11 @@ def describe_clip(
     clip: DecodedClip,
     probabilities: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Return all that the page shows about a clip, ready for JSON.
+    """Return everything that the page shows about a clip, as JSON values.
 
     ``probabilities``: ``[C]``, of the classes; by default those of the finetuned model, if there is
-    one. Where trajectories are to be shown, the clip's reader must have decoded what they need.
+    one. For a localisation run, the clip must have the frames for
+    :func:`~ivcl_fast.analysis.clips.follow_snitch`.
     """
     found: dict[str, Any] = {
         "name": clip.name, "titles": clip.titles, "truth": "; ".join(clip.labels), "answer": None,
@@ -149,7 +151,7 @@ def describe_clip(
 
 
 def end_of(clip: DecodedClip) -> str | None:
-    """Return how the snitch ends, if known."""
+    """Return the state of the snitch at the end, if known."""
     if clip.scene is None:
         return None
     end = hidden_end(clip.scene)
@@ -192,10 +194,10 @@ def as_picture(pixels: Tensor) -> Image.Image:
 
 @torch.inference_mode()
 def layers_of(run: FinishedRun, models: Mapping[str, Model], clip: DecodedClip) -> list[Layer]:
-    """Return the layers of a clip: its frames, the attention of each slot, and what the pretrained
-    model makes of them."""
+    """Return the layers of a clip: its frames, the attention of each slot, and the pretrained
+    model's reconstruction."""
     frames, every = clip.frames.cpu() / 255, [*range(len(clip.frame_index))]
-    layers = [Layer("input", "The frames that the model is given.", frames, every)]
+    layers = [Layer("input", "The model's input frames.", frames, every)]
     seeing = models.get("finetuned") or next(iter(models.values()))
     heat = attention_heat(slot_attention(seeing, clip.frames[None])[0].cpu())  # [T, S, g, g]
     of = "last block of the image encoder, mean of the heads"

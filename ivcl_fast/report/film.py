@@ -76,7 +76,7 @@ def film(run: FinishedRun, models: Mapping[str, Model], clip: DecodedClip) -> li
 def films(run: FinishedRun, evaluation: Evaluation | None) -> dict[str, bytes]:
     """Return GIF files of a visible and a hidden, or a right and a wrong clip, by name.
 
-    Empty if no clip can be decoded; the run's page then says why.
+    Empty if no clip can be decoded; the run's page has the reason.
     """
     models = run.models()
     try:
@@ -174,8 +174,8 @@ def write_masks(models: Mapping[str, Model], clip: DecodedClip, folder: Path) ->
 
     The PNG files follow DAVIS: indexed, 0 for the background, k for slot k; they are numbered like
     the video's frames, from 0. The JSON file follows YouTube-VIS and COCO: an annotation for each
-    slot, with a run-length encoding for each frame. Raises :class:`UserError` if the
-    model was not pretrained with slot attention.
+    slot, with a run-length encoding for each frame. Raises :class:`UserError` if the model was not
+    pretrained with slot attention.
     """
     model = models.get("pretrained")
     if not isinstance(model, SlotAutoencoder):

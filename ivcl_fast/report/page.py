@@ -35,11 +35,11 @@ from ivcl_fast.training.settings import TrainConfig, load_settings
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 SECONDS, MOST_BYTES = 15.0, 7_000_000
-"""The gallery ends after this many seconds after the first clip, or bytes."""
+"""Limits of the gallery: seconds after its first clip, and bytes of pictures."""
 POINTS = 400
-"""Most points of a curve."""
+"""Largest number of points of a curve."""
 MOST_CLASSES = 30
-"""Most classes in a matrix."""
+"""Largest number of classes in a confusion matrix."""
 NOT_SHOWN = {"out", "name", "resume", "overwrite", "data_dir", "preset"}
 """Settings that the page does not list: the run's location, and those shown elsewhere."""
 PANELS = {
@@ -79,10 +79,13 @@ def write_page(
 ) -> None:
     """Write the page of a run, or of two runs on the same clips.
 
-    ``clips``: as of :func:`~ivcl_fast.report.clips.describe_clip`; of two runs, the second one's
-    is the ``other`` of each. ``results``: give the curves chance. ``evaluation``: its mistakes are
-    shown. ``data``: what the clips are, in words; by default the name of the run's data. If no clip
-    can be decoded, the page says why in place of its gallery.
+    Args:
+        clips: results of :func:`~ivcl_fast.report.clips.describe_clip`; with two runs, each has
+            that of the second run as ``other``. If no clip can be decoded, the page shows the
+            reason instead of the gallery.
+        results: a run's table, from which the curves take their chance levels.
+        evaluation: the answers, for the overview of mistakes.
+        data: a description of the clips; by default the run's data source.
     """
     shown, note = gallery(clips)
     run, titles = runs[0], [run.folder.name for run in runs]
@@ -167,7 +170,7 @@ def render(path: Path, **parts: Any) -> None:
 
 
 def gallery(clips: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """Return as many clips as fit, and why there are none."""
+    """Return the clips that fit into the page, and an error if none can be shown."""
     shown, size, start = list[dict[str, Any]](), 0, 0.0
     try:
         for clip in clips:
@@ -200,9 +203,9 @@ def describe_curves(
 
 
 def describe_confusion(run: FinishedRun, evaluation: Evaluation | None) -> dict[str, Any] | None:
-    """Return how often each class was taken for which, None if clips do not have one class each.
+    """Return the confusion matrix, or None if clips do not have one class each.
 
-    For localisation it is shown on the floor, else as a matrix of the classes with most mistakes.
+    For localisation, the page shows it on the floor, otherwise for the classes with most mistakes.
     """
     if evaluation is None or run.classes.target != "class":
         return None
@@ -223,7 +226,7 @@ def describe_confusion(run: FinishedRun, evaluation: Evaluation | None) -> dict[
 def changed_settings(run: FinishedRun) -> dict[str, str]:
     """Return the run's settings that differ from the defaults of its preset.
 
-    Of a model without its run only the sizes and choices of the model are known.
+    For a model without its run, only the model's settings are known.
     """
     default = TrainConfig(model=IVCLConfig.preset(run.config.preset)).flat()
     kept = vars(run.config.model) if run.model_folder else load_settings(run.folder).flat()
@@ -235,7 +238,7 @@ def changed_settings(run: FinishedRun) -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return the command of this package that this process runs, empty in a notebook."""
+    """Return the ``ivcl_fast`` command that this process runs; empty in a notebook."""
     program, *arguments = sys.argv
     if Path(program).stem not in COMMANDS:
         return ""
@@ -243,7 +246,7 @@ def command_line() -> str:
 
 
 def finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON lacks, by None, in lists and dicts too."""
+    """Replace NaN and infinities, which JSON lacks, by None, also inside lists and dicts."""
     if isinstance(value, dict):
         return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list):

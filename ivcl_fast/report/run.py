@@ -1,4 +1,4 @@
-"""The report of a run: its table of results and its pictures, in ``report.md`` and a page."""
+"""The report of a run: its table of results in ``report.md``, and a page with clips."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def meaning(results: Sequence[Result], group: str, metric: str) -> str:
-    """Say in one sentence what the first result's score shows, compared with the best guess."""
+    """State in one sentence what the first result's score shows, compared with the best guess."""
     score, sign = results[0].scores[group][metric], -1 if metric in LOWER_IS_BETTER else 1
     guesses = {"chance": score.chance} | {
         f"“{result.title}”": result.scores[group][metric].value

@@ -38,7 +38,7 @@ class Study:
 
     question: str
     varied: str
-    """What is varied, in words: the head of the table's first column."""
+    """Description of what varies: the head of the table's first column."""
     variants: tuple[Variant, ...]
     """Variants of the same data set share a table."""
     budget: Mapping[str, float] = field(default_factory=dict)
@@ -77,8 +77,8 @@ def names_of(words: Collection[str]) -> set[str]:
 COMPARED = "--compare-memoryless"
 """Adds rows of the baselines without memory, or without reasoning."""
 FROZEN = "--freeze-encoder"
-"""After finetuning on last frames, the encoder computes each clip's slots once, so that six times
-as many clips take about as long."""
+"""After finetuning on last frames, the encoder computes each clip's slots once; then six times the
+number of clips takes about the same time."""
 REMEMBERING = "--num-slots 9 --temporal-depth 4 --no-zero-init"
 """Sizes with which the temporal transformer learns to remember, if each slot holds one object."""
 FEW_FRAMES = "--num-frames 4 --num-query-frames 2 --batch-size 16"
@@ -140,7 +140,7 @@ STUDIES = {
             Variant(IMAGE_MAE, MAE),
             Variant(OBJECTIVE_NAMES["classification"], "--objective classification"),
             Variant(OBJECTIVE_NAMES["detection"], "--objective detection"),
-            # Last frames teach random weights little: twice the whole clips take them longer.
+            # Last frames teach random weights little, so these get twice the number of whole clips.
             Variant(FROM_SCRATCH, None, finetune_scale=2),
         ),
         {"--val-videos": 2000},

@@ -65,8 +65,9 @@ class Job:
 def plan_jobs(
     study: Study, folder: Path, seeds: int, common: tuple[str, ...], pretrainings: int = 1
 ) -> tuple[list[Job], list[Job]]:
-    """Return the pretrainings, and the finetunings that start from them in turn.
+    """Return the jobs that pretrain, and those that finetune.
 
+    With several pretrainings of a variant, the seeds of finetuning alternate between them.
     ``common``: flags of all runs. Variants with the same settings of pretraining share it.
     """
     pretrained: dict[TrainConfig, Job] = {}
@@ -152,7 +153,7 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int, study: list[Job]) -> Non
 class SweepConfig:
     """Flags of ``ivcl_fast.sweep``."""
 
-    # With unknown flags, tyro gives the text "[]" for an optional positional that is no tuple.
+    # With unknown flags, tyro parses an optional positional that is not a tuple as the text "[]".
     study: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
         tyro.conf.arg(metavar="[STUDY]", help_behavior_hint=""),
@@ -167,7 +168,7 @@ class SweepConfig:
     ] = None
     """Number of finetunings of every variant."""
     pretrainings: int = 1
-    """Number of pretrainings of every variant; its finetunings start from them in turn."""
+    """Number of pretrainings of every variant; its seeds of finetuning alternate between them."""
     parallel: Annotated[
         int | None,
         tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one per GPU, one on a CPU)"),

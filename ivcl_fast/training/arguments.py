@@ -105,7 +105,7 @@ def values_given(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def defaults(given: dict[str, str]) -> TrainConfig:
-    """Return the default settings; some depend on flags that are ``given``."""
+    """Return the default settings, some of which depend on the flags ``given``."""
     if given.get("config"):
         return settings_of_file(given)
     sizes: dict[str, Any] = {}
@@ -135,8 +135,8 @@ def settings_of_file(given: dict[str, str]) -> TrainConfig:
 
 
 def checked(config: TrainConfig) -> TrainConfig:
-    """Return the settings of a new run, with its task; raise :class:`UserError` if they do not fit
-    the data."""
+    """Return the settings of a new run with its task filled in; raise :class:`UserError` if the
+    data does not allow them."""
     data, model = config.data, config.model
     if (frames := clip_frames(data.source)) and model.num_frames not in (1, frames):
         raise UserError(

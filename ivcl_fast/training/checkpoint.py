@@ -60,8 +60,8 @@ def snapshot(
 
     All ranks must call this; the others get a checkpoint without tensors.
     """
-    # First: after a forward pass without a backward (a validation), FSDP2 keeps what is outside
-    # blocks gathered, as other parameters than the optimisers', until state_dict() is called.
+    # First: after a forward pass without a backward pass (a validation), FSDP2 keeps parameters
+    # outside of blocks gathered, and they are not those of the optimisers, until state_dict().
     weights = gather_to_rank0(model.state_dict())
     slots = {  # by parameter name, independent of the parameter order
         f"{name}/{slot}": value
@@ -91,8 +91,8 @@ def restore_optimizers(
 def store(folder: Path, saved: Checkpoint) -> Path:
     """Write a checkpoint under ``folder`` and keep the newest :data:`KEEP`; on rank 0 only.
 
-    Checkpoints of later steps are deleted too: they are damaged, because the run continued from an
-    earlier one. Raises ``OSError`` if the files cannot be written.
+    Checkpoints of later steps are deleted too: if one had been undamaged, the run would have
+    continued from it. Raises ``OSError`` if the files cannot be written.
     """
     final = folder / f"step-{saved.step:08d}"
     try:

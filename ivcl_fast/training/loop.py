@@ -80,8 +80,8 @@ class Stage:
     """Folder of the training checkpoints."""
     metrics: MetricsLog
     execution: Execution
-    """How steps run; for when a CUDA graph is supported, see
-    :func:`~ivcl_fast.training.step_graph.unsupported_reason`."""
+    """How steps run. :func:`~ivcl_fast.training.step_graph.unsupported_reason` says when a CUDA
+    graph is not supported."""
     every: Intervals = Intervals()
     validate: Callable[[], dict[str, float]] | None = None
     """Validates the model. Every rank evaluates all clips, so that all get the same result and
@@ -178,7 +178,7 @@ class Stage:
     def _save(self, done: int) -> None:
         """Write a checkpoint, after checking that all losses are finite.
 
-        One that cannot be written logs a line, and earlier ones are kept.
+        If it cannot be written, a line is logged, and earlier checkpoints are kept.
         """
         self._sync_losses(done)
         state = {"pending_losses": [*self._losses]}

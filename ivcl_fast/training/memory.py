@@ -131,7 +131,7 @@ class FakeStep:
     def most_clips(
         self, limits: Sequence[int], bf16: bool = True, keep_gradients: bool = False
     ) -> list[int]:
-        """Return how many clips fit in each limit in bytes, in multiples of the micro-batches."""
+        """Return the largest batch for each limit in bytes, a multiple of the micro-batches."""
         (few, many), parts = SAMPLES, self._schedule.grad_accum_steps
         low, high = (self.memory(parts * n, bf16, keep_gradients).peak for n in SAMPLES)
         each = (high - low) / (many - few)

@@ -92,7 +92,7 @@ class OptimConfig:
     whole_clip_lr_scale: float = 0.3
     """Learning rate on whole clips after the last-frame part, relative to that part's."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
-    """Multiply learning rates, given for 16 clips, by sqrt(batch/16) or batch/16."""
+    """Multiply the learning rates, which are for 16 clips, by sqrt(batch/16) or batch/16."""
     warmup_steps: int = 100
     """Steps of linear warm-up, at most a tenth of a stage, before cosine decay."""
     weight_decay: float = 0.05
@@ -148,11 +148,11 @@ class OutputConfig:
     ] = None
     """Name of the run's folder in --out."""
     resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
-    """Continue the unfinished run in this folder, with its own settings."""
+    """Continue the unfinished run in this folder, with its settings."""
     overwrite: bool = False
     """First delete an earlier run of the same name."""
     pictures: bool = True
-    """Draw the report's pictures."""
+    """Write report.html, in which clips play."""
     viewer: Viewer = "tensorboard"
     """Viewer of the training curves; metrics.jsonl is always written."""
     save_every: int = 5000
@@ -281,7 +281,7 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
     if not file.is_file():
         raise UserError(f"{folder}: expected the folder of a run, got one without {CONFIG}")
     saved = read_json(file, "the settings of a run")
-    if not isinstance(saved, dict) or "model" not in saved:  # a run's own are whole
+    if not isinstance(saved, dict) or "model" not in saved:  # those of a run are complete
         raise UserError(f"{file}: expected the settings of a run, got others")
     return read_settings(file, **{"out": folder.parent, "name": folder.name} | changes)
 

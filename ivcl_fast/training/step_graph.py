@@ -142,7 +142,7 @@ class StepGraph:
 class Uploads:
     """Copies batches to a GPU on a separate stream, while the GPU computes the step before.
 
-    Batches go to two sets of buffers in turn, because the graph's own memory is in use until its
+    Batches go alternately to two sets of buffers, because the graph's inputs are in use until its
     replay ends.
     """
 
@@ -153,10 +153,10 @@ class Uploads:
 
     @contextlib.contextmanager
     def __call__(self, batch: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-        """Give a batch of CPU tensors as tensors on the GPU, which the block may read.
+        """Copy a batch of CPU tensors to the GPU, and yield the copies for use in the block.
 
-        A batch that is on the GPU, and any batch without a GPU, is given as it is. All batches must
-        have the same shapes and dtypes.
+        A batch that is already on the GPU, or any batch on a machine without one, is yielded
+        unchanged. All batches must have the same shapes and dtypes.
         """
         if self._device.type != "cuda" or not all(x.is_cpu for x in batch):
             yield batch

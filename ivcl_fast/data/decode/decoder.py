@@ -63,8 +63,8 @@ _kept = threading.local()
 def make_decoder(decoder: ChosenDecoder, image_size: int, gpu: int | None = None) -> PyAVDecoder:
     """Return a decoder for this thread.
 
-    ``gpu``: index of the GPU for DALI; by default the current one. Each thread keeps its last
-    decoder, because DALI takes long to start.
+    ``gpu``: index of the GPU for DALI; by default the current one. The last decoder of each thread
+    is used again, because DALI takes long to start.
     """
     key = decoder, image_size, gpu
     if _kept.__dict__.get("key") != key:

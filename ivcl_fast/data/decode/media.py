@@ -72,7 +72,7 @@ STANDARD_HUFFMAN_TABLES = bytes.fromhex("""
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What media contain."""
+    """Contents of media."""
 
     frames: int
     fps: float
@@ -106,7 +106,7 @@ class OpenMedia(ABC):
 
     @cached_property
     def info(self) -> VideoInfo:
-        """What the media contain; raises :class:`VideoError` if they are incomplete.
+        """The contents of the media; raises :class:`VideoError` if they are incomplete.
 
         Reads the header of the first image, or all packets of a video.
         """

@@ -1,7 +1,7 @@
 """Open media, and decode them with PyAV: everything that FFmpeg decodes, on the CPU.
 
-A frame or a crop of it is resized to a square with antialiasing (a triangle filter). Transparency
-is dropped, not blended. Rotation flags and EXIF orientations are applied.
+A frame, or its largest central square, is resized with antialiasing (a triangle filter).
+Transparency is dropped, not blended. Rotation flags and EXIF orientations are applied.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def open_media(media: Media) -> OpenMedia:
 
 
 def probe(media: Media) -> VideoInfo:
-    """Return what media contain; raises :class:`VideoError` for unusable ones."""
+    """Return the contents of media; raises :class:`VideoError` for unusable ones."""
     return open_media(media).info
 
 
@@ -137,7 +137,7 @@ class PyAVDecoder:
 
     def _resize(self, frame: VideoFrame, orientation: Orientation, square: Square) -> np.ndarray:
         # To planar RGB: for packed RGB, FFmpeg first halves the width of the chroma planes, which
-        # is visible at 64 pixels. The crop refers to the upright frame, so turn first.
+        # is visible at 64 pixels. The square refers to the upright frame, so turn first.
         size = self.image_size
         upright = orientation.turned(frame.height, frame.width)
         height, width, top, left = square_place(square, size, *upright)

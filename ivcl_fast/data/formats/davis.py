@@ -4,7 +4,7 @@ Source: davischallenge.org. Layouts; ``480p`` (or another resolution) may be mis
 
     JPEGImages/480p/<video>/00000.jpg
     Annotations/480p/<video>/00000.png
-    ImageSets/2017/{train,val}.txt            names of videos; without it all are for training
+    ImageSets/2017/{train,val}.txt            names of videos; others are for training
 
 Masks of DAVIS 2017 are PNGs with a palette: pixels are numbers of objects, 0 is the background and
 255 is void. Those of DAVIS 2016 have one object, 255 in grey. Some data sets in this layout, such

@@ -12,8 +12,8 @@ split::
             containment_with_move_annotations.txt
             visibility_rate_gt_0.txt              the frames in which the snitch is visible
 
-Boxes are in pixels of 320 x 240. They include hidden objects, and there are 300 for videos of 301
-frames: the last frame has none.
+Boxes are in pixels of 320 x 240 and include hidden objects. A video of 301 frames has 300 boxes per
+object: the last frame has none.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LaCater(LabelledVideos):
 
 @cache
 def _listed(path: Path) -> dict[str, frozenset[int]]:
-    """Read a list of frames for each video; videos without a frame have an empty one."""
+    """Read the frames listed for each video."""
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:

@@ -87,10 +87,10 @@ def build_store(
         source: videos, or another :class:`~ivcl_fast.data.store.shards.Source` of frames.
         image_size: height and width that frames are resized to; a multiple of ``patch_size``.
         decoder: ``auto``, ``dali`` or ``pyav``.
-        workers: processes; default one per CPU, or per NVDEC. With 1 this process decodes. The
-            store does not depend on the number.
+        workers: number of processes; by default one per CPU, or per NVDEC. With 1 this process
+            decodes. The number does not affect the store.
         progress: called with (videos done, videos in total) when shards are complete.
-        crop: part of the frames to resize to the square; by default all of them.
+        crop: part of each frame to use; by default the whole frame.
         placement, device: see :class:`FrameStore`; DALI decodes on ``device`` if it is a GPU.
         engine: ``local`` for processes of this machine, ``ray`` for the CPUs of a Ray cluster.
 

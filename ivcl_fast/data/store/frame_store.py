@@ -80,7 +80,7 @@ class FrameStore:
         self._row = self.num_patches * self.patch_dim
         self._checksums: dict[Path, str] = {}
         self._remote: RemoteStore | None = None
-        """Where shards are that are not on this machine."""
+        """Object storage with the shards that are not on this machine; None for a local store."""
         if (self.path / ORIGIN).exists():
             self._remote = RemoteStore((self.path / ORIGIN).read_text())
         sizes = [0]

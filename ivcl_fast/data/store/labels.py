@@ -147,7 +147,7 @@ class StoredDataset:
 
     def clips(self, split: str) -> Sequence[Clip]:
         if split not in self.splits:
-            raise UserError(f"{self.root}: expected a split of {self.splits}, got {split!r}")
+            raise UserError(f"split: expected one of {', '.join(self.splits)}, got {split!r}")
         return StoredClips(self._columns, split, self.target)
 
     def media(self) -> list[Media]:
@@ -174,7 +174,7 @@ def read_labels(store: Path, task: str) -> tuple[dict[str, np.ndarray], dict[str
 
 
 def check_frames(store: Path, image_size: int, patch_size: int, crop: Square) -> None:
-    """Raise :class:`UserError` if the frames of ``store:DIR`` do not fit the model."""
+    """Raise :class:`UserError` if the frames of ``store:DIR`` are not those of these settings."""
     settings = read_index(store).about["settings"]
     asked = {"image_size": image_size, "patch_size": patch_size, "crop": crop}
     for name, value in asked.items():

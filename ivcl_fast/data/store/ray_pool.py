@@ -17,10 +17,10 @@ RETRIES = 3
 
 
 class RayPool:
-    """Does one task at a time per CPU of a cluster, as :class:`~ivcl_fast.data.workers.WorkerPool`.
+    """Runs a task per CPU of a cluster, like :class:`~ivcl_fast.data.workers.WorkerPool`.
 
-    Connects to the cluster of ``RAY_ADDRESS`` or of this machine, or starts a local one. Tasks of a
-    node that dies are done by others.
+    Connects to the cluster of ``RAY_ADDRESS`` or of this machine, or starts a local one. If a node
+    dies, Ray runs its tasks again on other nodes.
     """
 
     def __init__(self) -> None:

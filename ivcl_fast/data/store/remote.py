@@ -1,8 +1,8 @@
 """Stores in object storage (``s3://``, ``gs://``, ``memory://``) by fsspec, and their local copies.
 
-A store is built in its copy, and then uploaded. When it is opened, the index and the labels are
-copied. A thread copies the shards as long as the disk has room; frames of other shards are read
-over the network. The order of clips does not depend on what has been copied.
+A store is built in its copy and then uploaded. Opening it copies the index and the labels. A thread
+copies shards as long as the disk has room; frames of other shards are read over the network. The
+order of clips does not depend on the shards that have been copied.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RemoteStore:
         return {}
 
     def download(self, names: Iterable[str]) -> None:
-        """Copy files, except for shards that are here."""
+        """Copy files, except for shards that exist in the copy."""
         self.copy.mkdir(parents=True, exist_ok=True)
         sizes = self.sizes()
         for name in names:
@@ -66,7 +66,7 @@ class RemoteStore:
                     raise UserError(f"{self.url}/{name}: expected {size:,} bytes, got {got:,}")
 
     def upload(self) -> None:
-        """Copy the store from its copy, the index last, and delete shards that it lists no more."""
+        """Upload the copy, the index last, and delete shards that are no longer in it."""
         sizes = self.sizes()
         files = [path for path in self.copy.iterdir() if path.suffix in (".u8", ".json")]
         files += sorted(self.copy.glob("*.safetensors"), reverse=True)  # the labels, the index
@@ -80,7 +80,7 @@ class RemoteStore:
         local_store.cache_clear()
 
     def read(self, places: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """Read parts of shards, each given by its file, start and end, many at a time."""
+        """Read parts of shards concurrently; each is a file, a start and an end in bytes."""
         files, starts, ends = (list(column) for column in zip(*places, strict=True))
         with remote_errors(self.url):
             paths = [f"{self._root}/{file}" for file in files]
@@ -106,9 +106,9 @@ class RemoteStore:
 
 @cache
 def local_store(place: str) -> Path:
-    """Return the folder of a local store; of a store in object storage, its copy.
+    """Return the folder of a local store, or the copy of a store in object storage.
 
-    Copies the index and the labels.
+    The copy gets the current index and labels.
     """
     if "://" not in place:
         return Path(place)

@@ -1,4 +1,4 @@
-"""Shards: the parts of a store or of an index, which any number of processes build together.
+"""Shards: the parts of a frame store or an index, which several processes can build together.
 
 ``shard-<id>.u8`` holds the data of some clips, and ``shard-<id>.json`` describes them. ``<id>`` is
 a digest of the settings, the names of the clips, and the states of their files, so a shard that
@@ -49,7 +49,7 @@ GONE = ""
 Record = dict[str, Any]
 Progress = Callable[[int, int], None]
 Append = Callable[["Source", str, dict[str, Any], BinaryIO], tuple[int, str]]
-"""Append the data of a clip to its shard; return its number of frames, and further facts.
+"""Appends the data of a clip to its shard; returns its number of frames, and other metadata.
 
 Called with the source, the name of the clip, the settings and the file, in a worker process.
 Raises :class:`VideoError` if the clip cannot be used.
@@ -110,7 +110,7 @@ def build_shard(task: Task) -> int:
 
 
 def read_record(folder: Path, shard: Shard) -> Record | None:
-    """Return the description of a shard, or None if the shard is missing or damaged."""
+    """Return the description of a shard, or None if it is missing or has another size."""
     try:
         record: Record = json.loads((folder / f"{shard.id}.json").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -254,7 +254,7 @@ class Source(Protocol):
 
     @property
     def decoder(self) -> str:
-        """How the frames are made, recorded in the store."""
+        """Name of the decoder, or ``drawn``; recorded in the store."""
 
     @property
     def names(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Numeric description of a scene of CATER or ACRE, the input of every renderer.
+"""Numeric description of a scene of CATER or ACRE, the input of all renderers.
 
 Constants are those of the published generators and of the meshes that they load, in world units
 and linear RGB. The z axis points up, and the floor is at z = 0.

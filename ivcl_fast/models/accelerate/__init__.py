@@ -42,8 +42,9 @@ class Report:
 
     @property
     def kept(self) -> dict[str, str]:
-        """Name of each module that runs its original forward pass, with the reason. This may change
-        after a training step, if a hook is added to a replaced module or a comparison fails.
+        """Name of each module that runs its original forward pass, with the current reason.
+
+        For example, a hook may be added to a replaced module later, or a comparison may fail.
         """
         kept = dict(self.refused)
         for name, part in self.parts.items():

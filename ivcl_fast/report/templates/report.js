@@ -287,7 +287,7 @@ function drawBelief(parent, floor, frame) {
 }
 
 /**
- * Draw the panels of a problem, and its questions, which are clips of their own.
+ * Draw the panels of a problem, and its questions, which are separate clips.
  * @param {Clip} clip
  */
 function drawPanels(clip) {
@@ -410,7 +410,7 @@ function pick(label, answer) {
  * Say how many clips with the chosen class and answer are answered wrongly.
  * @type {(label: string, guess: string) => void}
  */
-function tellMistakes(label, guess) {
+function describeMistakes(label, guess) {
   const { confusion } = data;
   if (!confusion || (!label && !guess)) return;
   let all = 0, wrong = 0;
@@ -425,7 +425,7 @@ function tellMistakes(label, guess) {
 
 // --- Player ----------------------------------------------------------------------------------
 
-/** What is shown. `order`: the clips that pass the filters, by number. */
+/** The current view. `order`: the clips that pass the filters, by number. */
 const state = {
   clip: 0, frame: 0, layer: 0, timer: 0, order: data.clips.map((_, number) => number),
 };
@@ -476,7 +476,7 @@ function writeLink() {
   history.replaceState(null, "", `#${link}`);
 }
 
-/** Show what the address links to, if it is here. */
+/** Show the clip and frame that the address links to, if the page has them. */
 function readLink() {
   const link = new URLSearchParams(location.hash.slice(1));
   const found = data.clips.findIndex((clip) => clip.name === link.get("clip"));
@@ -542,7 +542,7 @@ function filter() {
     sign * ((data.clips[a].confidence ?? 0) - (data.clips[b].confidence ?? 0)) || a - b);
   thumbnails.forEach((button, number) => { button.hidden = !state.order.includes(number); });
   byId("thumbnails").append(...state.order.map((number) => thumbnails[number]));
-  tellMistakes(value("label"), value("guess"));
+  describeMistakes(value("label"), value("guess"));
   byId("count").textContent = `${state.order.length} of ${data.clips.length} clips`;
   if (state.order.length && !state.order.includes(state.clip)) select(state.order[0]);
   else draw();

@@ -128,7 +128,7 @@ def encoded_videos(rows: Any) -> tuple[Any, str, str]:
 
 
 def find_labels(rows: Any) -> list[tuple[str, ...]]:
-    """Return the names of the classes of each row; Hugging Face marks unknown classes by -1."""
+    """Return the class names of each row; Hugging Face marks an unknown class by -1."""
     import datasets
 
     for name, kind in rows.features.items():
@@ -143,7 +143,7 @@ def find_labels(rows: Any) -> list[tuple[str, ...]]:
 
 
 def _files(value: Any) -> list[dict[str, Any]]:
-    """Return path and content of the files of a video; without content, it is at the path."""
+    """Return the path and the content of each file of a video; content may be None."""
     values = value if isinstance(value, list) else [value]
     if not values or None in values:
         raise UserError("hf: expected a video in every row, got none in one")

@@ -49,7 +49,7 @@ class Item(NamedTuple):
 
     media: Media
     labels: tuple[str, ...]
-    """Names of its classes; none if it has no label."""
+    """Names of its classes; empty without a label."""
     split: str = TRAIN
     """``train``, ``val`` or ``test``."""
 
@@ -63,8 +63,8 @@ def find_column(names: Iterable[str], kind: str) -> str | None:
 def labels_in(value: Any) -> tuple[str, ...]:
     """Return the labels in a value: a number, a name, a list of them, or nothing.
 
-    In text, ``;`` or ``|`` separates several labels. An empty text and ``nan`` are no label. Raises
-    ``ValueError`` for values of other types.
+    In a string, ``;`` or ``|`` separates several labels. An empty string and ``nan`` mean that
+    there is no label. Raises ``ValueError`` for values of other types.
     """
     values = re.split("[;|]", value) if isinstance(value, str) else value
     texts = list[str]()
@@ -83,9 +83,9 @@ def name_of(path: str) -> str:
 class LabelledVideos:
     """Videos with one class each, several, or none; a :class:`~ivcl_fast.data.dataset.Dataset`.
 
-    Classes are the labels that occur, sorted by number and by name. Without labels, or if all are
-    equal, there are no classes, and the data are for pretraining only. Results are reported on
-    ``test`` if there is one, else on ``val``.
+    The classes are the labels that occur: first numbers, then names, in order. Without labels, or
+    with a single one, there are no classes, and the data are for pretraining only. Results are
+    reported on ``test`` if there is one, else on ``val``.
     """
 
     task = TASK
@@ -154,7 +154,8 @@ class LabelledVideos:
 
 
 def _usable(root: Path, items: Sequence[Item]) -> Sequence[Item]:
-    """Drop training videos that another split has, and splits that lack the labels of training."""
+    """Drop training videos that are also in another split, and splits without the labels that
+    training videos have (or with labels that they lack)."""
     measured = {item.media.name for item in items if item.split != TRAIN}
     if both := [
         one.media.name for one in items if one.split == TRAIN and one.media.name in measured
@@ -179,7 +180,8 @@ def _usable(root: Path, items: Sequence[Item]) -> Sequence[Item]:
 def hold_out(items: Sequence[Item], fraction: float) -> list[Item]:
     """Move a fraction of the items of each class into ``val``, chosen by a hash of their names.
 
-    Moves and keeps at least one video of each class with several; multi-label data are one class.
+    Of each class with several videos, at least one is moved and one is kept. Multi-label data count
+    as one class.
     """
     several = any(len(item.labels) > 1 for item in items)
     groups: dict[tuple[str, ...], set[str]] = {}

@@ -59,8 +59,8 @@ class VideoFolder(LabelledVideos):
 def find_videos(root: Path) -> list[Media]:
     """List the videos below a folder, sorted by their paths relative to it.
 
-    Skips hidden files, other files and the folders of runs, which contain plots. Raises
-    :class:`UserError` for a folder that cannot be read.
+    Skips hidden files, other files, and the folders of runs, which may contain pictures and
+    animations. Raises :class:`UserError` for a folder that cannot be read.
     """
 
     def refuse(error: OSError) -> None:

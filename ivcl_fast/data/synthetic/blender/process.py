@@ -31,7 +31,7 @@ _HAS_BPY = "import importlib.util, sys; sys.exit(importlib.util.find_spec('bpy')
 _own: dict[int, Blender] = {}
 
 
-class Drawn(NamedTuple):
+class Frame(NamedTuple):
     """A rendered frame; outputs that were not requested are None."""
 
     picture: np.ndarray | None
@@ -40,7 +40,7 @@ class Drawn(NamedTuple):
     """int16 [height, width]: index of the thing at most of the pixel's four points, else FLOOR or
     MACHINE."""
     depth: np.ndarray | None
-    """float32 [height, width]: its distance along the camera's axis, infinite for background."""
+    """float32 [height, width]: distance along the camera's axis, infinite for the background."""
 
 
 class Blender:
@@ -105,8 +105,10 @@ class Blender:
         *,
         pictures: bool = True,
         segments: bool = True,
-    ) -> Iterator[Drawn]:
-        """Render frames of a scene in the published 4:3 view, at any size; iterate over them all.
+    ) -> Iterator[Frame]:
+        """Render frames of a scene in the published 4:3 view, at any size.
+
+        The caller must iterate over all of them.
 
         Args:
             scene: the objects, the camera and the lamps.
@@ -134,7 +136,7 @@ class Blender:
             if segments:
                 numbers = self._read(f"frame-{k}.npy", np.load)
                 index, depth = vote(numbers, len(scene.things))
-            yield Drawn(picture, index, depth)
+            yield Frame(picture, index, depth)
 
     def render(
         self,
@@ -159,8 +161,8 @@ class Blender:
         if self.closed:
             return
         self.closed = True
-        # Delete the files first: this process may be killed while it ends, and Blender, which then
-        # ends too, deletes them only if it is not killed.
+        # Delete the files before killing Blender: should this process be killed in between, neither
+        # of the two could delete them.
         self._temporary.cleanup()
         self._process.kill()
         self._process.wait()
