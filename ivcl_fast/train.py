@@ -134,7 +134,7 @@ def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
         same = run.last_frame_clips(init) == run.last_frame_clips("random")
         how = "same finetuning" if same else "the same whole clips"
         if run.config.stages.freeze_encoder:  # a random encoder is never frozen
-            how = "as many whole clips"
+            how = "the same number of whole clips"
         results.append(scratch.result(f"{FROM_SCRATCH}, {how}{label_note(run.config)}"))
     if run.config.stages.compare_memoryless:
         if run.data.asks_for_snitch:

@@ -161,9 +161,6 @@ def test_what_is_planted_is_found_and_noise_is_at_chance(probe: Probe, reached: 
         assert good.chance == bad.chance
 
 
-FEW = np.linspace(0, 300, 13).astype(int)
-
-
 # --- Slots ---------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,6 @@ from ivcl_fast.data.synthetic.something_else.write import (
 )
 from ivcl_fast.files import LOCK
 
-SPEC = SyntheticSomethingElse(train=20, val=18, seed=7)
 VIDEOS = "20bn-something-something-v2"
 
 
