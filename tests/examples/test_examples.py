@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +105,19 @@ def test_accelerate_timm_vit(run, tmp_path):
 
 def test_one_op_in_your_model(run, tmp_path):
     assert "the same in all three ways" in run("one_op_in_your_model.py", folder=tmp_path)
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "prepare.sbatch"])
+def test_slurm_tasks_get_the_cpus_of_the_job(tmp_path, script):
+    for program, line in {"srun": 'echo "$@"', "scontrol": "echo node1"}.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / program).chmod(0o755)
+    ids = "JOB_ID", "JOB_NODELIST", "NNODES", "ARRAY_TASK_ID", "ARRAY_TASK_COUNT"
+    job = {f"SLURM_{name}": "1" for name in ids} | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for given, option in (({}, ""), ({"SLURM_CPUS_PER_TASK": "16"}, "--cpus-per-task=16 ")):
+        command = ["bash", EXAMPLES / "slurm" / script, "--name", "big"]
+        done = subprocess.run(command, env=job | given, capture_output=True, text=True)
+        assert done.stdout.startswith(f"{option}python -m ") and not done.returncode, done.stderr
 
 
 def test_the_notebook_runs(short_run: ShortRun, tmp_path, monkeypatch):
