@@ -86,8 +86,11 @@ def summary(results: Sequence[Result]) -> str:
         if group in result.scores
     }
     comparisons = []
+    sign = -1 if metric in LOWER_IS_BETTER else 1
     for title, value in others.items():
-        how = "above" if value < score.low else "below" if value > score.high else "level with"
+        is_inside = score.low <= value <= score.high
+        better = sign * value < sign * score.value
+        how = "level with" if is_inside else "better than" if better else "worse than"
         comparisons.append(f"{how} {title} ({score.format(value)})")
     clips = "all clips" if group == "all" else "clips that end with a hidden snitch"
     return (

@@ -37,6 +37,12 @@ def test_a_sentence_compares_the_hidden_clips_with_chance_and_baselines():
     guess, scratch = result(CONE, 0.302), result("scratch", 0.19)
     said = summary([result("ours", 0.177), guess, scratch])
     assert said.startswith("On clips that end with a hidden snitch, “ours” has top-1 17.7 %: ")
-    assert f"above chance (2.8 %), below “{CONE}” (30.2 %), level with “sc" in said
+    assert f"better than chance (2.8 %), worse than “{CONE}” (30.2 %), level with “sc" in said
     assert f"This is not clearly better than “{CONE}”" in said
     assert summary([result("ours", 0.4), guess]).endswith("without memory or reasoning.")
+
+
+def test_a_smaller_distance_is_better():
+    score = Score(1.0, 0.9, 1.1, 2.0, percent=False)
+    said = summary([Result("ours", {"all": {"distance": score}})])
+    assert "distance 1.00: better than chance (2.00). This is better than chance." in said
