@@ -52,8 +52,10 @@ def test_train_on_your_data(run, tmp_path):
 
 
 def test_answer_for_a_video(run, short_run: ShortRun, tmp_path):
-    said = run("answer_for_a_video.py", short_run.folder, short_run.video, folder=tmp_path)
-    assert said.startswith(short_run.video.name) and said.count("%") == 3 and "cell" in said
+    for arguments in ((), (short_run.folder, short_run.video)):
+        said = run("answer_for_a_video.py", *arguments, folder=tmp_path)
+        assert said.count("%") == 3 and "cell" in said
+        assert said.startswith(f"{arguments[1] if arguments else 'ivcl_fast/sample.avi'}:")
 
 
 def test_read_slots(run, short_run: ShortRun, tmp_path):
@@ -69,11 +71,7 @@ def test_read_slots(run, short_run: ShortRun, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        (
-            "answer_for_a_video.py",
-            ("nowhere", "video.gif"),
-            "finetune: expected a folder",
-        ),
+        ("answer_for_a_video.py", ("no/such/run", "video.gif"), "no/such/run: expected a folder"),
         ("read_slots.py", (PACKAGED, "nowhere.avi"), "nowhere.avi: expected a video file"),
         ("serve_onnx.py", ("nowhere.onnx", "video.gif"), "No such file or directory: 'nowhere"),
         ("serve_onnx.py", ("encoder.onnx", "video.gif"), "encoder.onnx: expected classifier.onnx"),
