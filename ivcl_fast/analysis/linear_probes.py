@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater_labels import Scene
-from ivcl_fast.evaluation.baselines import guess_probability
+from ivcl_fast.evaluation.baselines import CONE, guess_probability
 from ivcl_fast.evaluation.metrics import Score, topk_correct
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
@@ -27,8 +27,6 @@ HELD_OUT = 5
 """One in this many training clips is held out to choose the penalty."""
 STEPS, TOLERANCE = 100, 1e-6
 """L-BFGS stops after this many steps, or at a smaller change of the loss."""
-GUESS = "under a visible cone"
-"""Baseline for the snitch's cell: guess a random visible cone, without memory or a model."""
 
 Scores = dict[str, dict[str, dict[str, Score]]]
 """Scores by probe, group of frames and feature name."""
@@ -173,7 +171,7 @@ class Frames:
     targets: dict[str, Targets]
     """By probe."""
     guess: Tensor
-    """float64 ``[M]``: the probability that :data:`GUESS` is correct."""
+    """float64 ``[M]``: the probability that the cone heuristic is correct."""
 
 
 def frames_of(scenes: Sequence[Scene], frame_ids: Sequence[Sequence[int]]) -> Frames:
@@ -209,7 +207,7 @@ def run_probes(
     features: Mapping[str, tuple[Tensor, Tensor]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scores:
-    """Fit and score all of :data:`PROBES`, and score :data:`GUESS` for the cell.
+    """Fit and score all of :data:`PROBES`, and score the cone heuristic for the cell.
 
     ``features``: by name, float32 ``[M, D]`` of the training and test frames. ``progress`` is
     called with the number of fitted probes and the total.
@@ -222,5 +220,5 @@ def run_probes(
     for group, of_group in scores["snitch's cell"].items():
         chosen = test.targets["snitch's cell"].groups[group]
         guess, clips = test.guess[chosen], test.clips[chosen]
-        of_group[GUESS] = Score.mean(guess, 1 / 36, percent=True, groups=clips)
+        of_group[CONE] = Score.mean(guess, 1 / 36, percent=True, groups=clips)
     return scores

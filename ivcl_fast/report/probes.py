@@ -85,7 +85,7 @@ def write(
     }
     tables |= {name: segment_table(rows) for name, rows in segments.items()}
     for title, table in tables.items():
-        table.print(f"{title}, 95 % intervals in brackets")
+        table.print(f"{title} on {clips[1]} clips, 95 % intervals in brackets")
         parts += [f"## {title}", str(table)]
     parts += [ABOUT_SEGMENTS] * bool(segments) + [about_run]
     write_text(folder / "probes.md", "\n\n".join(parts) + "\n")

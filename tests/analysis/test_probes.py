@@ -15,7 +15,6 @@ from ivcl_fast import probes, reference
 from ivcl_fast.analysis import linear_probes
 from ivcl_fast.analysis.linear_probes import (
     CLASSIFICATION,
-    GUESS,
     MULTI_LABEL,
     PROBES,
     REGRESSION,
@@ -29,6 +28,7 @@ from ivcl_fast.data.synthetic.cater.scene_file import scene_dict
 from ivcl_fast.data.synthetic.cater.video import draw_video
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.evaluation import metrics
+from ivcl_fast.evaluation.baselines import CONE
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.run_folder import opened_folder
 from ivcl_fast.training.settings import TrainConfig
@@ -202,14 +202,14 @@ def test_from_run_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comm
     monkeypatch.setattr(metrics, "AP_RESAMPLES", 20)
     status, out, _ = command(probes.main, run, "--train-clips", 15)
     assert status == 0
-    assert "95 % intervals" in out and "probes.md" in out
+    assert "on 10 clips, 95 % intervals" in out and "probes.md" in out
     kept = json.loads((run / "probes" / "probes.json").read_text())
     assert (kept["train_clips"], kept["eval_clips"]) == (15, 10)
     assert kept["scores"].keys() == PROBES.keys()
     cell = kept["scores"]["snitch's cell"]["visible"]
     models = ("untrained", "pretrained", "finetuned")
     kinds = [f"{model}, {frames}" for model in models for frames in ("frame alone", "all frames")]
-    assert list(cell) == ["time alone", *kinds, GUESS]
+    assert list(cell) == ["time alone", *kinds, CONE]
     for score in cell.values():
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
     page = (run / "probes" / "probes.md").read_text()
