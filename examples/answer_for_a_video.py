@@ -19,12 +19,10 @@ from ivcl_fast.errors import UserError
 def answer(name: str = "ivcl_fast/tiny-localize", video: str = "ivcl_fast/sample.avi") -> None:
     """Print the three most likely answers."""
     model = ivcl_fast.IVCLClassifier.from_pretrained(name)
-    training = model.training_record or {}  # sample and crop frames as in training
-    how = {
-        name: training[name.replace("_", " ")]
-        for name in ("frame_stride", "clip_seconds", "crop")
-        if name.replace("_", " ") in training
-    }
+    training = model.training_record or {}
+    # Sample and crop frames as in training.
+    names = {"frame stride": "frame_stride", "seconds per clip": "clip_seconds", "crop": "crop"}
+    how = {names[key]: value for key, value in training.items() if key in names}
     clip = ivcl_fast.load_clip(video, model.cfg, **how)  # uint8 [1, T, 3, H, W]
     with torch.inference_mode():
         logits = model(clip)[0]  # [classes]
