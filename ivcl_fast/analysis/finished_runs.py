@@ -248,11 +248,20 @@ class FinishedRun(Run):
         """Describe how many clips the finished stages have seen."""
         lengths = []
         for name, stage in (("pretrain", "pretraining"), ("finetune", "finetuning")):
-            if self.finished(name):
-                config = read_config((self.model_folder or self.folder / name) / CONFIG)
-                # A model that was not saved by a run has no record.
-                if seen := (config.get("training") or {}).get("clips seen"):
-                    lengths.append(f"{seen} clips of {stage}")
+            if not self.finished(name):
+                continue
+            config = read_config((self.model_folder or self.folder / name) / CONFIG)
+            record = config.get("training") or {}
+            if "clips seen" not in record:  # a model that was not saved by a run
+                continue
+            seen = f"{record['clips seen']} clips"
+            for which in ("last", "single"):
+                if first := record.get(f"{which} frames seen before"):
+                    seen = f"{first} {which} frames and {record['clips seen']} whole clips"
+            text = f"{seen} of {stage}"
+            if share := record.get("label fraction"):
+                text += f" with {100 * share:g}% of the labels"
+            lengths.append(text + " (frozen encoder)" * (record.get("encoder") == "frozen"))
         return ", ".join(lengths)
 
 
