@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,15 +17,20 @@ def assert_parity(ours: Tensor, same_dtype: Tensor, exact: Tensor, what: str = "
     of the output's dtype at the tensor's largest magnitude is allowed in addition, because
     PyTorch's own error can be exactly zero.
     """
+    error, allowed = errors(ours, same_dtype, exact, what)
+    assert error <= allowed, f"{what}: error {error:.3e}, allowed {allowed:.3e}"
+
+
+def errors(ours: Tensor, same_dtype: Tensor, exact: Tensor, what: str) -> tuple[float, float]:
+    """The error of ``ours``, and the one that is allowed."""
     assert ours.shape == exact.shape, f"{what}: shape {ours.shape} is not {exact.shape}"
     assert ours.dtype == same_dtype.dtype, f"{what}: dtype {ours.dtype} is not {same_dtype.dtype}"
     assert torch.isfinite(ours).all(), f"{what}: not finite"
     if exact.numel() == 0:
-        return
+        return 0.0, 0.0
     error = (ours.double() - exact).abs().max().item()
     allowed = 2 * (same_dtype.double() - exact).abs().max().item()
-    ulp = torch.finfo(ours.dtype).eps * exact.abs().max().item()
-    assert error <= allowed + ulp, f"{what}: error {error:.3e}, allowed {allowed + ulp:.3e}"
+    return error, allowed + torch.finfo(ours.dtype).eps * exact.abs().max().item()
 
 
 def run_with_grads(
@@ -51,23 +57,32 @@ def run_with_grads(
     return [o.detach() for o in outputs], list(grads)
 
 
-def check_op(ours: Callable, ref: Callable, args: Sequence[Any]) -> None:
-    """Check the outputs and all gradients of ``ours(*args)`` against ``ref``.
+def check_op(ours: Callable, ref: Callable, *draws: Sequence[Any]) -> None:
+    """Check the outputs and all gradients of ``ours`` against ``ref``, by :func:`assert_parity`.
 
-    ``ref`` runs twice: on the same inputs, and on the inputs cast to float64. The tolerance is that
-    of :func:`assert_parity`.
+    ``ref`` runs twice: on the same inputs, and on the inputs cast to float64. Of several draws of
+    inputs, the median errors are compared: the largest error of a few values is a matter of luck.
     """
-    doubled = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-    outputs = ref(*args)
-    outputs = outputs if isinstance(outputs, tuple | list) else [outputs]
-    cotangents = [torch.randn_like(o) for o in outputs]
-    our_out, our_grads = run_with_grads(ours, args, cotangents)
-    same_out, same_grads = run_with_grads(ref, args, cotangents)
-    exact_out, exact_grads = run_with_grads(ref, doubled, cotangents)
-    for i, (o, s, e) in enumerate(zip(our_out, same_out, exact_out, strict=True)):
-        assert_parity(o, s, e, f"output {i}")
-    for i, (o, s, e) in enumerate(zip(our_grads, same_grads, exact_grads, strict=True)):
-        assert_parity(o, s, e, f"gradient of float input {i}")
+    found: dict[str, list[tuple[float, float]]] = {}
+    for args in draws:
+        doubled = [
+            a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
+        ]
+        outputs = ref(*args)
+        outputs = outputs if isinstance(outputs, tuple | list) else [outputs]
+        cotangents = [torch.randn_like(o) for o in outputs]
+        runs = [
+            run_with_grads(function, inputs, cotangents)
+            for function, inputs in ((ours, args), (ref, args), (ref, doubled))
+        ]
+        kinds = "output", "gradient of float input"
+        for kind, results in zip(kinds, zip(*runs, strict=True), strict=True):
+            for i, tensors in enumerate(zip(*results, strict=True)):
+                what = f"{kind} {i}"
+                found.setdefault(what, []).append(errors(*tensors, what))
+    for what, pairs in found.items():
+        error, allowed = map(median, zip(*pairs, strict=True))
+        assert error <= allowed, f"{what}: error {error:.3e}, allowed {allowed:.3e}"
 
 
 def check_one_output(ours: Callable, ref: Callable, args: Sequence[Any], used: int) -> None:

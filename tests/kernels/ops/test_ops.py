@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -37,7 +39,9 @@ def learnt(inputs: list) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "shape"), SHAPES, ids=str)
 def test_parity(op, shape, dtype, device):
-    check_op(OPS[op].fused, OPS[op].plain, OPS[op].inputs(shape, dtype=dtype, device=device))
+    draws = 21 if op == "transformer_block" and math.prod(shape) < 200_000 else 1
+    inputs = [OPS[op].inputs(shape, dtype=dtype, device=device) for _ in range(draws)]
+    check_op(OPS[op].fused, OPS[op].plain, *inputs)
 
 
 @every_op
