@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.render_compare import Case, overlaps, ssim
-from ivcl_fast.data.synthetic.blender.process import Drawn
+from ivcl_fast.data.synthetic.blender.process import Frame
 from ivcl_fast.data.synthetic.render import FLOOR
 from ivcl_fast.data.synthetic.scene import CAMERA, LAMPS, TARGET, Scene, Thing
 
@@ -24,7 +24,7 @@ def case(fast: np.ndarray, blender: np.ndarray) -> Case:
     lamps = {name: np.array(place) for name, place in LAMPS.items()}
     zeros = np.zeros((1, 3, 3))
     scene = Scene(things, zeros, zeros, np.array([CAMERA]), TARGET, lamps)
-    return Case("case", scene, Drawn(None, blender, None), Drawn(None, fast, None))
+    return Case("case", scene, Frame(None, blender, None), Frame(None, fast, None))
 
 
 def test_ssim_is_one_for_equal_pictures_and_near_zero_for_unrelated_ones() -> None:
