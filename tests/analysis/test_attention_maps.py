@@ -18,12 +18,9 @@ from ivcl_fast.analysis.attention_maps import (
 from tests.support.small_models import config, random_video, sharpened
 
 CHOICES = [
-    dict(objective="ivcl", readout="cls"),
-    dict(objective="mae"),
-    dict(objective="joint"),
-    dict(objective="joint", readout="cls"),
-    dict(objective="ivcl", depth=1),
-]
+    dict(objective="ivcl", readout="cls"), dict(objective="ivcl", depth=1), dict(objective="mae"),
+    dict(objective="joint"), dict(objective="joint", readout="cls"),
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -65,16 +65,12 @@ GOOD = dict(
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        (dict(spills=2), "spills"),
-        (dict(stack=8), "spills"),
-        (dict(shared=228 << 10), "shared memory"),
-        (dict(mma={"HMMA": 4}), "dots"),
-        (dict(mma={}), "dots"),
-        (dict(dots={"f32": 2}), "dots"),
-        (dict(hazards=3), "hazards"),
+        (dict(spills=2), "spills"), (dict(stack=8), "spills"),
+        (dict(shared=228 << 10), "shared memory"), (dict(mma={"HMMA": 4}), "dots"),
+        (dict(mma={}), "dots"), (dict(dots={"f32": 2}), "dots"), (dict(hazards=3), "hazards"),
         (dict(registers=96), "grid"),
     ],
-)
+)  # fmt: skip
 def test_faults_are_found(change, word, first_shapes):
     launch = next(
         build.launch

@@ -21,13 +21,7 @@ from ivcl_fast.data.store.build import build_store, find_store
 from ivcl_fast.data.store.table import INDEX
 from ivcl_fast.data.synthetic.view import project
 from ivcl_fast.errors import UserError
-from tests.support.painted import (
-    numbers_of_rows,
-    picture,
-    write_images,
-    write_painted,
-    write_video,
-)
+from tests.support.painted import numbers_of_rows, picture, write_images, write_painted, write_video
 
 SOURCES = {
     "synthetic": ("localize", 36, ("train", "val", "val")),
@@ -99,14 +93,6 @@ def test_a_share_consists_of_complete_problems_whatever_the_seed(folder):
     masked = data.loader("train", **options, share_frames=False)
     assert masked.frames_per_clip == 7
     assert next(iter(masked.epoch(0))).frame_index is None
-
-
-def test_read_only_commands_write_no_data(tmp_path):
-    with pytest.raises(UserError, match=rf"--data-dir: .* got no {tmp_path}/synthetic-"):
-        opened(config("synthetic", tmp_path), read_only=True)
-    with pytest.raises(UserError, match=r"--data: .* got no .*/nowhere"):
-        open_dataset(config("cater:nowhere", tmp_path), read_only=True)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_store_of_pyav_is_not_decoded_again(tmp_path, monkeypatch):

@@ -74,8 +74,8 @@ def test_frames_labels_and_ids_belong_together(store):
     for batch in batches:
         count = len(batch.clip_ids)
         assert batch.rows.shape == (count, 4, store.num_patches, store.patch_dim)
-        assert batch.rows.dtype == torch.uint8
         assert batch.labels.dtype == batch.clip_ids.dtype == torch.int64
+        assert batch.rows.dtype == torch.uint8
         assert batch.labels.tolist() == batch.clip_ids.tolist()
         for clip, frames in zip(batch.clip_ids.tolist(), frames_of_clips(batch), strict=True):
             assert frames == [(clip, i) for i in frame_ids(FRAMES[clip], 4)]
@@ -184,10 +184,7 @@ def test_resuming_inside_an_epoch(store):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize(
-    ("batch_size", "drop_last"),
-    [(1, False), (4, False), (3, True)],
-)
+@pytest.mark.parametrize(("batch_size", "drop_last"), [(1, False), (4, False), (3, True)])
 def test_length_and_ranks(store, batch_size, world_size, drop_last):
     """All ranks together read the clips of one process with the same global batch."""
     options = dict(drop_last=drop_last, seed=1)
@@ -203,8 +200,7 @@ def test_length_and_ranks(store, batch_size, world_size, drop_last):
     for rank_batches in batches:
         for number, batch in enumerate(rank_batches):
             ids = set(batch.clip_ids.tolist())
-            assert ids
-            assert not found[number] & ids
+            assert ids and not found[number] & ids
             found[number] |= ids
     assert found == expected
     if drop_last:
@@ -225,8 +221,7 @@ def test_several_labels(store):
     clips = [Clip(f"c{i}", f"v{i}", (i, 0, 13 - i % 3)) for i in range(len(FRAMES))]
     loader = make(store, clips, num_classes=14, multi_label=True, shuffle=False, batch_size=9)
     (batch,) = loader.epoch(0)
-    assert batch.labels.dtype == torch.float32
-    assert batch.labels.shape == (9, 14)
+    assert batch.labels.dtype == torch.float32 and batch.labels.shape == (9, 14)
     for row, clip in zip(batch.labels, GOOD, strict=True):
         assert set(row.nonzero().flatten().tolist()) == {clip, 0, 13 - clip % 3}
         assert set(row.tolist()) == {0.0, 1.0}

@@ -42,15 +42,12 @@ def test_views_of_a_whole_video_move_frames_but_not_the_last():
 @pytest.mark.parametrize(
     ("frames", "view", "expected"),
     [
-        (31, View(0, 1), [9, 13, 17, 21]),
-        (31, View(0, 3), [0, 4, 8, 12]),
-        (31, View(1, 3), [9, 13, 17, 21]),
-        (31, View(2, 3), [18, 22, 26, 30]),
-        (13, View(1, 3), [0, 4, 8, 12]),
-        (7, View(2, 3), [0, 4, 6, 6]),
+        (31, View(0, 1), [9, 13, 17, 21]), (31, View(0, 3), [0, 4, 8, 12]),
+        (31, View(1, 3), [9, 13, 17, 21]), (31, View(2, 3), [18, 22, 26, 30]),
+        (13, View(1, 3), [0, 4, 8, 12]), (7, View(2, 3), [0, 4, 6, 6]),
         (1, View(0, 1), [0, 0, 0, 0]),
     ],
-)
+)  # fmt: skip
 def test_strides(frames, view, expected):
     assert frame_ids(frames, 4, stride=4, view=view).tolist() == expected
 

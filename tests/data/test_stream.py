@@ -22,14 +22,7 @@ from ivcl_fast.data.stream import StreamLoader, info_of, saved_index
 from ivcl_fast.errors import UserError
 from tests.data.test_loader import same
 from tests.support.marks import NEEDS_DALI
-from tests.support.painted import (
-    VP9,
-    media,
-    picture,
-    write_images,
-    write_painted,
-    write_video,
-)
+from tests.support.painted import VP9, media, picture, write_images, write_painted, write_video
 
 FRAMES = [9, 20, 5, 12, 7, 30, 3, 8, 16, 11]
 

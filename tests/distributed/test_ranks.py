@@ -24,14 +24,7 @@ from ivcl_fast.training.muon import Muon
 from ivcl_fast.training.run_folder import check_folder
 from tests.commands.test_train import SMALL
 from tests.support.ranks import run_ranks
-from tests.support.toy_stage import (
-    BATCH,
-    PARALLELISM,
-    assert_same_run,
-    curve,
-    make_stage,
-    train,
-)
+from tests.support.toy_stage import BATCH, PARALLELISM, assert_same_run, curve, make_stage, train
 
 
 @pytest.mark.parametrize("parallelism", PARALLELISM)

@@ -62,14 +62,10 @@ def test_query_scores_by_hand() -> None:
     assert list(scores) == ["query", "problem", *TYPES]
     assert {name: score.value for name, score in scores.items()} == pytest.approx(
         {
-            "query": 7 / 12,
-            "problem": 1 / 3,
-            "direct": 2 / 5,
-            "indirect": 1,
-            "screen_off": 1 / 2,
+            "query": 7 / 12, "problem": 1 / 3, "direct": 2 / 5, "indirect": 1, "screen_off": 1 / 2,
             "potential": 3 / 4,
         }
-    )
+    )  # fmt: skip
     assert scores["query"].chance == pytest.approx(1 / 3)
     assert scores["problem"].chance == pytest.approx(1 / 81)
     assert all(score.low < score.value or score.value == 0 for score in scores.values())

@@ -81,12 +81,9 @@ AGAIN = ("a", "_contain", "snitch", 8, 9)
 @pytest.mark.parametrize(
     "movements, found",
     [
-        ([], None),
-        ([COVERED, LIFTED], None),
-        ([COVERED], HiddenEnd(1, True)),
-        ([COVERED, NESTED], HiddenEnd(2, True)),
-        ([COVERED, LIFTED, AGAIN], HiddenEnd(1, False)),
+        ([], None), ([COVERED, LIFTED], None), ([COVERED], HiddenEnd(1, True)),
+        ([COVERED, NESTED], HiddenEnd(2, True)), ([COVERED, LIFTED, AGAIN], HiddenEnd(1, False)),
     ],
-)
+)  # fmt: skip
 def test_how_it_is_hidden(movements, found):
     assert hidden_end(scene(movements, **PATHS)) == found

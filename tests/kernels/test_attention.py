@@ -45,19 +45,12 @@ def gpu(monkeypatch):
 @pytest.mark.parametrize(
     "tokens, head_dim, dtype, expected",
     [
-        (1, 64, BF16, "short"),
-        (128, 64, BF16, "short"),
-        (128, 64, FP32, "short"),
-        (20, 24, torch.float16, "short"),
-        (129, 64, BF16, "flash"),
-        (1056, 64, torch.float16, "flash"),
-        (20, 160, BF16, "flash"),
-        (129, 64, FP32, "eager"),
-        (20, 64, torch.float64, "eager"),
-        (288, 288, BF16, "eager"),
-        (0, 64, BF16, "eager"),
+        (1, 64, BF16, "short"), (128, 64, BF16, "short"), (128, 64, FP32, "short"),
+        (20, 24, torch.float16, "short"), (129, 64, BF16, "flash"),
+        (1056, 64, torch.float16, "flash"), (20, 160, BF16, "flash"), (129, 64, FP32, "eager"),
+        (20, 64, torch.float64, "eager"), (288, 288, BF16, "eager"), (0, 64, BF16, "eager"),
     ],
-)
+)  # fmt: skip
 def test_selection_on_a_gpu(gpu, tokens, head_dim, dtype, expected):
     assert select_backend(Inputs(tokens, head_dim, dtype, CUDA))[0] == expected
 

@@ -10,20 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ivcl_fast import (
-    IVCL,
-    IVCLConfig,
-    SlotAutoencoder,
-    reference,
-    slot_autoencoder,
-)
+from ivcl_fast import IVCL, IVCLConfig, SlotAutoencoder, reference, slot_autoencoder
 from ivcl_fast.kernels import _triton, dispatches
-from ivcl_fast.kernels.attention import (
-    Inputs,
-    attention,
-    eager_attention,
-    not_supported_reasons,
-)
+from ivcl_fast.kernels.attention import Inputs, attention, eager_attention, not_supported_reasons
 from tests.kernels.ops.table import OPS
 from tests.support.numerics import run_with_grads
 

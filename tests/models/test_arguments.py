@@ -41,15 +41,13 @@ def test_a_bad_argument_of_pretraining_is_named(name, value, package):
     ("name", "arguments"),
     [
         ("video", (torch.full((2, 3, 3, 16, 16), torch.nan),)),
-        ("video", (FIVE[..., :8], int64([2, 4, 3], 0))),
-        ("video", (torch.zeros(2, 4, *SLOTS),)),
-        ("video", (torch.zeros(3, 3, 16, 16),)),
-        ("frame_index", (FIVE, int64([1, 4, 3], 0))),
+        ("video", (FIVE[..., :8], int64([2, 4, 3], 0))), ("video", (torch.zeros(2, 4, *SLOTS),)),
+        ("video", (torch.zeros(3, 3, 16, 16),)), ("frame_index", (FIVE, int64([1, 4, 3], 0))),
         ("frame_index", (FIVE, int64([2, 4, 3], 0).int())),
         ("frame_index", (FIVE, int64([2, 4, 3], 5))),
         ("frame_index", (torch.zeros(2, 3, *SLOTS), int64([2, 1, 3], 3))),
     ],
-)
+)  # fmt: skip
 def test_a_bad_argument_of_a_classifier_is_named(name, arguments, package):
     with pytest.raises(ValueError, match=rf"^{name}: expected [^\n]*$"):
         package.IVCLClassifier(CFG)(*arguments)

@@ -40,9 +40,7 @@ def gradient_penalty(model, weights):
 
 
 @pytest.mark.parametrize(
-    "derivative",
-    [jvp, gradients_of_single_clips, gradient_penalty],
-    ids=lambda d: d.__name__,
+    "derivative", [jvp, gradients_of_single_clips, gradient_penalty], ids=lambda d: d.__name__
 )
 def test_derivative(derivative):
     ref, fast = reference.IVCL(config()), ivcl_fast.IVCL(config())

@@ -57,12 +57,9 @@ def test_the_model_card_is_true(tmp_path, monkeypatch, name):
 def test_the_card_tells_of_training_and_classes(tmp_path):
     names = ["no", "yes | maybe\n# Heading"]
     training = {
-        "data": "synthetic:acre-iid",
-        "scores": {"accuracy": 0.5},
-        "frame stride": 4,
-        "crop": "center",
-        "classes": names,
-    }
+        "data": "synthetic:acre-iid", "scores": {"accuracy": 0.5}, "frame stride": 4,
+        "crop": "center", "classes": names,
+    }  # fmt: skip
     model = ivcl_fast.IVCLClassifier(CFG, 2, names)
     model.save_pretrained(tmp_path / "told", training=training)
     card = (tmp_path / "told" / "README.md").read_text()

@@ -134,10 +134,6 @@ def test_initial_weights():
             assert abs(p.std() * math.sqrt(3) / bound - 1) < 5 * 0.45 / math.sqrt(p.numel()), name
         elif name.endswith(("slot_tokens", "mask_token")):
             assert abs(p.std() / 0.02 - 1) < 5 * 0.71 / math.sqrt(p.numel()), name
-    torch.manual_seed(0)
-    again = reference.IVCL(IVCLConfig(num_slots=64))
-    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
-        assert torch.equal(a, b), name
 
 
 def test_positions_by_hand():

@@ -32,11 +32,7 @@ from ivcl_fast.training.arguments import parse as parse_flags
 from ivcl_fast.training.settings import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"console", "python", "toml", ""}
 WIDTH = 78
 """Columns of a code block that the documentation site shows without wrapping, and one more."""

@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ivcl_fast.report.study import (
-    Compared,
-    compare,
-    correct_shares,
-    read_results,
-    scores_table,
-)
+from ivcl_fast.report.study import Compared, compare, correct_shares, read_results, scores_table
 
 GUESS = "cone heuristic"
 VIDEOS = ("v0", "v0", "v1", "v1", "v2", "v3")

@@ -12,11 +12,7 @@ TINY = IVCLConfig.preset("tiny")
 
 
 @pytest.mark.parametrize(
-    ("preset", "classes", "megabytes"),
-    [
-        ("tiny", 36, 18),
-        ("base224", 36, 1168),
-    ],
+    ("preset", "classes", "megabytes"), [("tiny", 36, 18), ("base224", 36, 1168)]
 )
 def test_activations_are_those_measured(preset, classes, megabytes):
     """What autograd was seen to save on a CPU in bfloat16, per clip of two, the casts included.

@@ -115,12 +115,6 @@ def check_slot_attention(cfg: IVCLConfig, clips: int = 2, seed: int = 0) -> None
 # --- One step -------------------------------------------------------------------------------------
 
 
-def test_tiny():
-    cfg = IVCLConfig.preset("tiny")
-    check_pretraining(cfg)
-    check_finetuning(cfg)
-
-
 @st.composite
 def configs(draw: st.DrawFn) -> IVCLConfig:
     frames = draw(st.integers(1, 4))

@@ -36,6 +36,7 @@ KINDS = [
     ("a.mp4", "libx264", {"movflags": "faststart"}), ("a.mov", "libx265", X265),
     ("a.mp4", "libx264", {"movflags": "frag_keyframe+empty_moov", "g": "8"}),
     ("a.webm", "libvpx-vp9", VP9), ("a.webm", "libvpx", {}), ("a.mkv", "libx264", {}),
+    ("a.mkv", "libvpx-vp9", {"deadline": "good", "auto-alt-ref": "1"}),
     ("a.mkv", "mjpeg", {}), ("a.flv", "libx264", {}),
 ]  # fmt: skip
 
@@ -83,9 +84,12 @@ def write_packets(
 
 
 @pytest.mark.parametrize(("name", "codec", "options"), KINDS)
-def test_a_whole_file_has_all_frames_and_no_warning(tmp_path, name, codec, options):
-    path = write_video(tmp_path / name, PICTURES, codec, **options)
-    assert found(path) == [*range(FRAMES)] and probe(media(path)).warning == ""
+@pytest.mark.parametrize("frames", [1, 2, FRAMES])
+def test_a_whole_file_has_all_frames_and_no_warning(tmp_path, name, codec, options, frames):
+    path = write_video(tmp_path / name, PICTURES[:frames], codec, **options)
+    assert found(path) == [*range(frames)]
+    info = probe(media(path))
+    assert (info.width, info.height, info.warning) == (80, 60, "")
 
 
 @pytest.mark.parametrize(("name", "codec", "options"), KINDS)

@@ -13,7 +13,7 @@ from PIL import Image
 from ivcl_fast.data.dataset import Media, VideoError
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.media import Square, with_huffman_tables
-from ivcl_fast.data.decode.pyav import TOLERANCE, open_media
+from ivcl_fast.data.decode.pyav import TOLERANCE, open_media, probe
 from ivcl_fast.data.sampling import frame_ids
 from tests.support.marks import DALI, NEEDS_DALI
 from tests.support.painted import (
@@ -127,6 +127,7 @@ def test_odd_sizes_and_variable_frame_rate(tmp_path, name):
     path = write_video(tmp_path / "a.webm", pictures, "libvpx-vp9", times=times, **VP9)
     decoded = make_decoder(name, 32).decode(media(path))
     assert numbers(decoded.cpu().numpy()) == [(2, i) for i in range(8)]
+    assert probe(media(path)).frames == 8
 
 
 @pytest.mark.parametrize("name", ["pyav", DALI])

@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.media import VideoInfo
 from ivcl_fast.data.decode.pyav import probe
 from tests.support.painted import (
-    VP9,
     media,
-    numbers,
     picture,
     read_images,
     write_avi,
@@ -71,37 +68,8 @@ def test_frame_cut_short(tmp_path, whole):
     assert "frame 3" in refused(tmp_path, whole[:at] + b"xx" + whole[at + 2 :])
 
 
-X265 = {"x265-params": "log-level=none:bframes=0"}
-"""With B-frames, x265 gives the packet of a single frame a decoding time that it has not set."""
-VIDEOS = [
-    ("a.webm", "libvpx-vp9", "vp9", VP9),
-    ("a.mkv", "libvpx-vp9", "vp9", {"deadline": "good", "auto-alt-ref": "1"}),
-    ("a.mp4", "libx264", "h264", {}),
-    ("a.mov", "libx265", "hevc", X265),
-    ("a.mkv", "mjpeg", "mjpeg", {}),
-    ("a.avi", "mpeg4", "mpeg4", {}),
-]
-
-
-@pytest.mark.parametrize(("name", "encoder", "codec", "options"), VIDEOS)
-@pytest.mark.parametrize("frames", [1, 2])
-def test_frames_are_counted_whether_or_not_the_header_does(
-    tmp_path, name, encoder, codec, options, frames
-):
-    """And decoded, one alone too."""
-    pictures = [picture(1, frame) for frame in range(frames)]
-    one = media(write_video(tmp_path / name, pictures, encoder, **options))
-    info = probe(one)
-    assert (info.frames, info.codec, info.width, info.height) == (frames, codec, 80, 60)
-    decoded = make_decoder("pyav", 32).decode(one).numpy()
-    assert numbers(decoded) == [(1, frame) for frame in range(frames)]
-
-
-def test_variable_frame_rate_and_rotation(tmp_path):
+def test_rotation(tmp_path):
     pictures = [picture(1, frame) for frame in range(6)]
-    times = [0, 1, 5, 6, 20, 50]
-    path = write_video(tmp_path / "vfr.webm", pictures, "libvpx-vp9", times=times, **VP9)
-    assert probe(media(path)).frames == 6
     for count in (1, 6):
         path = write_video(tmp_path / "turned.mp4", pictures[:count], "libx264", rotation=90)
         assert probe(media(path)) == VideoInfo(count, 24.0, "h264", 80, 60, rotation=1)

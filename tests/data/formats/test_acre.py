@@ -12,10 +12,7 @@ import pytest
 import torch
 
 from ivcl_fast.data.dataset import Clip, Dataset
-from ivcl_fast.data.formats.acre import (
-    Acre,
-    object_table,
-)
+from ivcl_fast.data.formats.acre import Acre, object_table
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import counting_guess
 from ivcl_fast.evaluation.evaluate import Evaluation
@@ -107,21 +104,13 @@ def test_comp_trains_and_tests_on_other_objects() -> None:
     assert object_table("comp", "val") == test
     assert (len(train), len(test), len(set(train) | set(test))) == (24, 24, 48)
     assert [train[i] for i in (0, 3, 8, 15, 16, 23)] == [
-        ("cube", "gray", "rubber"),
-        ("cube", "blue", "metal"),
-        ("cylinder", "red", "rubber"),
-        ("cylinder", "cyan", "metal"),
-        ("sphere", "gray", "rubber"),
-        ("sphere", "yellow", "rubber"),
-    ]
+        ("cube", "gray", "rubber"), ("cube", "blue", "metal"), ("cylinder", "red", "rubber"),
+        ("cylinder", "cyan", "metal"), ("sphere", "gray", "rubber"), ("sphere", "yellow", "rubber"),
+    ]  # fmt: skip
     assert [test[i] for i in (0, 3, 8, 15, 16, 23)] == [
-        ("cube", "red", "rubber"),
-        ("cube", "green", "metal"),
-        ("cylinder", "gray", "rubber"),
-        ("cylinder", "yellow", "metal"),
-        ("sphere", "gray", "metal"),
-        ("sphere", "yellow", "metal"),
-    ]
+        ("cube", "red", "rubber"), ("cube", "green", "metal"), ("cylinder", "gray", "rubber"),
+        ("cylinder", "yellow", "metal"), ("sphere", "gray", "metal"), ("sphere", "yellow", "metal"),
+    ]  # fmt: skip
 
 
 def change(panel: int, key: str, value: Any) -> Callable[[list[Any]], None]:

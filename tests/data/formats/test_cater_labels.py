@@ -27,16 +27,12 @@ def make_scene(objects: dict[str, tuple[str, list[float]]], **movements: list) -
 @pytest.mark.parametrize(
     ("x", "y", "six", "four", "eight"),
     [
-        (-2.99, -2.99, 0, 0, 0),
-        (2.99, -2.99, 5, 3, 7),
-        (-2.99, 2.99, 30, 12, 56),
-        (2.99, 2.99, 35, 15, 63),
-        (-0.01, 0.01, 20, 9, 35),
-        (1.0, -1.0, 16, 6, 21),
+        (-2.99, -2.99, 0, 0, 0), (2.99, -2.99, 5, 3, 7), (-2.99, 2.99, 30, 12, 56),
+        (2.99, 2.99, 35, 15, 63), (-0.01, 0.01, 20, 9, 35), (1.0, -1.0, 16, 6, 21),
         (3.0, 3.0, 35, 15, 63),
         (-3.01, -1.02, 6, 4, 16),  # placed at the border, with its mesh's offset
     ],
-)
+)  # fmt: skip
 def test_localize_label(x: float, y: float, six: int, four: int, eight: int) -> None:
     scene = make_scene({"s": ("spl", [x, y, 0.3]), "c": ("cone", [0.0, 0.0, 0.5])})
     assert [labels.localize_label(scene, n) for n in (6, 4, 8)] == [six, four, eight]
@@ -94,8 +90,7 @@ def test_actions(second: tuple[int, int], order: str) -> None:
 
 def test_a_repeated_action_is_before_itself() -> None:
     scene = make_scene(
-        {"s": ("spl", [0.0, 0.0, 0.3])},
-        s=[["_slide", None, 0, 10], ["_slide", None, 10, 20]],
+        {"s": ("spl", [0.0, 0.0, 0.3])}, s=[["_slide", None, 0, 10], ["_slide", None, 10, 20]]
     )
     slide = ("spl", "_slide")
     assert [labels.ORDER_CLASSES[i] for i in labels.actions_order(scene)] == [
@@ -114,12 +109,9 @@ def test_hidden_and_visible_cones() -> None:
     bare = {"m": [*cover["m"], ["_pick_place", None, 20, 30]], "l": []}
     moved_on = {"m": [*cover["m"], ["_contain", "x", 20, 30]], "l": []}
     for movements, hidden, visible in (
-        (cover, True, 1),
-        (released, True, 2),
-        (bare, False, 2),
-        (moved_on, False, 2),
+        (cover, True, 1), (released, True, 2), (bare, False, 2), (moved_on, False, 2),
         ({}, False, 2),
-    ):
+    ):  # fmt: skip
         scene = make_scene(objects, **movements)
         assert labels.hidden_at_end(scene) is hidden
         assert labels.visible_cones_at_end(scene) == [21] * visible

@@ -83,10 +83,8 @@ def test_batches_in_gpu_memory(built):
 
 def test_exactly_the_frames_asked_for(built):
     for number, count in enumerate(FRAMES):
-        for ids in (list(range(count)), [count - 1], [0], list(range(0, count, 3)), [0, 0], []):
-            rows = built.rows(f"v{number}", ids)
-            assert rows.shape == (len(ids), built.num_patches, built.patch_dim)
-            assert numbers_of_rows(rows) == [(number, i) for i in ids]
+        for ids in ([count - 1, 0, 0], range(0, count, 3), []):
+            assert numbers_of_rows(built.rows(f"v{number}", ids)) == [(number, i) for i in ids]
     for wrong in ([9], [-1], [0, 30]):
         with pytest.raises(IndexError, match="frames 0 to 8"):
             built.rows("v1", wrong)

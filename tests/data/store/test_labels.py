@@ -85,10 +85,7 @@ class Asked:
 
 
 def test_every_kind_of_clip(tmp_path):
-    traits = dict(
-        tasks=("z", "a"), frames=3, parts=True,
-        mirror=False,
-    )  # fmt: skip
+    traits = dict(tasks=("z", "a"), frames=3, parts=True, mirror=False)
     data = [Asked(tmp_path, task) for task in ("a", "z")]
     store = build_store(data[0].media(), tmp_path / "store", 32, 8, workers=1).path
     for one in data:

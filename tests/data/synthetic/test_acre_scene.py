@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 
 from ivcl_fast.data.formats.acre import Panel, object_table
-from ivcl_fast.data.synthetic.acre.scene import (
-    ORIGIN,
-    draw_panel,
-    machine_box,
-    object_box,
-)
+from ivcl_fast.data.synthetic.acre.scene import ORIGIN, draw_panel, machine_box, object_box
 from ivcl_fast.data.synthetic.placing import floor_axes
 from ivcl_fast.data.synthetic.render import MACHINE, render
 from ivcl_fast.data.synthetic.scene import CAMERA, LAMPS, Scene, Thing

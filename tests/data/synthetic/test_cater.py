@@ -17,11 +17,9 @@ TASKS = ("localize", "localize_4x4", "localize_8x8", "actions_present", "actions
 def check_video(path: Path, size: tuple[int, int], fps: int, frames: int) -> None:
     with av.open(str(path)) as container:
         (stream,) = container.streams.video
-        assert container.format.name == "avi"
-        assert stream.codec_context.name == "mjpeg"
+        assert (container.format.name, stream.codec_context.name) == ("avi", "mjpeg")
         assert (stream.width, stream.height) == size
-        assert stream.average_rate == fps
-        assert stream.frames == frames
+        assert (stream.average_rate, stream.frames) == (fps, frames)
         packets = [p for p in container.demux(stream) if p.size]
         assert all(p.is_keyframe for p in packets)
         decoded = [f for p in packets for f in p.decode()]
@@ -74,11 +72,8 @@ def test_lists(cater: Path) -> None:
     for task in TASKS:
         lines = {p.stem: p.read_text().splitlines() for p in (cater / "lists" / task).iterdir()}
         assert {k: len(v) for k, v in lines.items()} == {
-            "train": 5,
-            "val": 3,
-            "train_subsetT": 4,
-            "train_subsetV": 1,
-        }
+            "train": 5, "val": 3, "train_subsetT": 4, "train_subsetV": 1,
+        }  # fmt: skip
         assert lines["train"] == lines["train_subsetT"] + lines["train_subsetV"]
         for line in lines["train"] + lines["val"]:
             name, label = line.split(" ")

@@ -42,18 +42,13 @@ def decode(path: Path, size: tuple[int, int], fps: int) -> np.ndarray:
 
 def test_files(something_else: Path) -> None:
     assert sorted(path.name for path in something_else.iterdir()) == [
-        LOCK,
-        VIDEOS,
-        "dataset_splits",
-        "synthetic.json",
-    ]
+        LOCK, VIDEOS, "dataset_splits", "synthetic.json",
+    ]  # fmt: skip
     assert {p.name for p in (something_else / VIDEOS).iterdir()} == {
         f"{i}.webm" for i in range(1, 39)
     }
     frames = {len(decode(p, (142, 80), 8)) for p in (something_else / VIDEOS).iterdir()}
-    assert min(frames) >= 16
-    assert max(frames) <= 40
-    assert len(frames) > 5
+    assert min(frames) >= 16 and max(frames) <= 40 and len(frames) > 5
 
 
 @pytest.mark.parametrize("task", sorted(TASKS.keys() - {"something_v2", "compositional_shuffled"}))
@@ -74,16 +69,13 @@ def test_labels_are_balanced() -> None:
     train, val = (
         Counter(e["template"] for e in files[f"compositional/{s}"]) for s in ("train", "validation")
     )
-    assert len(train) == 8
-    assert set(train.values()) == {12, 13}
-    assert set(val.values()) == {3}
+    assert len(train) == 8 and set(train.values()) == {12, 13} and set(val.values()) == {3}
 
 
 def test_every_noun_of_a_verb_is_new_in_validation() -> None:
     files = split_files(SyntheticSomethingElse(train=900, val=900))
     sets = [set(files[f"compositional/objects{which}"]) for which in "AB"]
-    assert not sets[0] & sets[1]
-    assert len(sets[0]) == len(sets[1]) == 24
+    assert not sets[0] & sets[1] and len(sets[0]) == len(sets[1]) == 24
     group = {template.text: template.group for template in TEMPLATES}
     for held_out, split in enumerate(("train", "validation")):
         for entry in files[f"compositional/{split}"]:
@@ -98,12 +90,10 @@ def test_every_noun_of_a_verb_is_new_in_validation() -> None:
 def test_few_shots_and_one_object() -> None:
     files = split_files(SyntheticSomethingElse(train=8 * 12, val=8 * 2))
     base, novel = (set(files[f"fewshot/{name}_labels"]) for name in ("base", "finetune"))
-    assert not base & novel
-    assert base | novel == set(files["compositional/labels"])
+    assert not base & novel and base | novel == set(files["compositional/labels"])
     for shots, name in ((5, "finetune_5shot_training"), (10, "finetune_10shot_train")):
         count = Counter(e["template"] for e in files[f"fewshot/{name}"])
-        assert len(count) == len(novel)
-        assert set(count.values()) == {shots}
+        assert len(count) == len(novel) and set(count.values()) == {shots}
     for split, one in (("train", True), ("validation", False)):
         for entry in files[f"compositional_oneobject/{split}"]:
             assert "new_placeholdes" in entry

@@ -1,11 +1,10 @@
-"""Frames and shares, their gradients, and the reference model. The rest is in ``test_ops.py``."""
+"""Frames and shares, their gradients, and large logits. The rest is in ``test_ops.py``."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ivcl_fast import IVCLConfig, slot_autoencoder
 from ivcl_fast.kernels import mixture_loss
 from ivcl_fast.kernels.mixture_loss import _ref
 from tests.kernels.ops.conftest import DTYPES
@@ -52,15 +51,3 @@ def test_large_logits(device):
     check_op(OP.fused, OP.plain, [drawn, [true], background])
     shares = OP.op(drawn, true, background, *HOW)[2]
     assert (shares[:, 0] == 1).all() and (shares[:, 1:] < 1e-30).all()
-
-
-def test_equals_the_reference_model(device):
-    cfg = IVCLConfig(objective="slot_attention", image_size=16, patch_size=4, num_slots=3)
-    decoder = slot_autoencoder.MixtureDecoder(cfg).to(device)
-    drawn, true, decoder.background.data = inputs(2, 3, 16, 16, device=device)
-    how = (
-        slot_autoencoder.BACKGROUND_LOGIT, slot_autoencoder.SPREAD_WEIGHT,
-        slot_autoencoder.BACKGROUND_WEIGHT,
-    )  # fmt: skip
-    found = mixture_loss(drawn, true, decoder.background, *how)
-    torch.testing.assert_close(found, tuple(decoder.mix(drawn, true)))

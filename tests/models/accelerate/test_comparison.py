@@ -49,10 +49,7 @@ def test_each_dtype_and_size_class_is_compared_once(attention, compared):
     assert compared[1:] == [((32, WIDTH), torch.float32), ((17, WIDTH), BF16)]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [lambda out: out * 1.02, lambda out: out * float("nan")],
-)
+@pytest.mark.parametrize("wrong", [lambda out: out * 1.02, lambda out: out * float("nan")])
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 def test_a_difference_is_reported(attention, monkeypatch, wrong, dtype):
     own = TimmAttention.fused_output
