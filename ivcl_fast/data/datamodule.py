@@ -122,7 +122,7 @@ class DataModule:
         return self.dataset.scene(clip_name, frames)
 
     def usable_clips(self, split: str, count: int | None = None) -> list[Clip]:
-        """Return the clips of a split whose media can be used; ``count``: only the first ones."""
+        """Return the clips of a split whose media can be used, or only the first ``count``."""
         clips = self.dataset.clips(split)
         return [clips[i] for i in self._usable_ids(split)[:count].tolist()]
 

@@ -42,7 +42,7 @@ CLASSES = {
     "detection": SHAPES,
     "objects": tuple(f"{line} {i}" for line in ("column", "row") for i in range(FLOOR)),
 }
-"""Names of the classes by supervised objective. The snitch has a shape label only."""
+"""Names of the classes by supervised objective. The only label of the snitch is its shape."""
 OBJECTS = ("spl", *OBJECT_COLORS)
 """Object of each slot: the snitch, or the cones of one colour, which may cover it."""
 PICTURE = 320, 240

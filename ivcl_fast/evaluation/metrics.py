@@ -180,7 +180,7 @@ def as_answers(logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
     """Return both as arrays; raise ``ValueError`` for NaN, which has no rank."""
     logits, labels = as_array(logits), as_array(labels)
     if np.isnan(logits).any():
-        raise ValueError(f"logits: clip {np.isnan(logits).any(axis=1).argmax()} holds NaN")
+        raise ValueError(f"logits: clip {np.isnan(logits).any(axis=1).argmax()} contains NaN")
     return logits, labels
 
 

@@ -102,7 +102,7 @@ def run_branch(part: nn.Module, kind: type[nn.Module], last: str, x: Tensor, *ar
 def add_norm(x: Tensor, branch: Branch | None, norm: Any) -> tuple[Tensor, Tensor]:
     """Return the residual stream with ``branch`` added, and its norm in the compute dtype.
 
-    A ``norm`` that is not a plain LayerNorm is called.
+    If ``norm`` is not a plain LayerNorm, its own forward pass runs.
     """
     widens = branch is not None and torch.promote_types(x.dtype, branch.x.dtype) != x.dtype
     is_partial = any(parameter is None for parameter in norm._parameters.values())

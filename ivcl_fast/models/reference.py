@@ -172,7 +172,7 @@ def grid_positions(grid: int, dim: int) -> Tensor:
 
 
 def init_linears(module: nn.Module) -> None:
-    """Initialise weights Xavier-uniform and biases zero; a patch embedding counts as linear."""
+    """Initialise linear layers and patch embeddings: Xavier-uniform weights, zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(part.weight.flatten(1))

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROUNDS, LATER_ROUNDS = 3, 1
-"""Rounds of attention in a frame, and in later frames of a video if slots go on from frame to
-frame."""
+"""Rounds of attention in a frame, and in later frames of a video if slots are carried over."""
 SHARE_EPS = 1e-6
 """Added to each share, so that the mean is defined for a slot without patches."""
 

@@ -7,9 +7,9 @@ parameters, keys, initial weights and arguments are the same.
 * Video stays uint8: patches are embedded from, and compared with, uint8 patch rows.
 * On a CPU one op computes a whole block, from its first norm to its last sum, in cache.
 * Elsewhere a block hands its last residual sum to the norm that follows, which does both at once.
-* Outputs that nothing reads are not computed: after its attention, the last block of each stack
-  processes only the tokens used downstream, in the decoder those of the masked patches and in the
-  encoder the slots and the patches of query frames.
+* Unused outputs are not computed. After its attention, the last block of each stack processes only
+  the tokens that are used later: masked patches in the decoder, slots and the patches of query
+  frames in the encoder.
 
 Dtypes: the residual stream (``x`` below) has the parameters' dtype, float32 under autocast as in
 the reference; inputs and outputs of matrix products have autocast's dtype. A model converted to

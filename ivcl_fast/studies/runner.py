@@ -97,7 +97,7 @@ def plan_jobs(
 
 
 def variant_folder(variant: Variant) -> Path:
-    """Return a variant's folder inside the study's, below one for its data set, if set."""
+    """Return a variant's folder, relative to the study's; a variant's data set adds a level."""
     parts = variant.data, variant.label
     return Path(*(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part))
 

@@ -91,8 +91,8 @@ def restore_optimizers(
 def store(folder: Path, saved: Checkpoint) -> Path:
     """Write a checkpoint under ``folder`` and keep the newest :data:`KEEP`; on rank 0 only.
 
-    Checkpoints of later steps are deleted too: if one had been undamaged, the run would have
-    continued from it. Raises ``OSError`` if the files cannot be written.
+    Checkpoints of later steps are deleted too: they are damaged, otherwise the run would have
+    continued from them. Raises ``OSError`` if the files cannot be written.
     """
     final = folder / f"step-{saved.step:08d}"
     try:

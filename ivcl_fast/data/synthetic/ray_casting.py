@@ -1,7 +1,7 @@
 """The maths of the renderer in NumPy: the reference for the C++ op, and its fallback.
 
 Vectors are float32 [3, N], one column for each ray. Each pixel has four camera rays.
-Three area lamps and the sun light the points that they hit, with one shadow ray to a point of each.
+Three area lamps and the sun light each point that a ray hits, with one shadow ray to each light.
 Metal adds one reflected ray. Indirect light is approximated with constants fitted to Cycles
 pictures, in ``LOOK``.
 """

@@ -22,7 +22,7 @@ ORIGIN = (0.0, 0.0, 0.0)
 _REACH = 2.3
 _TEST_SIZE = 160, 120
 _LEAST_PIXELS = 50
-"""Objects with fewer visible pixels are placed again; at ACRE's 320 x 240 pixels it is 200."""
+"""Objects with fewer visible pixels are placed again; ACRE's limit is 200 at 320 x 240 pixels."""
 _GROUNDS: dict[Light, Ground] = {"on": "machine_on", "off": "machine_off", "no": "plain"}
 
 

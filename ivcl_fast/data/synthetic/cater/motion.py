@@ -37,7 +37,7 @@ _QUARTER_TURN = 3.14 / 2
 _PAIRS = 100
 _TRIES = 102
 _FIRST_TRIES = 16
-"""Number of tries to test first; more are rarely needed."""
+"""Number of tries in the first batch, which is nearly always enough."""
 
 _ACTIONS = ("_slide", "_pick_place", "_rotate")
 _PICK_PLACE, _ROTATE = 1, 2
