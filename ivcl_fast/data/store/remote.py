@@ -123,7 +123,7 @@ def remote_errors(url: str) -> Iterator[None]:
     """Turn the errors of any storage back end into :class:`UserError`."""
     try:
         yield
-    except (FileNotFoundError, UserError):
+    except UserError:
         raise
     except ImportError as error:
         raise UserError(

@@ -102,6 +102,16 @@ def test_a_changed_video_replaces_its_shard(bucket, videos, tmp_path):
     assert len(kept) == len([name for name in before if name.endswith(".u8")]) - 1
 
 
+def test_lost_shards_are_one_line(bucket, videos, tmp_path):
+    """As after a copy of the store that was interrupted."""
+    prepared(videos, f"{bucket}/store")
+    forget(tmp_path)
+    for file in fsspec.open_files(f"{bucket}/store/*.u8", use_listings_cache=False):
+        file.fs.rm_file(file.path)
+    with pytest.raises(UserError, match=f"^{bucket}/store: "):
+        batches(open_data(DataConfig(f"store:{bucket}/store"), CFG))
+
+
 def test_what_is_not_there_is_one_line(bucket, tmp_path):
     url = f"{bucket}/nothing"
     with pytest.raises(UserError, match=f"--data: expected a frame store with labels, got {url}"):
