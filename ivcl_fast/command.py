@@ -68,7 +68,8 @@ def parse(
 
 def plain_text(docstring: str) -> str:
     """Remove a docstring's markup, and join the lines of each paragraph."""
-    return re.sub(r"(?<!\n)\n(?![\n ])", " ", docstring.replace("``", "")).strip()
+    text = re.sub(r"(?<!\n)\n(?![\n ])", " ", docstring.replace("``", "")).strip()
+    return text.replace("\n\n ", "\n ")  # tyro adds a line break before an indented line
 
 
 @functools.cache
