@@ -5,18 +5,18 @@ if (location.protocol === "file:") {
       super();
       const frame = document.createElement("iframe");
       frame.hidden = true;
+      frame.srcdoc = `<script src="${url}"></script>`;
+      this.inside = new Promise((loaded) => {
+        frame.onload = () => loaded(frame.contentWindow);
+      });
+      this.inside.then((inside) => {
+        inside.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }));
+      });
       document.body.append(frame);
-      this.inside = frame.contentWindow;
-      this.inside.postMessage = (data) =>
-        this.dispatchEvent(new MessageEvent("message", { data }));
-      const script = frame.contentDocument.createElement("script");
-      script.src = url;
-      this.loaded = new Promise((loaded) => (script.onload = loaded));
-      frame.contentDocument.body.append(script);
     }
 
     postMessage(data) {
-      this.loaded.then(() => this.inside.dispatchEvent(new MessageEvent("message", { data })));
+      this.inside.then((inside) => inside.dispatchEvent(new MessageEvent("message", { data })));
     }
   };
 }
