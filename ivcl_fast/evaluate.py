@@ -87,7 +87,8 @@ def evaluate(config: EvaluateConfig) -> None:
         chosen = evaluated_clips(run, models, evaluation)
         shown = (describe_clip(run, models, *clip) for clip in chosen)
         results = [result, *others]
-        write_page(page, [run], shown, [results_section(results)], results, evaluation)
+        section = results_section(results, run.config.seed)
+        write_page(page, [run], shown, [section], results, evaluation)
         print(f"open: {page}")
 
 

@@ -5,6 +5,7 @@ Letters in shapes as in ``reference.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -61,6 +62,16 @@ def slot_attention(model: Model, video: Tensor) -> Tensor:
     maps = rearrange(maps[:, first:, first:], "n (f v) (g w) -> n f v g w", v=width, w=width)
     own = maps.diagonal(dim1=1, dim2=3)[:, : cfg.num_slots, cfg.num_slots :]  # [n, S, N, frames]
     return rearrange(own, "(b k) s n f -> b (k f) s n", b=len(rows)).contiguous()
+
+
+def snitch_attention(maps: Tensor, patches: Sequence[int | None]) -> float:
+    """Return a slot's attention on an object relative to its mean attention, averaged over frames.
+
+    ``maps``: ``[T, N]``. ``patches``: the object's patch in each frame; at least one is not None.
+    """
+    relative = maps / maps.mean(dim=1, keepdim=True)
+    found = [relative[t, patch] for t, patch in enumerate(patches) if patch is not None]
+    return float(torch.stack(found).mean())
 
 
 # --- Collapse ------------------------------------------------------------------------------------

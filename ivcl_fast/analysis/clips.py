@@ -15,6 +15,7 @@ from itertools import tee, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +27,10 @@ from ivcl_fast.data.decode.pyav import open_media
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_labels import Scene, hidden_at_end
+from ivcl_fast.data.frame_labels import SHAPES, visible_centres
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.data.sampling import clip_stride, frame_ids
+from ivcl_fast.data.synthetic.cater.write import spec_of
 from ivcl_fast.data.synthetic.drawn import Drawn, drawn_media
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import reference
@@ -52,6 +55,8 @@ class DecodedClip:
     """Whether the frames are separate images, the last of which is a question (ACRE)."""
     video: str = ""
     """Name of the media, which clips may share."""
+    snitch: tuple[int | None, ...] = ()
+    """The patch of the visible snitch's centre in each frame; empty if unknown."""
 
     def take(self, ids: Sequence[int]) -> Tensor:
         """Return frames by number: uint8 ``[len(ids), 3, H, W]``."""
@@ -123,7 +128,23 @@ class ClipReader:
         else:
             decoded = self._decode(self.media[clip.media], clip.frames)
         scene = scenes.scene(clip.name) if scenes else None
-        return replace(decoded, name=clip.name, labels=described, scene=scene)
+        decoded = replace(decoded, name=clip.name, labels=described, scene=scene)
+        return replace(decoded, snitch=self.snitch_patches(decoded))
+
+    def snitch_patches(self, clip: DecodedClip) -> tuple[int | None, ...]:
+        """Return ``clip.snitch``, which needs the camera of a synthetic data set."""
+        scene, grid = clip.aligned_scene, self.run.config.model.grid
+        spec = spec_of(self.run.dataset.root) if scene and self.trajectories else None
+        crop = self.run.config.data.crop
+        if scene is None or spec is None or spec.camera == "none" or crop != "none":
+            return ()
+        number = [thing["shape"] for thing in scene["objects"]].index("spl")
+        visible = np.zeros((cater_frames.frame_count(scene), len(scene["objects"])), dtype=bool)
+        for frame in clip.frame_index:
+            visible[frame, number] = not cater_frames.snitch_hidden(scene, frame)
+        centres = visible_centres(scene, visible, grid, spec)[clip.frame_index, number]
+        patches = (centres // len(SHAPES)).astype(int).tolist()
+        return tuple(patch if patch < grid**2 else None for patch in patches)
 
     def scenes(self, clips: Sequence[Clip]) -> Cater | None:
         """Return the data set if each clip has a scene with the snitch's place."""
@@ -225,6 +246,16 @@ class SnitchTrajectory(NamedTuple):
     """``[E]``: the snitch's true cell; None without a scene."""
     hidden: list[bool] | None = None
     """``[E]``: whether the snitch is inside a cone; None without a scene."""
+
+    def right_frames(self) -> list[tuple[str, int, int]]:
+        """Count the frames whose likeliest cell is the true one, and all frames, by visibility."""
+        counts = {"visible": [0, 0], "hidden": [0, 0]}
+        cells = zip(self.belief, self.true or [], self.hidden or [], strict=False)
+        for row, cell, is_hidden in cells:
+            of = counts["hidden" if is_hidden else "visible"]
+            of[0] += row.index(max(row)) == cell
+            of[1] += 1
+        return [(end, right, frames) for end, (right, frames) in counts.items() if frames]
 
 
 def frames_up_to(end: int, num_frames: int) -> list[int]:

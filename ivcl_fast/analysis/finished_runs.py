@@ -240,9 +240,8 @@ class FinishedRun(Run):
         data = data or config.data.source
         if not length:
             return f"{self.folder.name} on {data}."
-        return (
-            f"{config.data.task} on {data}, preset {config.preset}, seed {config.seed}; {length}."
-        )
+        about = f"Task {config.data.task} on {data}, preset {config.preset}, seed {config.seed}"
+        return f"{about}; {length}."
 
     def describe_length(self) -> str:
         """Describe how many clips the finished stages have seen."""
@@ -254,10 +253,11 @@ class FinishedRun(Run):
             record = config.get("training") or {}
             if "clips seen" not in record:  # a model that was not saved by a run
                 continue
-            seen = f"{record['clips seen']} clips"
+            whole = f"{record['clips seen']:,}"
+            seen = f"{whole} clips"
             for which in ("last", "single"):
                 if first := record.get(f"{which} frames seen before"):
-                    seen = f"{first} {which} frames and {record['clips seen']} whole clips"
+                    seen = f"{first:,} {which} frames and {whole} whole clips"
             text = f"{seen} of {stage}"
             if share := record.get("label fraction"):
                 text += f" with {100 * share:g}% of the labels"

@@ -18,7 +18,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from ivcl_fast.analysis.attention_maps import slot_attention
+from ivcl_fast.analysis.attention_maps import slot_attention, snitch_attention
 from ivcl_fast.analysis.clips import ClipReader, DecodedClip, SnitchTrajectory, follow_snitch
 from ivcl_fast.analysis.finished_runs import FinishedRun, Model
 from ivcl_fast.data.dataset import Clip
@@ -145,8 +145,10 @@ def describe_clip(
             found["label"], found["guess"] = names.index(clip.labels[0]), order[0]
             found["right"] = names[order[0]] in clip.labels
     if followed := follow(run, models, clip):
-        belief = [[round(p, 3) for p in row] for row in followed.belief]
-        found["floor"] = followed._replace(belief=belief)._asdict()
+        belief = [[round(p, 3) if p == p else 0.0 for p in row] for row in followed.belief]
+        found["floor"] = followed._replace(belief=belief)._asdict() | {
+            "counts": followed.right_frames()
+        }
     return found
 
 
@@ -199,13 +201,16 @@ def layers_of(run: FinishedRun, models: Mapping[str, Model], clip: DecodedClip) 
     frames, every = clip.frames.cpu() / 255, [*range(len(clip.frame_index))]
     layers = [Layer("input", "The model's input frames.", frames, every)]
     seeing = models.get("finetuned") or next(iter(models.values()))
-    heat = attention_heat(slot_attention(seeing, clip.frames[None])[0].cpu())  # [T, S, g, g]
+    maps = slot_attention(seeing, clip.frames[None])[0].cpu()  # [T, S, N]
     of = "last block of the image encoder, mean of the heads"
     if seeing.cfg.objective == "slot_attention":
         of = "last round of slot attention"
-    note = f"Square root of this slot's attention, up to the 99th percentile: {of}."
-    for slot, of_slot in enumerate(heat.unbind(1), 1):
-        images = torch.cat([colored(of_slot), (0.2 + 0.5 * of_slot)[:, None]], dim=1)
+    for slot, heat in enumerate(attention_heat(maps).unbind(1), 1):
+        note = f"Where this slot attends: {of}. Brightness is the square root of attention."
+        if any(patch is not None for patch in clip.snitch):
+            times = snitch_attention(maps[:, slot - 1], clip.snitch)
+            note += f" On the visible snitch, attention is {times:.1f} times the slot's mean."
+        images = torch.cat([colored(heat), (0.2 + 0.5 * heat)[:, None]], dim=1)
         layers.append(Layer(f"slot {slot}", note, images, every))
     pretrained = models.get("pretrained")
     if isinstance(pretrained, SlotAutoencoder):
@@ -213,7 +218,7 @@ def layers_of(run: FinishedRun, models: Mapping[str, Model], clip: DecodedClip) 
         error = (rebuilt - frames).abs().mean(dim=1)
         top = max(float(error.max()), 0.01)
         note = "The pixels that the pretrained model's decoder takes from each slot."
-        slots = range(1, 1 + heat.shape[1])
+        slots = range(1, 1 + maps.shape[1])
         legend = tuple((f"slot {n}", f"#{bytes(slot_color(n)).hex()}") for n in slots)
         layers += [
             Layer("segments", note, segment_overlay(segments), every, legend),
@@ -264,7 +269,7 @@ def reconstruction(
     if cfg.norm_pix:
         note += " Masked patches have the true patch's mean and contrast (norm_pix)."
     return query, [
-        ("given to the model", "Query frames without their masked patches.", given),
+        ("masked input", "Query frames without their masked patches.", given),
         ("reconstruction", note, rebuilt),
         ("error", f"Absolute error, 0 to {top:.2f}; mean of masked pixels {mean:.3f}.",
          colored(error.cpu() / max(top, 0.01))),
@@ -301,6 +306,6 @@ def segment_overlay(segments: Tensor) -> Tensor:
 def colored(values: Tensor) -> Tensor:
     """Colour ``[..., H, W]`` in [0, 1], dark to bright: ``[..., 3, H, W]``."""
     colors = torch.tensor(INFERNO) / 255
-    at = values.clamp(0, 1) * (len(colors) - 1)
+    at = values.nan_to_num().clamp(0, 1) * (len(colors) - 1)
     low = at.floor().long().clamp(max=len(colors) - 2)
     return torch.lerp(colors[low], colors[low + 1], (at - low)[..., None]).movedim(-1, -3)

@@ -44,14 +44,14 @@ NOT_SHOWN = {"out", "name", "resume", "overwrite", "data_dir", "preset"}
 """Settings that the page does not list: the run's location, and those shown elsewhere."""
 PANELS = {
     "loss": "Loss",
-    "val_frame_map": "Labels of frames in pretraining, mAP",
-    "val_top1": "Validation top-1",
-    "val_top1_visible": "Validation top-1, snitch visible at the end",
-    "val_top1_hidden": "Validation top-1, snitch hidden at the end",
-    "val_class_mean": "Validation accuracy, mean of the classes",
-    "val_query": "Validation accuracy of queries",
-    "val_problem": "Validation accuracy of problems",
-    "val_map": "Validation mAP",
+    "val_frame_map": "Labels of frames in pretraining, mAP, %",
+    "val_top1": "Validation top-1, %",
+    "val_top1_visible": "Validation top-1, snitch visible at the end, %",
+    "val_top1_hidden": "Validation top-1, snitch hidden at the end, %",
+    "val_class_mean": "Validation accuracy, mean of the classes, %",
+    "val_query": "Validation accuracy of queries, %",
+    "val_problem": "Validation accuracy of problems, %",
+    "val_map": "Validation mAP, %",
     "val_l1": "Validation L1 (cells)",
     "val_distance": "Validation distance",
     "lr": "Highest learning rate",
@@ -76,6 +76,7 @@ def write_page(
     results: Sequence[Result] = (),
     evaluation: Evaluation | None = None,
     data: str | None = None,
+    live: bool = False,
 ) -> None:
     """Write the page of a run, or of two runs on the same clips.
 
@@ -86,6 +87,7 @@ def write_page(
         results: a run's table, from which the curves take their chance levels.
         evaluation: the answers, for the overview of mistakes.
         data: a description of the clips; by default the run's data source.
+        live: more clips follow, so the page plays, and loads itself again after the last one.
     """
     shown, note = gallery(clips)
     run, titles = runs[0], [run.folder.name for run in runs]
@@ -101,6 +103,7 @@ def write_page(
         for record in MetricsLog(one.folder).read()
     ]
     settings = [changed_settings(run) for run in runs]
+    labelled = any(clip["label"] is not None for clip in shown)
     render(
         path,
         title=" and ".join(titles),
@@ -112,9 +115,11 @@ def write_page(
         device=f"{run.device}, {platform.machine()}",
         note=note,
         clips=shown,
-        names=run.classes.names if any(clip["label"] is not None for clip in shown) else [],
+        classes={"": "all"} | dict(enumerate(run.classes.names)) if labelled else {},
         curves=describe_curves(records, chance),
         confusion=describe_confusion(run, evaluation),
+        evaluated=len(evaluation.clips) if evaluation else 0,
+        live=live,
     )
 
 
@@ -157,7 +162,7 @@ def render(path: Path, **parts: Any) -> None:
         "Python": platform.python_version(),
         "device": parts.get("device", platform.machine()),
     }
-    data = {name: parts.get(name) for name in ("curves", "confusion")}
+    data = {name: parts.get(name) for name in ("curves", "confusion", "live")}
     text = environment.get_template("report.html").render(
         style=Markup((TEMPLATES / "report.css").read_text()),
         script=Markup((TEMPLATES / "report.js").read_text()),
@@ -192,13 +197,15 @@ def describe_curves(
     panels = []
     for name, title in PANELS.items():
         lines: dict[str, list[list[float]]] = {}
+        factor = 100 if title.endswith("%") else 1
         for record in records:
             if name in record:
                 points = lines.setdefault(record["stage"], [])
-                points.append([record["clips"], record[name]])
+                points.append([record["clips"], factor * record[name]])
         thinned = {stage: points[:: -(-len(points) // POINTS)] for stage, points in lines.items()}
         if lines:
-            panels.append({"title": title, "chance": chance.get(name), "lines": thinned})
+            level = factor * chance[name] if name in chance else None
+            panels.append({"title": title, "chance": level, "lines": thinned})
     return panels
 
 

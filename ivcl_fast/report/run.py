@@ -18,8 +18,8 @@ from ivcl_fast.report.tables import METRIC_NAMES, results_table
 from ivcl_fast.text import markdown
 
 LOWER_IS_BETTER = ("l1", "distance")
-GUESSES = (LAST_FRAME, CONE, COUNTING)
-"""Titles of baselines without memory or reasoning."""
+GUESSES = ("chance", *(f"“{title}" for title in (LAST_FRAME, CONE, COUNTING)))
+"""How the baselines without memory or reasoning are called."""
 REPORT = "report.md"
 SCORES = "scores.json"
 """File in a run's folder with its table of results."""
@@ -45,7 +45,7 @@ def write_report(
         parts.append("A `--quick` run shows that every part runs; its scores mean nothing.")
     sections = []
     if evaluation is not None:
-        sections.append(results_section(results))
+        sections.append(results_section(results, config.seed))
         curve = f"The training curve is on {run.data.measured_in_training}."
         heading = f"On `{run.data.eval_split}`; 95 % intervals in brackets. {curve}"
         parts += ["## Results", markdown(summary(results)), heading, str(results_table(results))]
@@ -68,13 +68,13 @@ def write_report(
         write_json(run.folder / SCORES, scores)
 
 
-def results_section(results: Sequence[Result]) -> Section:
+def results_section(results: Sequence[Result], seed: int) -> Section:
     """Return the results with their summary, for the page."""
-    return Section("Results", summary(results), results_table(results))
+    return Section("Results", summary(results), results_table(results, seed))
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Compare the first result with chance and the other results in one sentence.
+    """Compare the first result with chance and the other results, and say what that shows.
 
     It is about the first metric, on clips that end with a hidden snitch if these are known.
     """
@@ -85,6 +85,7 @@ def summary(results: Sequence[Result]) -> str:
         for result in results[1:]
         if group in result.scores
     }
+    guesses = {title: others[title] for title in others if title.startswith(GUESSES)}
     comparisons = []
     sign = -1 if metric in LOWER_IS_BETTER else 1
     for title, value in others.items():
@@ -92,28 +93,16 @@ def summary(results: Sequence[Result]) -> str:
         better = sign * value < sign * score.value
         how = "level with" if is_inside else "better than" if better else "worse than"
         comparisons.append(f"{how} {title} ({score.format(value)})")
+    best = max(guesses, key=lambda title: sign * guesses[title])
+    rest = " and than every baseline without memory or reasoning" * (len(guesses) > 1)
+    meaning = f"This is better than chance{rest}."
+    if min(sign * score.low, sign * score.high) <= sign * guesses[best]:
+        meaning = f"This is not clearly better than {best}, so it does not show reasoning."
     clips = "all clips" if group == "all" else "clips that end with a hidden snitch"
     return (
         f"On {clips}, “{first.title}” has {METRIC_NAMES[metric]} "
         f"{score.format(score.value)}: {', '.join(comparisons)}. "
-    ) + meaning(results, group, metric)
-
-
-def meaning(results: Sequence[Result], group: str, metric: str) -> str:
-    """State in one sentence what the first result's score shows, compared with the best guess."""
-    score, sign = results[0].scores[group][metric], -1 if metric in LOWER_IS_BETTER else 1
-    guesses = {"chance": score.chance} | {
-        f"“{result.title}”": result.scores[group][metric].value
-        for result in results[1:]
-        if result.title.startswith(GUESSES) and group in result.scores
-    }
-    best = max(guesses, key=lambda title: sign * guesses[title])
-    if min(sign * score.low, sign * score.high) <= sign * guesses[best]:
-        return (
-            f"This is not clearly better than {best}, so it does not show that the model reasons."
-        )
-    rest = " and than every baseline without memory or reasoning" * (len(guesses) > 1)
-    return f"This is better than chance{rest}."
+    ) + meaning
 
 
 def answers_by_clip(results: Sequence[Result], evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -140,17 +140,21 @@ def scores_table(varied: str, results: Results, chance: Chance, compared: Compar
     With comparisons, the first metric has intervals and the last column has the differences.
     """
     first, *others = chance
-    rows = []
+    rows, notes = list[list[str]](), dict[tuple[int, int], str]()
     for name, groups in results.items():
         for group, scores in groups.items():
             of = compared.get((name, group), Compared())
+            for column, metric in enumerate(chance, 2):
+                if values := scores.get(metric):
+                    each = (mean_and_deviation([v], chance[metric]["percent"]) for v in values)
+                    notes[len(rows), column] = f"{name}, {group}; by seed: {', '.join(each)}"
             texts = {m: mean_and_deviation(scores[m], chance[m]["percent"]) for m in scores}
             score = f"{texts[first]} {of.interval}".rstrip()
             clips = f"{group} ({of.clips:,})" if of.clips else group
             rows.append([name, clips, score, *(texts.get(m, "") for m in others), of.difference])
     cells = [mean_and_deviation([of["chance"]], of["percent"]) for of in chance.values()]
     header = [varied, "clips", *(METRIC_NAMES[m] for m in chance), "difference"]
-    return Table(header, [*rows, ["chance", "all", *cells, ""]])
+    return Table(header, [*rows, ["chance", "all", *cells, ""]], notes)
 
 
 # --- Comparisons ---------------------------------------------------------------------------------

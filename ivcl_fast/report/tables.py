@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich import box
 from rich.console import Console
@@ -29,6 +29,8 @@ class Table:
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    notes: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """What a page says about a cell under the pointer, by row and column."""
 
     def markdown(self) -> list[str]:
         """Return the lines of a Markdown table."""
@@ -61,17 +63,24 @@ class Table:
         console.print(table)
 
 
-def results_table(results: Sequence[Result]) -> Table:
+def results_table(results: Sequence[Result], seed: int = 0) -> Table:
     """Return a run's table of results: a row for each result and group of clips, chance last.
 
-    Groups are shown with their numbers of clips.
+    Groups are shown with their numbers of clips. ``seed``: of the run, for the notes.
     """
     chances = results[0].scores["all"]
     header = ["model", "clips", *(METRIC_NAMES[name] for name in chances)]
-    rows = []
+    rows, notes = list[list[str]](), dict[tuple[int, int], str]()
     for result in results:
         for group, scores in result.scores.items():
             clips = f"{group} ({next(iter(scores.values())).n:,})"
+            for column, name in enumerate(chances, 2):
+                if score := scores.get(name):
+                    low, high, chance = map(score.format, (score.low, score.high, score.chance))
+                    notes[len(rows), column] = (
+                        f"{result.title}, {clips}: 95 % interval {low} to {high}; chance {chance}; "
+                        f"seed {seed}"
+                    )
             rows.append([result.title, clips, *(str(scores.get(name, "")) for name in chances)])
-    chance = [score.format(score.chance) for score in chances.values()]
-    return Table(header, [*rows, ["chance", "all", *chance]])
+    chance_row = [score.format(score.chance) for score in chances.values()]
+    return Table(header, [*rows, ["chance", "all", *chance_row]], notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import ivcl_fast
-from ivcl_fast.demo import main
+from ivcl_fast.demo import CAMERAS, DemoConfig, demo, main
 from tests.report.test_page import data_of
 from tests.support.own_videos import write_one
 
@@ -41,11 +42,48 @@ def test_a_video_of_ones_own(tmp_path: Path, command: Any, opened: list[str]) ->
     assert command(main, video, "--out", page)[0] == 0
     (clip,) = data_of(page)["clips"]
     assert clip["truth"] == "" and clip["right"] is None and clip["answer"].startswith("cell ")
-    write_one(tmp_path / "videos", 1)
-    assert command(main, tmp_path / "videos", "--out", page, "--no-open")[0] == 0
-    assert len(data_of(page)["clips"]) == 2 and len(opened) == 1
     status, _, error = command(main, tmp_path / "none.mp4", "--out", page)
-    assert status == 2 and error.startswith("error: VIDEO ")
+    assert status == 2 and error.startswith("error: VIDEO ") and len(opened) == 1
+
+
+def test_a_folder_goes_on_with_the_next_file(tmp_path: Path, command: Any) -> None:
+    """The page is there after the first video; a file that is no video is named and left out."""
+    folder, page = tmp_path / "videos", tmp_path / "demo.html"
+    for number in (0, 1):
+        write_one(folder, number)
+    (folder / "00b.mp4").write_bytes(b"no video")
+    flags = DemoConfig(video=folder, out=page)
+    states = [(len(data_of(path)["clips"]), data_of(path)["live"]) for path in demo(flags)]
+    assert states == [(1, True), (2, True), (2, False)]
+    status, said, _ = command(main, folder, "--out", page, "--no-open")
+    assert status == 0 and said.count("open: ") == 1 and "00b.mp4: not a video" in said
+    for number in (0, 1):
+        next(folder.glob(f"{number:02d}.*")).write_bytes(b"no video")
+    status, _, error = command(main, folder, "--out", page)
+    assert status == 2 and "expected a usable video" in error
+
+
+def test_a_camera_goes_on_until_it_is_stopped(
+    tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg's test picture in place of a camera; the oldest of too many clips goes."""
+    page = tmp_path / "demo.html"
+    monkeypatch.setitem(CAMERAS, "linux", ("lavfi", "testsrc=size=64x48:rate=10,hue=h={}"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("ivcl_fast.demo.CLIPS", 2)
+    pages = demo(DemoConfig(camera="0", seconds=0.5, out=page))
+    for names in (["clip 1"], ["clip 1", "clip 2"], ["clip 2", "clip 3"]):
+        next(pages)
+        assert [clip["name"] for clip in data_of(page)["clips"]] == names
+        assert data_of(page)["live"]
+    assert data_of(page)["clips"][0]["titles"][-1] == "frame 5, 0.4 s"
+    pages.close()  # as Ctrl-C does
+    assert not data_of(page)["live"]
+    monkeypatch.undo()
+    status, _, error = command(main, "--camera", "none of these", "--out", page)
+    assert status == 2 and error.startswith("error: --camera none of these: ")
+    status, _, error = command(main, page, "--camera", "0")
+    assert status == 2 and error == "error: --camera: expected no VIDEO, got both\n"
 
 
 @pytest.mark.parametrize("decoded", [False, True])

@@ -62,7 +62,7 @@ def test_quick_run_does_everything(short_run, tmp_path, command, monkeypatch):
     home = shutil.copytree(short_run.home, tmp_path / "home")
     run = home / "runs" / "synthetic-localize-tiny-quick"
     page = (run / "report.html").read_text()
-    assert all(f'"{name}"' in page for name in ("slot 2", "given to the model", "reconstruction"))
+    assert all(f'"{name}"' in page for name in ("slot 2", "masked input", "reconstruction"))
     report = (run / "report.md").read_text()
     assert "hidden" in report and "report.html" in report and "--quick" in report
     assert "192 last frames and 64 whole clips of finetuning." in report

@@ -20,7 +20,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.report.clips import describe_clip, varied
-from ivcl_fast.report.page import Section, write_page, write_study
+from ivcl_fast.report.page import Section, write_page
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.settings import TrainConfig, write_settings
@@ -94,7 +94,7 @@ def cater_clips(run: FinishedRun, count: int) -> list[dict[str, Any]]:
 def test_cater_has_a_belief_and_a_path_for_every_frame(tmp_path: Path) -> None:
     run = run_in(tmp_path, CELLS, "localize")
     results = [Result("ours", SCORES)]
-    sections = [Section("Results", "", results_table(results))]
+    sections = [Section("Results", "", results_table(results, seed=7))]
     html, data = write(tmp_path, run, cater_clips(run, 2), results=results, sections=sections)
     first, second = data["clips"]
     assert first["right"] and first["end"] == "moved while hidden"
@@ -103,15 +103,16 @@ def test_cater_has_a_belief_and_a_path_for_every_frame(tmp_path: Path) -> None:
     assert len(floor["belief"]) == 5 and sum(floor["belief"][0]) == pytest.approx(1, abs=0.03)
     assert floor["true"] == [0, 1, 8, 9, 4] and floor["hidden"] == [False, False, True, True, True]
     names = [layer["name"] for layer in first["layers"]]
-    assert names[:4] == ["input", "slot 1", "slot 2", "given to the model"]
+    assert names[:4] == ["input", "slot 1", "slot 2", "masked input"]
     queries = [tile is not None for tile in first["layers"][-1]["tiles"]]
     assert sum(queries) == 3  # only query frames are reconstructed
     assert "<td>seed</td>" not in html and re.search("seed</th><td>7</td>", html)
-    hint = "ours, all (4): 95 % interval 20.0 to 80.0; chance 2.8 %"
+    hint = "ours, all (4): 95 % interval 20.0 % to 80.0 %; chance 2.8 %; seed 7"
     assert f'title="{hint}">50.0 % <small>[20.0, 80.0]</small>' in html
     loss, top1 = data["curves"]
     assert loss["lines"] == {"pretrain": [[16, 1.5], [32, None]]}
-    assert top1["chance"] == pytest.approx(1 / 36)
+    assert top1["lines"] == {"finetune": [[16, 25.0]]} and top1["title"].endswith("%")
+    assert top1["chance"] == pytest.approx(100 / 36)
 
 
 def test_the_panels_of_acre_and_its_probabilities(tmp_path: Path) -> None:
@@ -174,139 +175,3 @@ def test_mistakes_by_class(tmp_path: Path) -> None:
     confusion = data["confusion"]
     assert confusion["pairs"] == [[0, 0, 1], [0, 1, 2], [1, 1, 1]]
     assert confusion["n"] is None and confusion["names"] == ["cats", "dogs", "cows"]
-
-
-# --- In a browser --------------------------------------------------------------------------------
-
-DECODE = "Promise.all([...images.values()].map(image => image.decode())).then(draw)"
-PIXELS = "document.getElementById('frame0').toDataURL()"
-FAINT = """() => {
-  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
-  const light = (color) => color.map((c) => c / 255)
-    .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const back = (element) => {
-    if (!element) return [255, 255, 255];
-    const [r, g, b, alpha = 1] = numbers(getComputedStyle(element).backgroundColor);
-    const below = alpha < 1 ? back(element.parentElement) : [0, 0, 0];
-    return [r, g, b].map((c, i) => alpha * c + (1 - alpha) * below[i]);
-  };
-  return [...document.querySelectorAll("body *")].filter((element) => {
-    const text = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!text || !element.getClientRects().length || element.tagName === "SCRIPT") return false;
-    const style = getComputedStyle(element);
-    const front = numbers(element instanceof SVGElement ? style.fill : style.color).slice(0, 3);
-    const [a, b] = [light(front), light(back(element))];
-    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
-  }).map((element) => element.outerHTML);
-}"""
-"""Elements whose text has less contrast than WCAG's level AA asks for."""
-
-
-@pytest.fixture
-def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """A page of the browser; it may neither say nor ask for anything."""
-    page, said = browser.new_page(), []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: said.append(request.url))
-    yield page
-    page.close()
-    assert [text for text in said if not text.startswith(("file:", "data:"))] == []
-
-
-def write_kind(kind: str, folder: Path) -> Path:
-    """Write a small page of this kind."""
-    path, names = folder / "report.html", ["off", NASTY, "on"]
-    results = [Result("ours", SCORES), Result("other", SCORES)]
-    sections = [Section("Results", "A note.", results_table(results))]
-    if kind in ("CATER", "two runs"):
-        run = run_in(folder, CELLS, "localize")
-        clips = cater_clips(run, 4)
-        if kind == "two runs":
-            other = dict(clips[1], right=True)
-            write_page(path, [run, run], [dict(clip, other=other) for clip in clips], sections)
-            return path
-        labels, answers = [4, 4, 4, 9], [4, 5, 4, 4]
-        evaluation = evaluated("abcd", labels, answers, 36)
-        write_page(path, [run], clips, sections, results, evaluation)
-    elif kind == "study":
-        folders = {f"variant {n}": [run_in(folder, CELLS, name=f"r{n}").folder] for n in range(7)}
-        (folders["variant 0"][0] / "report.html").touch()
-        write_study(path, ["A question?"], sections, folders)
-    elif kind in ("ACRE", "classes", "no clips"):
-        run = run_in(folder, names)
-        about: dict[str, Any] = {"panels": True, "video": "problem"} if kind == "ACRE" else {}
-        count = 0 if kind == "no clips" else 4
-        shown = [clip_named(f"{kind} {n}", (names[n % 3],), **about) for n in range(count)]
-        described = [describe_clip(run, models(3), clip, torch.eye(3)[1]) for clip in shown]
-        evaluation = evaluated("abcd", [0, 1, 2, 0], [1, 1, 1, 1], 3)
-        write_page(path, [run], described, sections, results, evaluation)
-    else:  # neither answers nor classes
-        run = run_in(folder, [])
-        slots = SlotAutoencoder(config(objective="slot_attention")).eval()
-        of = {"pretrained": slots if kind == "slot attention" else models(3)["pretrained"]}
-        write_page(path, [run], [describe_clip(run, of, clip_named(NASTY))])
-    return path
-
-
-KINDS = ["CATER", "two runs", "ACRE", "classes", "no classes", "slot attention", "study",
-         "no clips"]  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_page(kind: str, opened: Any, tmp_path: Path) -> None:
-    """Nothing is asked for, text can be read, pages fit, and what is shown changes."""
-    opened.set_viewport_size({"width": 1600, "height": 900})
-    opened.goto(write_kind(kind, tmp_path).as_uri())
-    for scheme in ("light", "dark"):
-        opened.emulate_media(color_scheme=scheme)
-        assert opened.evaluate(FAINT) == []
-    if kind not in ("study", "no clips"):
-        opened.evaluate(DECODE)
-        last = opened.evaluate(PIXELS)
-        opened.keyboard.press("ArrowLeft")
-        assert opened.evaluate(PIXELS) != last
-        opened.keyboard.press("2")
-        opened.evaluate(DECODE)
-        assert opened.evaluate(PIXELS) != last
-    for width in (1600, 390):
-        opened.set_viewport_size({"width": width, "height": 800})
-        assert opened.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def test_the_player_and_its_filters(opened: Any, tmp_path: Path) -> None:
-    address = write_kind("CATER", tmp_path).as_uri()
-    opened.goto(address)
-    assert opened.inner_text("#frame-title") == "frame 5, 2.0 s"  # the last is shown first
-    opened.keyboard.press("ArrowLeft")
-    assert opened.inner_text("#frame-title") == "frame 4, 1.5 s"
-    opened.keyboard.press(" ")
-    opened.locator("#frame-title", has_text="frame 3").wait_for()
-    opened.keyboard.press(" ")
-    assert opened.inner_text("#play") == "Play"
-
-    opened.keyboard.press("ArrowDown")
-    assert opened.inner_text("#clip-name") == "clip 1"
-    for name, value, clips in (
-        ("right", "true", [0, 2]),
-        ("end", "hidden", [0, 3]),
-        ("end", "moved while hidden", [0, 3]),
-        ("guess", "5", [1, 3]),
-        ("order", "-1", [3, 2, 1, 0]),
-    ):
-        opened.select_option(f"[name={name}]", value)
-        shown = opened.locator("#thumbnails button:visible .name").all_inner_texts()
-        assert shown == [f"clip {n}" for n in clips]
-        assert opened.inner_text("#clip-name") in shown
-        opened.select_option(f"[name={name}]", "")
-
-    opened.locator("#confusion polygon").nth(9).click()
-    assert "1 of 1 such clips are answered wrongly" in opened.inner_text("#chosen")
-    assert opened.inner_text("#count") == "0 of 4 clips"
-    for first in ("ours", "chance"):
-        opened.click(".sortable button:text('model')")
-        assert opened.inner_text(".sortable tbody td >> nth=0") == first
-    opened.goto(f"{address}#clip=clip+2&frame=2")
-    assert opened.inner_text("#clip-name") == "clip 2"
-    assert opened.inner_text("#frame-title") == "frame 2, 0.5 s"

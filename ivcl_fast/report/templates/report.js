@@ -5,8 +5,8 @@
  * @typedef {{name: string, note: string, src: string, side: number, columns: number,
  *   tiles: (number | null)[], over: boolean, legend: [string, string][]}} Layer
  *   Tiles on one picture, one for each frame; `over`: over the gray frame.
- * @typedef {{n: number, belief: (number | null)[][], true: number[] | null,
- *   hidden: boolean[] | null}} Floor CATER's floor after each frame.
+ * @typedef {{n: number, belief: number[][], true: number[] | null, hidden: boolean[] | null,
+ *   counts: [string, number, number][]}} Floor After each frame; how often the belief is right.
  * @typedef {{name: string, titles: string[], truth: string, answer: string | null,
  *   right: boolean | null, end: string | null, confidence: number | null, label: number | null,
  *   guess: number | null, problem: string | null, layers: Layer[], floor: Floor | null,
@@ -19,7 +19,7 @@
  *   Pairs of a true class and an answer, with the number of clips.
  */
 
-/** @type {{curves: Panel[], clips: Clip[], confusion: Confusion | null}} */
+/** @type {{curves: Panel[], clips: Clip[], confusion: Confusion | null, live: boolean}} */
 const data = JSON.parse(byId("data").textContent || "{}");
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -28,19 +28,11 @@ function byId(id) {
   return document.getElementById(id);
 }
 
-/**
- * Make an element with attributes and content.
- * @param {Element} parent
- * @param {string} tag
- * @param {Record<string, string | number>} [attributes]
- * @param {string} [text]
- */
+/** @type {(parent: Element, tag: string, attributes?: object, text?: string) => any} */
 function add(parent, tag, attributes = {}, text = "") {
   const inSvg = tag === "svg" || parent.namespaceURI === SVG;
   const element = inSvg ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    element.setAttribute(name, String(value));
-  }
+  Object.entries(attributes).forEach(([name, of]) => element.setAttribute(name, String(of)));
   if (text) element.textContent = text;
   parent.append(element);
   return element;
@@ -54,15 +46,13 @@ function verdict({ right }) {
 
 /** @type {(share: number | null) => string} */
 function percent(share) {
-  return share === null ? "unknown" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+  if (share === null) return "unknown";
+  return share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 }
 
 // --- Table of results ------------------------------------------------------------------------
 
-/**
- * Sort the rows by a column when its heading is clicked, and the other way round at the next.
- * @param {any} table
- */
+/** @type {(table: any) => void} A click on a heading sorts by it, the next one in reverse. */
 function makeSortable(table) {
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
@@ -90,10 +80,7 @@ function short(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-/**
- * Draw a panel of curves; the pointer shows the nearest point.
- * @param {Panel} panel
- */
+/** @type {(panel: Panel) => void} A panel of curves; the pointer shows the nearest point. */
 function drawCurves(panel) {
   const figure = add(byId("curves"), "figure");
   add(figure, "h3", {}, panel.title);
@@ -113,13 +100,15 @@ function drawCurves(panel) {
   const values = all.map((point) => point[1]);
   if (panel.chance !== null) values.push(panel.chance);
   const most = Math.max(...all.map((point) => point[0]), 1);
-  let low = Math.min(...values), high = Math.max(...values);
-  if (low === high) [low, high] = [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
+  let [low, high] = [Math.min(...values), Math.max(...values)];
+  if (low === high) high += Math.abs(high) || 1;
   const x = (/** @type {number} */ clips) => LEFT + (clips / most) * (WIDTH - LEFT - RIGHT);
   const y = (/** @type {number} */ value) =>
     TOP + ((high - value) / (high - low)) * (HEIGHT - TOP - BOTTOM);
-  for (let step = 0; step <= 4; step++) {
-    const value = low + (step / 4) * (high - low), at = y(value);
+  const unit = 10 ** Math.floor(Math.log10((high - low) / 4));
+  const step = unit * ([1, 2, 5].find((times) => times * unit >= (high - low) / 4) ?? 10);
+  for (let number = Math.ceil(low / step); number * step <= high; number++) {
+    const value = number * step, at = y(value);
     add(svg, "line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: at, y2: at });
     add(svg, "text", { x: LEFT - 6, y: at + 4, "text-anchor": "end" }, short(value));
   }
@@ -135,19 +124,19 @@ function drawCurves(panel) {
   for (const line of stages) {
     const points = line.points.map(([clips, value]) => `${x(clips)},${y(value)}`).join(" ");
     add(svg, "polyline", { class: line.color, points });
+    if (line.points.length !== 1) continue;
+    const [cx, cy] = points.split(",");
+    add(svg, "circle", { class: line.color, r: 3, cx, cy, fill: "currentColor" });
   }
   const dot = add(svg, "circle", { r: 4, cx: -9, cy: -9, fill: "currentColor" });
   const legend = () => {
     caption.textContent = "";
-    for (const line of stages) {
-      add(caption, "span", { class: line.color }, `— ${line.stage} `);
-    }
+    stages.forEach(({ color, stage }) => add(caption, "span", { class: color }, `— ${stage} `));
     const chance = panel.chance === null ? "" : `- - chance ${short(panel.chance)} `;
     caption.append(`${chance}over clips seen`);
   };
   legend();
-  svg.addEventListener("pointermove", (event) => {
-    const { clientX, clientY } = /** @type {PointerEvent} */ (event);
+  svg.addEventListener("pointermove", (/** @type {PointerEvent} */ { clientX, clientY }) => {
     const box = svg.getBoundingClientRect(), scale = WIDTH / box.width;
     const px = (clientX - box.left) * scale, py = (clientY - box.top) * scale;
     let best = Infinity;
@@ -174,10 +163,7 @@ function drawCurves(panel) {
 /** @type {Map<string, HTMLImageElement>} */
 const images = new Map();
 
-/**
- * Return a layer's picture; when it is decoded, everything is drawn again.
- * @param {Layer} layer
- */
+/** @type {(layer: Layer) => HTMLImageElement} Its picture; everything is drawn again when loaded. */
 function imageOf(layer) {
   let image = images.get(layer.src);
   if (!image) {
@@ -189,9 +175,9 @@ function imageOf(layer) {
   return image;
 }
 
-/** @type {(canvas: HTMLCanvasElement, clip: Clip, frame: number, layer?: Layer) => void} */
+/** @type {(canvas: HTMLCanvasElement | null, clip: Clip, frame: number, layer?: Layer) => void} */
 function drawFrame(canvas, clip, frame, layer = clip.layers[0]) {
-  const context = canvas.getContext("2d");
+  const context = canvas && canvas.getContext("2d");
   if (!context) return;
   const size = canvas.width, tile = layer.tiles[frame];
   const put = (/** @type {Layer} */ of, /** @type {number} */ number) => {
@@ -216,16 +202,23 @@ function drawFrame(canvas, clip, frame, layer = clip.layers[0]) {
   }
 }
 
+/** @type {(parent: Element, size: number, text: string, clicked: () => void) => HTMLElement} */
+function addPicture(parent, size, text, clicked) {
+  const button = add(parent, "button", { type: "button", class: "picture" });
+  add(button, "canvas", { width: size, height: size });
+  if (text) add(button, "span", {}, text);
+  button.addEventListener("click", clicked);
+  return button;
+}
+
 // --- Answers ---------------------------------------------------------------------------------
 
 /**
  * Draw CATER's floor from above, turned as its camera sees it from its starting pose, with the
  * numbers of its columns and rows.
- * @param {Element} parent
- * @param {number} n
- * @param {string} label
- * @param {(cell: number) => {class: string, "fill-opacity": number}} look
- * @param {(cell: number) => string} hint
+ * @type {(parent: Element, n: number, label: string, look: (cell: number) => object,
+ *   hint: (cell: number) => string) => {svg: Element, cells: Element[],
+ *   center: (cell: number) => number[], corners: (cell: number, inset?: number) => string}}
  */
 function makeFloor(parent, n, label, look, hint) {
   const at = (/** @type {number} */ column, /** @type {number} */ row) =>
@@ -262,14 +255,17 @@ function cellName(n, cell) {
 
 /** @type {(parent: Element, floor: Floor, frame: number) => void} */
 function drawBelief(parent, floor, frame) {
-  const { n } = floor, belief = floor.belief[frame].map((share) => share ?? 0);
-  const top = Math.max(...belief, 1e-9), guess = belief.indexOf(Math.max(...belief));
+  const { n } = floor, belief = floor.belief[frame], top = Math.max(...belief, 1e-9);
+  const guess = belief.indexOf(Math.max(...belief));
   const { svg, center, corners } = makeFloor(parent, n, "belief on the floor",
     (cell) => ({ class: "cell", "fill-opacity": 0.9 * belief[cell] / top }),
     (cell) => percent(belief[cell]));
   if (floor.true) {
     const path = floor.true.slice(0, frame + 1).map((cell) => center(cell).join(","));
-    add(svg, "polyline", { class: "path", points: path.join(" ") });
+    path.forEach((point, at) => add(svg, "polyline", {
+      class: floor.hidden && floor.hidden[at] ? "path hidden" : "path",
+      points: `${path[Math.max(at - 1, 0)]} ${point}`,
+    }));
     add(svg, "polygon", { class: "true", points: corners(floor.true[frame], 0.06) });
   }
   const [x, y] = center(guess), r = 0.25;
@@ -278,18 +274,20 @@ function drawBelief(parent, floor, frame) {
   });
   const truth = floor.true ? ` True: ${cellName(n, floor.true[frame])}` : "";
   const hidden = floor.hidden ? (floor.hidden[frame] ? ", hidden." : ", visible.") : "";
-  add(parent, "p", {}, `After this frame: ${cellName(n, guess)} with `
-    + `${percent(belief[guess])}.${truth}${hidden}`);
+  const share = percent(belief[guess]);
+  add(parent, "p", {}, `After this frame: ${cellName(n, guess)} with ${share}.${truth}${hidden}`);
   add(parent, "p", { class: "hint" }, "Stronger blue is likelier; the cross marks the likeliest cell"
-    + (floor.true ? ", the outline the true one and the dashes its path. The marks under the frame "
-      + "are green where the belief is right, and underlined where the snitch is hidden." : ".")
-    + " Left edge: columns, right edge: rows.");
+    + (floor.true ? ", the outline the true one and the line its path, dashed while hidden" : "")
+    + ". Left edge: columns, right edge: rows.");
+  if (!floor.counts.length) return;
+  const counts = floor.counts.map(([end, right, all]) =>
+    `in ${right} of ${all} frames with the snitch ${end}`);
+  add(parent, "p", {}, `The belief is right ${counts.join(" and ")}.`);
+  add(parent, "p", { class: "hint" }, "Marks under the frame: tall and green where it is right, with a "
+    + "dot when the snitch moves to another cell, underlined while it is hidden.");
 }
 
-/**
- * Draw the panels of a problem, and its questions, which are separate clips.
- * @param {Clip} clip
- */
+/** @type {(clip: Clip) => void} The panels of a problem, and its questions, which are clips too. */
 function drawPanels(clip) {
   const parent = byId("panels");
   parent.textContent = "";
@@ -297,11 +295,9 @@ function drawPanels(clip) {
   const last = clip.titles.length - 1;
   const make = (/** @type {Clip} */ of, /** @type {number} */ frame, /** @type {string} */ text,
     /** @type {boolean} */ current, /** @type {() => void} */ chosen) => {
-    const button = add(parent, "button", { type: "button", "aria-current": String(current) });
-    const canvas = add(button, "canvas", { width: 96, height: 96 });
-    drawFrame(/** @type {HTMLCanvasElement} */ (canvas), of, frame);
-    add(button, "span", {}, text);
-    button.addEventListener("click", chosen);
+    const button = addPicture(parent, 96, text, chosen);
+    button.setAttribute("aria-current", String(current));
+    drawFrame(button.querySelector("canvas"), of, frame);
   };
   add(parent, "h3", {}, "What the panels show");
   for (let frame = 0; frame < last; frame++) {
@@ -334,26 +330,22 @@ function drawAnswer(parent, clip, frame) {
       add(bar, "meter", { min: 0, max: 1, value: share ?? 0, "aria-label": name });
     }
   }
-  if (clip.truth) add(parent, "p", {}, `Truth: ${clip.truth}`);
+  const named = clip.probabilities.some(([, , isTrue]) => isTrue);
+  if (clip.truth && !named) add(parent, "p", {}, `Truth: ${clip.truth}`);
 }
 
-/**
- * Draw a mark for each frame: whether the belief is right, and when the snitch is hidden.
- * @type {(parent: Element, clip: Clip) => void}
- */
-function drawTimeline(parent, clip) {
-  const { floor } = clip;
+/** @type {(parent: Element, clip: Clip) => void} When the belief is right, and the snitch hidden. */
+function drawTimeline(parent, { floor, titles }) {
   parent.textContent = "";
   if (!floor || !floor.true) return;
-  floor.belief.forEach((row, frame) => {
-    const shares = row.map((share) => share ?? 0), cell = floor.true ? floor.true[frame] : -1;
-    const isRight = shares.indexOf(Math.max(...shares)) === cell;
-    const isHidden = floor.hidden && floor.hidden[frame];
-    const mark = add(parent, "i", {
-      class: `${isRight ? "right" : "wrong"} ${isHidden ? "hidden" : ""}`,
-      title: `${clip.titles[frame]}: ${isRight ? "right" : "wrong"}${isHidden ? ", hidden" : ""}`,
-    });
-    mark.addEventListener("click", () => seek(frame));
+  const { belief, true: cells, hidden } = floor;
+  belief.forEach((row, frame) => {
+    const right = row.indexOf(Math.max(...row)) === cells[frame] ? "right" : "wrong";
+    const end = hidden && hidden[frame] ? "hidden" : "visible";
+    const moves = frame && cells[frame] !== cells[frame - 1] ? "moves" : "";
+    add(parent, "i", {
+      class: `${right} ${end} ${moves}`, title: `${titles[frame]}: ${right}, ${end} ${moves}`,
+    }).addEventListener("click", () => seek(frame));
   });
 }
 
@@ -386,7 +378,7 @@ function drawConfusion() {
       const pair = pairs.find((pair) => pair[0] === label && pair[1] === answer);
       const clips = pair ? pair[2] : 0, share = clips / Math.max(totals[label], 1);
       const cell = add(row, "td", {
-        class: label === answer ? "hit" : "mistake", style: `--share: ${0.4 * share}`,
+        class: label === answer ? "hit" : "mistake", style: `--share: ${40 * share}%`,
         title: `${names[label]} taken for ${names[answer]}: ${clips} of ${totals[label]} clips`,
       }, clips ? String(clips) : "");
       cell.addEventListener("click", () => pick(label, answer));
@@ -394,10 +386,7 @@ function drawConfusion() {
   });
 }
 
-/**
- * Show the clips of a class, or those with one answer.
- * @type {(label: number, answer: number | null) => void}
- */
+/** @type {(label: number, answer: number | null) => void} Show the clips of a class, and answer. */
 function pick(label, answer) {
   const form = byId("filters");
   for (const name of ["right", "end"]) if (form.elements[name]) form.elements[name].value = "";
@@ -406,19 +395,14 @@ function pick(label, answer) {
   filter();
 }
 
-/**
- * Say how many clips with the chosen class and answer are answered wrongly.
- * @type {(label: string, guess: string) => void}
- */
+/** @type {(label: string, guess: string) => void} How many of all evaluated ones are wrong. */
 function describeMistakes(label, guess) {
   const { confusion } = data;
   if (!confusion || (!label && !guess)) return;
-  let all = 0, wrong = 0;
-  for (const [of, answer, clips] of confusion.pairs) {
-    if ((label && of !== Number(label)) || (guess && answer !== Number(guess))) continue;
-    all += clips;
-    if (of !== answer) wrong += clips;
-  }
+  const some = confusion.pairs.filter(([of, answer]) =>
+    (!label || of === Number(label)) && (!guess || answer === Number(guess)));
+  const all = some.reduce((sum, pair) => sum + pair[2], 0);
+  const wrong = some.reduce((sum, pair) => sum + (pair[0] === pair[1] ? 0 : pair[2]), 0);
   byId("chosen").textContent = `${wrong} of ${all} such clips are answered wrongly; the gallery`
     + " shows some of them (another one: visualize RUN --clip NAME).";
 }
@@ -429,7 +413,7 @@ function describeMistakes(label, guess) {
 const state = {
   clip: 0, frame: 0, layer: 0, timer: 0, order: data.clips.map((_, number) => number),
 };
-/** @type {HTMLButtonElement[]} */
+/** @type {HTMLElement[]} */
 let thumbnails = [];
 
 /** @type {(clip: Clip) => Clip[]} */
@@ -454,13 +438,14 @@ function draw() {
   }
   for (const number of state.order) {
     const other = data.clips[number], last = other.titles.length - 1;
-    const canvas = thumbnails[number].querySelector("canvas");
     const frame = Math.round(state.frame / Math.max(clip.titles.length - 1, 1) * last);
-    if (canvas) drawFrame(canvas, other, frame);
+    drawFrame(thumbnails[number].querySelector("canvas"), other, frame);
   }
+  [...byId("layers").children].forEach((button, at) =>
+    drawFrame(button.querySelector("canvas"), clip, state.frame, clip.layers[at]));
 }
 
-/** @param {number} frame */
+/** @type {(frame: number) => void} */
 function seek(frame) {
   const count = data.clips[state.clip].titles.length;
   state.frame = (frame + count) % count;
@@ -493,10 +478,7 @@ function choose(layer) {
   seek(state.frame);
 }
 
-/**
- * Show a clip, by default its last frame, for which the model answers.
- * @type {(number: number, frame?: number) => void}
- */
+/** @type {(number: number, frame?: number) => void} Show a clip, at rest its last frame. */
 function select(number, frame) {
   const clip = data.clips[number];
   state.clip = number;
@@ -508,11 +490,26 @@ function select(number, frame) {
   const layers = byId("layers");
   layers.textContent = "";
   clip.layers.forEach((layer, at) => {
-    const button = add(layers, "button", { type: "button", role: "radio" }, layer.name);
-    button.addEventListener("click", () => choose(at));
+    addPicture(layers, 96, layer.name, () => choose(at)).setAttribute("role", "radio");
   });
   inRuns(clip).forEach((of, run) => drawTimeline(byId(`timeline${run}`), of));
   choose(state.layer < clip.layers.length ? state.layer : 0);
+}
+
+/** @type {(step: number) => void} Show the next clip that passes the filters, or the one before. */
+function leaf(step) {
+  const at = state.order.indexOf(state.clip), { length } = state.order;
+  if (length) select(state.order[(at + step + length) % length]);
+}
+
+/** Show the next frame or, after the last one, the next clip if all are to be played. */
+function advance() {
+  const { titles } = data.clips[state.clip];
+  if (state.frame < titles.length - 1 || !byId("all").checked) seek(state.frame + 1);
+  else if (data.live && state.clip === state.order.at(-1)) {  // there may be more clips by now
+    writeLink();
+    location.reload();
+  } else leaf(1);
 }
 
 /** Start or stop, at the chosen speed. */
@@ -521,9 +518,7 @@ function play() {
     clearInterval(state.timer);
     state.timer = 0;
     writeLink();
-  } else {
-    state.timer = setInterval(() => seek(state.frame + 1), 1000 / Number(byId("speed").value));
-  }
+  } else state.timer = setInterval(advance, 1000 / Number(byId("speed").value));
   byId("play").textContent = state.timer ? "Pause" : "Play";
 }
 
@@ -543,7 +538,9 @@ function filter() {
   thumbnails.forEach((button, number) => { button.hidden = !state.order.includes(number); });
   byId("thumbnails").append(...state.order.map((number) => thumbnails[number]));
   describeMistakes(value("label"), value("guess"));
-  byId("count").textContent = `${state.order.length} of ${data.clips.length} clips`;
+  const wrong = state.order.filter((number) => data.clips[number].right === false).length;
+  byId("count").textContent = `${state.order.length} of ${data.clips.length} clips`
+    + (wrong ? `, ${wrong} wrong` : "");
   if (state.order.length && !state.order.includes(state.clip)) select(state.order[0]);
   else draw();
 }
@@ -551,17 +548,15 @@ function filter() {
 /** @param {KeyboardEvent} event */
 function onKey(event) {
   const target = /** @type {Element} */ (event.target);
-  if (event.ctrlKey || event.metaKey || event.altKey || target.matches("select")) return;
-  const at = state.order.indexOf(state.clip), { length } = state.order;
-  const clipAt = (/** @type {number} */ step) =>
-    length && select(state.order[(at + step + length) % length]);
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (target.matches("select, [type=checkbox]")) return;
   /** @type {Record<string, () => unknown>} */
   const actions = {
     " ": play,
     ArrowLeft: () => seek(state.frame - 1),
     ArrowRight: () => seek(state.frame + 1),
-    ArrowUp: () => clipAt(-1),
-    ArrowDown: () => clipAt(1),
+    ArrowUp: () => leaf(-1),
+    ArrowDown: () => leaf(1),
   };
   const digit = "123456789".indexOf(event.key);
   if (event.key in actions) actions[event.key]();
@@ -574,15 +569,14 @@ function onKey(event) {
 function startGallery() {
   if (!data.clips.length) return;
   thumbnails = data.clips.map((clip, number) => {
-    const button = add(byId("thumbnails"), "button", { type: "button", title: clip.name });
-    add(button, "canvas", { width: 112, height: 112 });
+    const button = addPicture(byId("thumbnails"), 112, "", () => select(number));
+    button.title = clip.name;
     const { kind, mark } = verdict(clip);
     const sure = clip.confidence === null ? "" : ` ${percent(clip.confidence)}`;
     add(button, "span", { class: kind }, `${mark}${kind}${sure}`);
-    if (clip.end !== null) add(button, "span", { class: "end" }, clip.end);
+    if (clip.end !== null) add(button, "span", {}, clip.end);
     add(button, "span", { class: "name" }, clip.name);
-    button.addEventListener("click", () => select(number));
-    return /** @type {HTMLButtonElement} */ (button);
+    return button;
   });
   byId("scrubber").addEventListener("input", () => seek(Number(byId("scrubber").value)));
   byId("play").addEventListener("click", play);
@@ -592,6 +586,9 @@ function startGallery() {
   addEventListener("hashchange", readLink);
   readLink();
   filter();
+  if (!data.live) return;
+  play();  // after the clip that an earlier state of this page has played
+  select(Math.min(state.clip + (location.hash ? 1 : 0), data.clips.length - 1), 0);
 }
 
 document.querySelectorAll(".sortable").forEach(makeSortable);
