@@ -135,6 +135,8 @@ def describe_splits(dataset: Dataset) -> str:
         with suppress(UserError):  # a split that is not used may be missing
             counts[split] = len(dataset.clips(split))
     clips = ", ".join(f"{count:,} in {split}" for split, count in counts.items()) or "none"
+    if getattr(dataset, "holds_out", False):  # the splits are not the user's
+        clips += f" ({counts['val'] / sum(counts.values()):.0%} held out)"
     unit = "classes" if target_of(dataset) in ("class", "classes") else "numbers to predict"
     classes = f"{dataset.num_classes} {unit}" if dataset.num_classes else "no classes"
     several = ", several labels per clip" if dataset.multi_label else ""

@@ -113,7 +113,8 @@ class LabelledVideos:
             classes = []
         self._classes, self._numbers = classes, {label: n for n, label in enumerate(classes)}
         self.num_classes = len(classes)
-        if {item.split for item in items} == {TRAIN}:
+        self.holds_out = {item.split for item in items} == {TRAIN}
+        if self.holds_out:
             items = hold_out(items, val_fraction)
         found = {item.split for item in items}
         for split in (TRAIN, VAL):

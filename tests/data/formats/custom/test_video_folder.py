@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ivcl_fast.data.dataset import Media
+from ivcl_fast.data.dataset import Media, describe_splits
 from ivcl_fast.data.formats.custom.labelled import Item, hold_out
 from ivcl_fast.data.formats.custom.video_folder import VideoFolder, find_videos
 from ivcl_fast.errors import UserError
@@ -33,6 +33,8 @@ def test_folders_are_classes_and_a_fraction_is_held_out(tmp_path):
     assert all(name.startswith(label) for name, label in (train | val).items())
     assert 8 <= len(val) <= 24 and {*val.values()} == {"cat", "dog"}
     assert [one.name for one in dataset.media()] == sorted(names)
+    said = f"{len(train)} in train, {len(val)} in val ({len(val) / 80:.0%} held out)"
+    assert describe_splits(dataset).endswith(said)
     half = VideoFolder(tmp_path, val_fraction=0.5)
     assert labels(half, "val").items() > val.items(), "a larger fraction includes the smaller one"
 
@@ -55,6 +57,7 @@ def test_splits_are_folders(tmp_path):
     dataset = VideoFolder(tmp_path)
     assert dataset.splits == ("train", "val")
     assert labels(dataset, "val") == {"validation/a/3.webm": "a", "validation/b/4.gif": "b"}
+    assert describe_splits(dataset).endswith("clips: 2 in train, 2 in val")
     touch(tmp_path, "test/a/5.mp4", "test/b/6.mp4")
     dataset = VideoFolder(tmp_path)
     assert (dataset.splits, dataset.curve_split) == (("train", "test", "val"), "val")
