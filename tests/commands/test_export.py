@@ -87,11 +87,8 @@ def test_a_run_is_written_and_answers_alike(exported):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        dict(readout="cls"), dict(objective="joint"), dict(objective="slot_attention"),
-    ],
-)  # fmt: skip
+    "changes", [dict(readout="cls"), dict(objective="joint"), dict(objective="slot_attention")]
+)
 def test_every_kind_of_classifier(changes, tmp_path):
     torch.manual_seed(0)
     model = sharpened(IVCLClassifier(IVCLConfig.from_dict(SMALL | changes), 4)).eval()

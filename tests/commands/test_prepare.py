@@ -47,16 +47,6 @@ def test_builds_the_store(command, package):
     assert command(f"cater:{package}", *SMALL)[0] == 0
 
 
-def test_verify_finds_a_flipped_byte(command, package):
-    command(f"cater:{package}", *SMALL)
-    file = next(f for f in (package / "store-32-p8-pyav").glob("*.u8") if f.stat().st_size)
-    flipped = bytearray(file.read_bytes())
-    flipped[len(flipped) // 3] ^= 1
-    file.write_bytes(flipped)
-    status, _, error = command(f"cater:{package}", *SMALL, "--verify")
-    assert status == 2 and file.name in error and "Traceback" not in error
-
-
 def test_every_bad_file_is_named(command, package, caplog):
     """Ten on the terminal, all in a file; with --require-all one is enough for an error."""
     for number in range(12):

@@ -66,12 +66,8 @@ def test_the_documented_class_trains(site, tmp_path, command):
 )
 def test_settings_that_would_change_the_answers_are_refused(source, refused):
     check_options(DataConfig(source))
-    for name, value in {
-        "mirror": True,
-        "frame_stride": 2,
-        "clip_seconds": 2.0,
-        "crop": "center",
-    }.items():
+    others = dict(mirror=True, frame_stride=2, clip_seconds=2.0, crop="center")
+    for name, value in others.items():
         given = DataConfig(source, **{name: value})
         if name in refused:
             with pytest.raises(UserError, match=f"^--{name.replace('_', '-')}: .* got {source}"):

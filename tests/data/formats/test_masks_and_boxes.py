@@ -85,10 +85,8 @@ def test_davis_masks_are_numbers_of_objects(tmp_path: Path, resolution: str) -> 
     (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
     (tmp_path / "ImageSets" / "2017" / "val.txt").write_text("bear\n")
     dataset = parse_source(f"davis:{tmp_path}")[0].open(tmp_path, "classify")
-    assert [[clip.name for clip in dataset.clips(s)] for s in ("train", "val")] == [
-        ["car"],
-        ["bear"],
-    ]
+    names = [[clip.name for clip in dataset.clips(split)] for split in ("train", "val")]
+    assert names == [["car"], ["bear"]]
     assert dataset.annotated_frames("bear") == [0, 2]
     masks = dataset.masks("bear", [0, 2])
     assert masks.dtype == np.int64 and masks.tolist() == [[[-1, 0, 1], [-1, 1, -1]]] * 2

@@ -22,6 +22,7 @@ from ivcl_fast.data.synthetic.render import FLOOR, MACHINE
 from ivcl_fast.data.synthetic.scene import Scene, Thing
 from ivcl_fast.errors import UserError
 from ivcl_fast.prepare import PrepareConfig, SyntheticFlags, prepare
+from tests.data.synthetic.test_render import project
 
 WIDTH, HEIGHT = 64, 48
 
@@ -38,18 +39,6 @@ def two_objects(ground: world.Ground = "axes") -> Scene:
     lamps = {name: np.array(place) for name, place in world.LAMPS.items()}
     camera = np.array([world.CAMERA])
     return Scene(things, locations, np.zeros((2, 2, 3)), camera, world.TARGET, lamps, ground)
-
-
-def pixel_of(point: np.ndarray) -> np.ndarray:
-    """Where the published camera sees a point, (x, y) in pixels."""
-    eye, target = np.array(world.CAMERA), np.array(world.TARGET)
-    forward = (target - eye) / np.linalg.norm(target - eye)
-    right = np.cross(forward, (0, 0, 1))
-    right /= np.linalg.norm(right)
-    up = np.cross(right, forward)
-    x, y, z = np.stack([right, up, forward]) @ (point - eye)
-    focal = world.FOCAL * WIDTH
-    return np.array([WIDTH / 2 + focal * x / z, HEIGHT / 2 - focal * y / z])
 
 
 # --- Meshes and numbers --------------------------------------------------------------------------
@@ -136,7 +125,7 @@ def test_blender_draws_objects_where_they_project(blender: Blender) -> None:
         assert set(np.unique(segments)) == {FLOOR, 0, 1}
         for k in range(2):
             middle = scene.locations[frame, k]
-            column, row = pixel_of(middle).astype(int)
+            column, row, _ = project(middle, WIDTH, HEIGHT).astype(int)
             assert segments[row, column] == k
             distance = np.linalg.norm(middle - world.CAMERA)
             assert distance - 1 < depth[row, column] < distance
@@ -175,14 +164,12 @@ def test_a_data_set_continues_after_blender_was_killed(blender: Blender, tmp_pat
     write_acre(tmp_path / "acre", spec, 1)
     assert first.stat().st_mtime_ns == before
     assert len(list((tmp_path / "acre/images").iterdir())) == 20
-    objects = json.loads((tmp_path / "acre/scenes/ACRE_train_000000_00.json").read_text())[
-        "objects"
-    ]
+    scene = json.loads((tmp_path / "acre/scenes/ACRE_train_000000_00.json").read_text())
     with Image.open(first) as image:
         picture = np.asarray(image.convert("RGB"))
     own_blender(1).close()
     assert picture.shape == (72, 96, 3) and picture.std() > 10
-    for one in objects:
+    for one in scene["objects"]:
         left, top, width, height = one["bbox"]
         runs = np.array(one["mask"].split(","), dtype=int)
         mask = np.repeat(np.arange(len(runs)) % 2, runs).reshape(72, 96)

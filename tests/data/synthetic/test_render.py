@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +59,7 @@ def crowded(ground: Ground = "axes", frames: int = 1) -> Scene:
     return replace(scene, locations=scene.locations + move, rotations=turn)
 
 
-def project(point: tuple[float, float, float], width: int, height: int) -> np.ndarray:
+def project(point: Sequence[float] | np.ndarray, width: int, height: int) -> np.ndarray:
     """Column, row and depth of a point."""
     forward = (TARGET - CAMERA) / np.linalg.norm(TARGET - CAMERA)
     right = np.cross(forward, (0, 0, 1))
