@@ -1,4 +1,4 @@
-"""Measurement: check the results of several implementations, then time them in turn.
+"""Measurement: check the results of several implementations, then time them alternately.
 
 An implementation with unexpected results is not timed. The others take turns within each round, in
 a random order, because other load and clock rates change over time. Times are wall-clock times on a

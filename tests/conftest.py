@@ -1,7 +1,6 @@
 """What all tests share.
 
-Tests marked ``gpu`` are left out where there is no NVIDIA GPU that runs kernels, which the header
-says.
+Tests marked ``gpu`` are left out without an NVIDIA GPU that runs the kernels; the header says why.
 
 ``make test`` shares the tests among processes, each of which runs files that follow each other, so
 that a module's fixtures are seldom made twice. Tests, and the commands that they start, compute
@@ -42,7 +41,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_configure() -> None:
     threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(threads))
-    # A compiler of its own in every process that compiles would import PyTorch once more.
+    # Otherwise every process that compiles starts compiler processes, which import PyTorch again.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     # What results are compared with is float32 in full, convolutions too.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

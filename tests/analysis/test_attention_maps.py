@@ -67,7 +67,7 @@ def attention_by_hand(model: Any, clip: Tensor) -> list[Tensor]:
 
 
 def slots_to_patches(cfg: Any, matrix: Tensor) -> Tensor:
-    """``[L, L]`` between all tokens of a clip to ``[T, S, N]``: to the patches of the own frame."""
+    """``[L, L]`` between all tokens of a clip to ``[T, S, N]``: of the same frame."""
     width = cfg.num_slots + cfg.num_patches
     first = len(matrix) % width  # a cls token
     maps = []

@@ -125,7 +125,7 @@ def test_the_table_of_a_step_is_filled_from_a_profile(tmp_path, monkeypatch):
 
 
 def test_the_command_with_a_stand_in_for_the_driver(tmp_path):
-    """Parts in processes of their own; the state of the card is recorded beside their figures."""
+    """Parts run in separate processes; the state of the card is recorded beside their figures."""
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\n[ $1 = --query-gpu=name ] && echo NVIDIA X1 || echo 1410 MHz\n")
     program.chmod(0o755)

@@ -1,4 +1,4 @@
-"""``ivcl_fast.export``: the written models answer as the run's own, for any number of videos."""
+"""``ivcl_fast.export``: exported models answer like the run's, for any number of videos."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def finished_run(folder: Path, objective: str = "ivcl") -> Path:
 
 @pytest.fixture(scope="module")
 def exported(request, tmp_path_factory) -> tuple[str, Path, str]:
-    """A format, the run whose models have been written in it, and what the command said."""
+    """A format, a run with models written in it, and the command's output."""
     format = request.param
     for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
         pytest.importorskip(package, reason="needs ivcl_fast[onnx]")

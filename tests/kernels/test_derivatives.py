@@ -1,6 +1,6 @@
 """Derivatives other than a backward pass: every op has those of plain PyTorch.
 
-An op's ``_ref`` on the same arguments tells what plain PyTorch gives. Second derivatives pass
+An op's ``_ref`` on the same arguments is plain PyTorch's result. Second derivatives pass
 through a fused kernel and plain PyTorch, so their rounding errors add up.
 """
 

@@ -1,6 +1,6 @@
 """Layers that leave their bias to the norm that follows, as on a GPU: same outputs and gradients.
 
-A CPU is told to choose what a GPU chooses. Every bias is far from zero, so that one that is left
+The tests make a CPU choose as a GPU does. Every bias is far from zero, so that one that is left
 out, added twice, or gets no gradient shows.
 """
 

@@ -1,4 +1,4 @@
-"""What the folder of a model says of it."""
+"""The model card in the folder of a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_card_is_true(tmp_path, monkeypatch, name):
-    """It needs no network, its code runs, and the shapes that it tells are those that come out."""
+    """It needs no network, its code runs, and it states the shapes of the outputs."""
     monkeypatch.setattr(socket, "socket", None)
     net, folder = MODELS[name](), tmp_path / "model"
     net.save_pretrained(folder)

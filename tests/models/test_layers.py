@@ -1,4 +1,4 @@
-"""Modules that do more than their parameters tell do all of it; dtypes are those of PyTorch."""
+"""Hooks and overridden methods of parts run in the fast model, too; dtypes are PyTorch's."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ PACKAGES = pytest.mark.parametrize("package", [supervised, ivcl_fast])
 
 @PACKAGES
 def test_labels_of_a_frame_are_read_from_all_of_its_slots(package):
-    """From their mean: every slot has the same say."""
+    """From their mean: every slot has the same weight."""
     model = package.Supervised(LABELS, 7)
     slots = model.encoder.slots(reference.patch_rows(video(), LABELS))
     assert slots.shape == (2, 3, LABELS.num_slots, LABELS.embed_dim) and LABELS.num_slots > 1

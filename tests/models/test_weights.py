@@ -114,7 +114,7 @@ def test_a_runs_folder_stands_for_its_models(run):
 def test_weights_whose_shapes_alone_fit_are_refused(run, sizes, reason):
     other = IVCLClassifier(IVCLConfig.preset("tiny", **SIZES | sizes), 5)
     assert told(other.load_pretrained, "runs/RUN").startswith(f"runs/RUN: {reason}")
-    if "num_heads" not in sizes:  # which no shape tells
+    if "num_heads" not in sizes:  # which no shape depends on
         alone = IVCL.from_pretrained("runs/RUN").state_dict()
         assert told(other.load_pretrained, alone).startswith(f"state dict: {reason}")
 

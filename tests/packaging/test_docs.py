@@ -1,6 +1,6 @@
 """The snippets of README.md, CONTRIBUTING.md and docs/: commands are parsed, Python code is run.
 
-A command goes as far as its own parser of flags, and names that it looks up later are looked up;
+A command runs up to its parser of flags, and names that it looks up later are looked up;
 one that ends at once is run. ``make`` lists what it would do, and scripts for Slurm are commands of
 this package. Not run: ``pip`` and ``pytest``. Python code runs as it stands, on a short run and its
 data. Other blocks, such as file listings, have no language or ``toml``.

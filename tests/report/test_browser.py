@@ -67,7 +67,7 @@ FAINT = """() => {
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Any]:
-    """A page of the browser; it may neither say nor ask for anything."""
+    """A page of the browser, which must log nothing and request nothing."""
     page, said = browser.new_page(), []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))

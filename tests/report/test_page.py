@@ -78,7 +78,7 @@ def write(folder: Path, run: FinishedRun, clips: Any, **options: Any) -> tuple[s
 
 
 def cater_clips(run: FinishedRun, count: int) -> list[dict[str, Any]]:
-    """Clips that are in turn right and wrong; every third ends with the snitch hidden."""
+    """Clips, alternately right and wrong; every third ends with the snitch hidden."""
     shown = []
     for number in range(count):
         scene = scene_of([0, 1, 8, 9, 4])

@@ -1,4 +1,4 @@
-"""What becomes of processes that tests do not wait for themselves; Linux's ``/proc`` tells."""
+"""Whether processes still run that a test did not start itself, by Linux's ``/proc``."""
 
 from __future__ import annotations
 

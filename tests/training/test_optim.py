@@ -94,7 +94,7 @@ def after_steps(optimizer, lr, steps=5):
 
 @pytest.fixture
 def has_bf16(monkeypatch):
-    """Muon as on a device with hardware for bfloat16, or, where the test says so, without."""
+    """Run Muon as on a device with hardware for bfloat16, or without (``choose(False)``)."""
 
     def choose(answer: bool) -> None:
         monkeypatch.setattr("ivcl_fast.training.muon.has_fast_bf16", lambda device: answer)

@@ -313,7 +313,7 @@ def test_every_op_is_served_by_its_cpp_kernel(preset):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_op_is_served_by_its_triton_kernel(preset):
-    """In a process of its own, interpreted."""
+    """In a separate process, interpreted."""
     code = f"from {__name__} import check_dispatches as c; c({preset!r}, 'triton')"
     run = subprocess.run(
         [sys.executable, "-c", code],

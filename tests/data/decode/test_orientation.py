@@ -1,4 +1,4 @@
-"""Frames come upright, as flags and EXIF data say; and videos of PNG images."""
+"""Frames are turned upright by flags and EXIF data; videos of PNG images."""
 
 from __future__ import annotations
 

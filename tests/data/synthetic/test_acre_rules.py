@@ -40,7 +40,7 @@ def shares(problems: list[Problem], what: str, values: Any) -> list[float]:
     return [100 * counted[value] / (4 * len(problems)) for value in values]
 
 
-# Of 16,000 problems each, of tests unless said, that ACRE's own generator made: shares of labels
+# Of 16,000 problems (of the test split by default) from ACRE's own generator: shares of labels
 # and of types, then what counting scores on them, by query and by problem (all in percent).
 ACRES = {
     "iid": ((37.4, 26.7, 35.9), (36.8, 11.8, 24.8, 26.7), (46.5, 6.9)),
