@@ -135,7 +135,7 @@ class OpenVideo(OpenMedia):
         missing = self._duration - packets.seconds
         if self._has_duration and missing > usual / 2 + MISSING_SECONDS / 10:
             found.append(f"its frames end {missing:.1f} seconds before its duration")
-        if self._has_duration and -missing > 2 * usual + MISSING_SECONDS:
+        if self._has_duration and self._duration and -missing > 2 * usual + MISSING_SECONDS:
             found.append(f"its frames end {-missing:.1f} seconds after its duration")
         if self._format == "avi" and frames > self._tables:
             found.append(f"its header declares {self._tables} of {frames} frames")
@@ -202,7 +202,9 @@ class OpenVideo(OpenMedia):
             in_file = len(stream.index_entries)
             container.close()
             promised = self._indexed if in_file >= self._tables else self._tables
-        came = packets.slots[-1] + 1 if packets.slots else count  # empty chunks have no packets
+        # Empty chunks have no packets; there may be one after every packet, and after the last.
+        step = min((b - a for a, b in itertools.pairwise(packets.slots)), default=1)
+        came = packets.slots[-1] + step if packets.slots else count
         if came < promised or count < self._indexed:
             raise VideoError(f"truncated: {count} of {promised} frames")
         slack = 2 * max(self._gaps(packets), default=0.0) + MISSING_SECONDS

@@ -104,22 +104,33 @@ def test_a_file_without_its_end_is_refused(tmp_path, name, codec, options):
             decode(path)
 
 
+def with_header_count(path: Path, before: int, count: int) -> Path:
+    """Let the header of an AVI file count other frames."""
+    contents = bytearray(path.read_bytes())
+    for at in (contents.index(b"avih") + 24, contents.index(b"strh") + 40):
+        assert contents[at : at + 4] == before.to_bytes(4, "little")
+        contents[at : at + 4] = count.to_bytes(4, "little")
+    path.write_bytes(contents)
+    return path
+
+
 def test_an_avi_header_that_counts_other_frames(tmp_path):
     """The first part of an OpenDML file counts too few; too many are missing ones."""
-    path = write_painted(tmp_path / "a.avi", 1, 30)
-    whole = path.read_bytes()
-    for count in (20, 31):
-        contents = bytearray(whole)
-        for at in (contents.index(b"avih") + 24, contents.index(b"strh") + 40):
-            assert contents[at : at + 4] == (30).to_bytes(4, "little")
-            contents[at : at + 4] = count.to_bytes(4, "little")
-        path.write_bytes(contents)
-        if count == 20:
-            assert found(path) == [*range(30)]
-            assert probe(media(path)).warning == "its header declares 20 of 30 frames"
-        else:
-            with pytest.raises(VideoError, match="truncated: 30 of 31 frames"):
-                probe(media(path))
+    path = with_header_count(write_painted(tmp_path / "a.avi", 1, 30), 30, 20)
+    assert found(path) == [*range(30)]
+    assert probe(media(path)).warning == "its header declares 20 of 30 frames"
+    with_header_count(path, 20, 31)
+    with pytest.raises(VideoError, match="truncated: 30 of 31 frames"):
+        probe(media(path))
+
+
+def test_an_empty_chunk_after_every_frame_of_an_avi(tmp_path):
+    """As FFmpeg writes H.264 of 25 frames a second with 50 ticks; one is at the end."""
+    path = write_video(tmp_path / "a.avi", PICTURES[:10], "mpeg4", times=range(0, 20, 2))
+    assert found(with_header_count(path, 19, 20)) == [number // 2 for number in range(19)]
+    with_header_count(path, 20, 21)
+    with pytest.raises(VideoError, match="truncated: 10 of 21 frames"):
+        probe(media(path))
 
 
 def test_packets_that_cannot_be_decoded(tmp_path):
@@ -136,6 +147,7 @@ def test_packets_that_cannot_be_decoded(tmp_path):
         ([24 + n for n in range(9)], 33, "its frames begin after 1.0 seconds"),
         ([*range(9)], 3, "its frames end 0.2 seconds after its duration"),
         ([0, 1, 2, 3, 5, 6, 8, 9, 11], 11, "frames are missing 3 times, up to 0.1 seconds"),
+        ([0, 1, 2], 0, ""),
         ([0, 1, 2, 2, 3], 4, "1 of 5 frames have the time of another"),
     ],
 )
