@@ -28,9 +28,10 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.files import write_text
+from ivcl_fast.models.weights import read_config
 from ivcl_fast.report.tables import Table
 from ivcl_fast.training.metrics_log import MetricsLog
-from ivcl_fast.training.settings import TrainConfig, load_settings
+from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -233,15 +234,17 @@ def describe_confusion(run: FinishedRun, evaluation: Evaluation | None) -> dict[
 def changed_settings(run: FinishedRun) -> dict[str, str]:
     """Return the run's settings that differ from the defaults of its preset.
 
-    For a model without its run, only the model's settings are known.
+    For a model without its run, these are the model's settings and its record of the training.
     """
     default = TrainConfig(model=IVCLConfig.preset(run.config.preset)).flat()
-    kept = vars(run.config.model) if run.model_folder else load_settings(run.folder).flat()
-    return {
-        name: str(value)
-        for name, value in kept.items()
-        if value != default[name] and name not in NOT_SHOWN
-    }
+    kept, record = vars(run.config.model), dict[str, Any]()
+    if run.model_folder is None:
+        kept = load_settings(run.folder).flat()
+    elif (file := run.model_folder / CONFIG).is_file():
+        record = read_config(file).get("training") or {}
+    differing = {name: of for name, of in kept.items() if of != default[name]} | record
+    shown = differing.keys() - NOT_SHOWN
+    return {k: str(v) for k, v in differing.items() if k in shown and not isinstance(v, dict)}
 
 
 def command_line() -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ivcl_fast.analysis.linear_probes import GUESS, PROBES, Scores
+from ivcl_fast.analysis.linear_probes import PROBES, Scores
 from ivcl_fast.analysis.segments import SegmentScores
+from ivcl_fast.evaluation.baselines import CONE
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.files import write_json, write_text
@@ -16,7 +17,7 @@ ABOUT = (
     "nothing else. *Frame alone*: slots of the image encoder, which sees no other frame; *all "
     "frames*: slots of the temporal transformer. Frames are *hidden* if the snitch is inside a "
     "cone. *None in sight*: whether an object of a shape or color is inside a cone, in frames "
-    f"without a visible object of that kind. *{GUESS.capitalize()}*: guess the cell of a random "
+    f"without a visible object of that kind. *{CONE.capitalize()}*: guess the cell of a random "
     "visible cone. Distances are in world units; a cell is 1 unit wide. The finetuned model was "
     "trained on the clips that probes are fitted on, so its scores may be too low compared with "
     "the pretrained model's."

@@ -14,6 +14,7 @@ from ivcl_fast.analysis.attention_maps import (
     slot_attention,
     slot_collapse,
     slot_overlap,
+    snitch_attention,
 )
 from tests.support.small_models import config, random_video, sharpened
 
@@ -160,3 +161,8 @@ def test_collapse_is_averaged_over_frames_and_clips_with_an_interval() -> None:
     assert 0.5 < score.low < 0.75 < score.high < 1.0
     alone = slot_collapse(half)["overlap"]  # one clip says little
     assert alone.low < 0.2 and alone.high > 0.8
+
+
+def test_attention_on_an_object_is_relative_to_the_mean_of_its_frames() -> None:
+    maps = torch.tensor([[1.0, 3.0], [9.0, 9.0], [2.0, 6.0]])
+    assert snitch_attention(maps, (1, None, 0)) == pytest.approx((1.5 + 0.5) / 2)
