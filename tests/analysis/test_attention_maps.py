@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from ivcl_fast import IVCL, IVCLClassifier, SlotAutoencoder, reference
-from ivcl_fast.analysis.attention_maps import (
-    map_entropy,
-    slot_attention,
-    slot_collapse,
-    slot_overlap,
-    snitch_attention,
-)
+from ivcl_fast.analysis import attention_maps
 from tests.support.small_models import config, random_video, sharpened
 
 CHOICES = [
@@ -85,7 +79,7 @@ def slots_to_patches(cfg: Any, matrix: Tensor) -> Tensor:
 def test_last_block(video: Tensor, kind: Any, choices: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = sharpened(kind(config(**choices)))
-    maps = slot_attention(model, video)
+    maps = attention_maps.slot_attention(model, video)
     assert maps.shape == (2, 5, 2, 16) and maps.dtype == torch.float32
     for clip, found in zip(video, maps, strict=True):
         last = attention_by_hand(model, clip)[-1]
@@ -103,14 +97,15 @@ def test_slots_that_compete_attend_to_what_they_take_in(video: Tensor, kind: Any
     part, seen, values = model.encoder.slot_attention, [], []
     part.update.register_forward_hook(lambda part, args, out: seen.append(args[0]))
     part.value.register_forward_hook(lambda part, args, out: values.append(out))
-    maps = slot_attention(model, video)
+    maps = attention_maps.slot_attention(model, video)
     assert maps.shape == (2, 5, 2, 16) and maps.dtype == torch.float32
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 5, 2))
     model.encoder.slots(reference.patchify(video, 4))
     taken = seen[-1].view(2, 5, 2, -1)
     torch.testing.assert_close(maps @ values[-1], taken, rtol=1e-4, atol=1e-4)
     part.key.weight *= 1000  # so that a slot gets nothing of a frame
-    torch.testing.assert_close(slot_attention(model, video).sum(-1), torch.ones(2, 5, 2))
+    sums = attention_maps.slot_attention(model, video).sum(-1)
+    torch.testing.assert_close(sums, torch.ones(2, 5, 2))
 
 
 @pytest.mark.parametrize("kind", ["IVCL", "IVCLClassifier"])
@@ -119,7 +114,7 @@ def test_fast_models_look_where_the_reference_does(video: Tensor, kind: str) -> 
     slow = sharpened(getattr(reference, kind)(config()))
     fast = {"IVCL": IVCL, "IVCLClassifier": IVCLClassifier}[kind](config())
     fast.load_state_dict(slow.state_dict())
-    ours, theirs = (slot_attention(model, video) for model in (fast, slow))
+    ours, theirs = (attention_maps.slot_attention(model, video) for model in (fast, slow))
     torch.testing.assert_close(ours, theirs)
 
 
@@ -147,22 +142,22 @@ def one_frame(*maps: list[float]) -> Tensor:
     ],
 )
 def test_known_maps(maps: Tensor, overlap: float, entropy: float) -> None:
-    assert slot_overlap(maps).item() == pytest.approx(overlap, abs=1e-5)
-    assert map_entropy(maps).item() == pytest.approx(entropy, abs=1e-5)
+    assert attention_maps.slot_overlap(maps).item() == pytest.approx(overlap, abs=1e-5)
+    assert attention_maps.map_entropy(maps).item() == pytest.approx(entropy, abs=1e-5)
 
 
 def test_collapse_is_averaged_over_frames_and_clips_with_an_interval() -> None:
     alike, apart = one_frame([1.0, 0.0], [1.0, 0.0]), one_frame([1.0, 0.0], [0.0, 1.0])
     half = torch.cat([alike, apart], dim=1)  # two frames
-    assert slot_overlap(half).tolist() == pytest.approx([0.5])
+    assert attention_maps.slot_overlap(half).tolist() == pytest.approx([0.5])
     maps = torch.cat([half] * 10 + [alike.expand(-1, 2, -1, -1)] * 10)
-    score = slot_collapse(maps)["overlap"]
+    score = attention_maps.slot_collapse(maps)["overlap"]
     assert score.value == pytest.approx(0.75) and score.chance == 1.0
     assert 0.5 < score.low < 0.75 < score.high < 1.0
-    alone = slot_collapse(half)["overlap"]  # one clip says little
+    alone = attention_maps.slot_collapse(half)["overlap"]  # one clip says little
     assert alone.low < 0.2 and alone.high > 0.8
 
 
 def test_attention_on_an_object_is_relative_to_the_mean_of_its_frames() -> None:
     maps = torch.tensor([[1.0, 3.0], [9.0, 9.0], [2.0, 6.0]])
-    assert snitch_attention(maps, (1, None, 0)) == pytest.approx((1.5 + 0.5) / 2)
+    assert attention_maps.snitch_attention(maps, (1, None, 0)) == pytest.approx((1.5 + 0.5) / 2)

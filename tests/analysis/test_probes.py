@@ -13,16 +13,6 @@ from torch import Tensor
 
 from ivcl_fast import probes, reference
 from ivcl_fast.analysis import linear_probes
-from ivcl_fast.analysis.linear_probes import (
-    CLASSIFICATION,
-    MULTI_LABEL,
-    PROBES,
-    REGRESSION,
-    Probe,
-    Targets,
-    frames_of,
-    run_probe,
-)
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.synthetic.cater.scene_file import scene_dict
 from ivcl_fast.data.synthetic.cater.video import draw_video
@@ -93,7 +83,7 @@ def scene_of_three_frames() -> dict[str, Any]:
 
 
 def test_truth_of_a_small_scene() -> None:
-    frames = frames_of([scene_of_three_frames()], [[0, 1, 2]])
+    frames = linear_probes.frames_of([scene_of_three_frames()], [[0, 1, 2]])
     assert frames.clips.tolist() == [0, 0, 0]
     cell = frames.targets["snitch's cell"]
     assert cell.values.tolist() == [0, 0, 1]
@@ -119,7 +109,7 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def planted(probe: Probe, clips: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def planted(probe: linear_probes.Probe, clips: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Features that hold an answer in a linear way, the answers, and the clips of frames."""
     said = normal(seed, clips * FRAMES, 12)
     turn, _ = torch.linalg.qr(normal(99, 12, 12))
@@ -129,26 +119,27 @@ def planted(probe: Probe, clips: int, seed: int) -> tuple[Tensor, Tensor, Tensor
     return x, y, torch.arange(clips).repeat_interleave(FRAMES)
 
 
-def answers_for(y: Tensor) -> Targets:
+def answers_for(y: Tensor) -> linear_probes.Targets:
     half = torch.arange(len(y)) % 2 == 0
-    return Targets(y, {"all": torch.ones(len(y), dtype=torch.bool), "half": half})
+    return linear_probes.Targets(y, {"all": torch.ones(len(y), dtype=torch.bool), "half": half})
 
 
 @pytest.mark.parametrize(
     ("probe", "reached"),
     [
-        (Probe(*CLASSIFICATION, 5), 0.93),
-        (Probe(*REGRESSION, 2), 0.02),
-        (Probe(*MULTI_LABEL, 3), 0.98),
+        (linear_probes.Probe(*linear_probes.CLASSIFICATION, 5), 0.93),
+        (linear_probes.Probe(*linear_probes.REGRESSION, 2), 0.02),
+        (linear_probes.Probe(*linear_probes.MULTI_LABEL, 3), 0.98),
     ],
     ids=["classes", "places", "presence"],
 )
-def test_what_is_planted_is_found_and_noise_is_at_chance(probe: Probe, reached: float) -> None:
+def test_what_is_planted_is_found_and_noise_is_at_chance(probe: Any, reached: float) -> None:
     x, y, clips = planted(probe, 60, seed=0)
     x_test, y_test, test_clips = planted(probe, 40, seed=1)
     noise = normal(2, len(x), 12), normal(3, len(x_test), 12)
     features = {"planted": (x, x_test), "noise": noise}
-    scores = run_probe(probe, answers_for(y), answers_for(y_test), clips, test_clips, features)
+    answers = answers_for(y), answers_for(y_test)
+    scores = linear_probes.run_probe(probe, *answers, clips, test_clips, features)
     for group in ("all", "half"):
         good, bad = scores[group]["planted"], scores[group]["noise"]
         if probe.metric == "distance":
@@ -205,7 +196,7 @@ def test_from_run_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comm
     assert "on 10 clips, 95 % intervals" in out and "probes.md" in out
     kept = json.loads((run / "probes" / "probes.json").read_text())
     assert (kept["train_clips"], kept["eval_clips"]) == (15, 10)
-    assert kept["scores"].keys() == PROBES.keys()
+    assert kept["scores"].keys() == linear_probes.PROBES.keys()
     cell = kept["scores"]["snitch's cell"]["visible"]
     models = ("untrained", "pretrained", "finetuned")
     kinds = [f"{model}, {frames}" for model in models for frames in ("frame alone", "all frames")]

@@ -18,14 +18,6 @@ from torch import Tensor
 
 from ivcl_fast import probes
 from ivcl_fast.analysis import linear_probes, segments
-from ivcl_fast.analysis.segments import (
-    FROZEN,
-    HIDDEN,
-    OBJECTS,
-    REIDENTIFICATION,
-    at_pixels,
-    score_segments,
-)
 from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.media import Square
@@ -34,6 +26,8 @@ from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.evaluation import metrics
 from ivcl_fast.train import main as train_main
 from tests.support.small_models import RUN_FLAGS
+
+TABLES = segments.OBJECTS, segments.REIDENTIFICATION, segments.HIDDEN
 
 
 @pytest.mark.parametrize(("square", "size"), [("none", 16), ("start", 64), ("center", 16)])
@@ -45,7 +39,7 @@ def test_masks_lie_where_decoders_put_frames(square: Square, size: int, tmp_path
         Image.fromarray(frame).save(tmp_path / "0.png")
         media = Media("clip", (tmp_path / "0.png",))
         (seen,) = make_decoder("pyav", size).decode(media, [0], square)
-        (mask,) = at_pixels((frame[None, ..., 0] > 0).astype(int), size, square)
+        (mask,) = segments.at_pixels((frame[None, ..., 0] > 0).astype(int), size, square)
         assert not ((mask == 1) ^ (seen[0] > 100))[(seen[0] - 100.0).abs() > 20].any(), column
 
 
@@ -78,19 +72,16 @@ def test_segments_are_compared_with_the_objects_of_their_frames(
 
     def shares(number: int) -> Tensor:
         """One-hot shares ``[T, S + 1, H, W]``, of which the background is the last."""
-        masks = at_pixels(spec.object_masks(number, range(38)), size, "center")
+        masks = segments.at_pixels(spec.object_masks(number, range(38)), size, "center")
         return F.one_hot(masks % 12, 12).permute(0, 3, 1, 2)
 
     held = SimpleNamespace(
-        dataset=dataset,
-        eval_split="val",
-        usable_clips=lambda split, count: clips[:count],
-        num_frames=lambda media: 38,
-        scene=lambda name, frames: dataset.scene(name, frames),
+        dataset=dataset, eval_split="val", usable_clips=lambda split, count: clips[:count],
+        num_frames=lambda media: 38, scene=lambda name, frames: dataset.scene(name, frames),
         rows=lambda some, length: torch.tensor(
             [clips.index(replace(clip, frames=None)) for clip in some]
         ),
-    )
+    )  # fmt: skip
     sizes = SimpleNamespace(num_frames=4, image_size=size, num_slots=11)
     settings = SimpleNamespace(model=sizes, data=SimpleNamespace(crop="center"))
     run: Any = SimpleNamespace(config=settings, data=held, device=torch.device("cpu"), amp=False)
@@ -103,22 +94,24 @@ def test_segments_are_compared_with_the_objects_of_their_frames(
         )
 
     models: Any = {"exact": drawing(0), "of others": drawing(1), "draws nothing": None}
-    found = score_segments(run, 6, models)
-    objects, again, hidden = (found[table] for table in (OBJECTS, REIDENTIFICATION, HIDDEN))
+    found = segments.score_segments(run, 6, models)
+    objects, again, hidden = (found[table] for table in TABLES)
     assert objects.keys() == {"exact", "of others"}
     assert [score.value for score in objects["exact"].values()] == [1.0] * 6
     assert objects["of others"]["FG-ARI"].value < 0.7 > objects["of others"]["ARI"].value
     assert objects["of others"]["video mBO"].value < 0.7
     assert again["exact"]["all"].value == 1.0 > again["of others"]["all"].value
     # Slots that draw nothing are where they were; so is the baseline, which knows the whole box.
-    assert hidden.keys() == {"exact", "of others", FROZEN}
+    assert hidden.keys() == {"exact", "of others", segments.FROZEN}
     for kind in ("occluded", "contained", "carried"):
-        own, frozen = (hidden[name][f"distance, {kind}"].value for name in ("exact", FROZEN))
+        own, frozen = (
+            hidden[name][f"distance, {kind}"].value for name in ("exact", segments.FROZEN)
+        )
         assert abs(own - frozen) < 0.05 and own > 0
-    carried, contained = (hidden[FROZEN][f"mAP, {kind}"].value for kind in ("carried", "contained"))
-    assert carried < contained
+    frozen = hidden[segments.FROZEN]
+    assert frozen["mAP, carried"].value < frozen["mAP, contained"].value
     (data / "synthetic.json").rename(data / "kept.json")  # as published: no masks are known
-    assert score_segments(run, 3, models) == {}
+    assert segments.score_segments(run, 3, models) == {}
     (data / "kept.json").rename(data / "synthetic.json")
 
 
@@ -135,9 +128,9 @@ def test_slots_are_scored_as_segments(
     assert status == 0 and "FG-ARI" in out and "re-identification" in out and "frozen" in out
     folder = tmp_path / "run" / "probes"
     tables = json.loads((folder / "probes.json").read_text())["segments"]
-    assert tables.keys() == {OBJECTS, REIDENTIFICATION, HIDDEN}
-    assert tables[OBJECTS].keys() == {"untrained", "pretrained"}
-    for of_model in tables[OBJECTS].values():
+    assert tables.keys() == {*TABLES}
+    assert tables[segments.OBJECTS].keys() == {"untrained", "pretrained"}
+    for of_model in tables[segments.OBJECTS].values():
         for score in (of_model[of] for of in ("FG-ARI", "ARI", "video mBO")):
             assert -0.1 < score["low"] <= score["value"] <= score["high"] < 0.9
     (section,) = re.findall(r"## objects in slots\n.*?##", (folder / "probes.md").read_text(), re.S)

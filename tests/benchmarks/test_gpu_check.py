@@ -49,16 +49,12 @@ def test_parts_that_fail_in_every_way_cost_only_their_own_figures(tmp_path, caps
     results = Results("make gpu-check")
     run(commands, minutes, results, tmp_path)
     assert {name: done["outcome"] for name, done in results.parts.items()} == {
-        "hangs": "stopped: timeout after 1 measurements",
-        "machine": "ok",
-        "speed": "ok",
+        "hangs": "stopped: timeout after 1 measurements", "machine": "ok", "speed": "ok",
         "raises": "failed: exit status 1; ValueError: no such thing",
-        "crashes": "failed: exit status -11; no output",
-        "errs": "failed: 1 of 2 measurements",
-        "is-cut-off": "ok",
-        "cannot": "skipped: PyAV cannot be imported",
+        "crashes": "failed: exit status -11; no output", "errs": "failed: 1 of 2 measurements",
+        "is-cut-off": "ok", "cannot": "skipped: PyAV cannot be imported",
         "tests": "failed: exit status 1; 1 failed in 2 s",
-    }
+    }  # fmt: skip
     assert [row["value"] for row in results.rows if "value" in row] == [2, 3, 4, 5, 6]
     assert ended(int(child.read_text()))
     said = capsys.readouterr().out

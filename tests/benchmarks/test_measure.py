@@ -31,10 +31,8 @@ BENCHMARK = Benchmark(
         {
             "ours": lambda: [lambda: (EXPECTED + 1e-3, EXPECTED.sum())],
             "eager": lambda: [lambda: (EXPECTED, EXPECTED.sum())],
-            "wrong": lambda: [lambda: (EXPECTED.flip(0), EXPECTED.sum())],
-            "absent": no_kernel,
-            "broken": broken,
-            "large": too_large,
+            "wrong": lambda: [lambda: (EXPECTED.flip(0), EXPECTED.sum())], "absent": no_kernel,
+            "broken": broken, "large": too_large,
         },
         (EXPECTED, EXPECTED.sum()),
     ),

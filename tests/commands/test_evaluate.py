@@ -53,8 +53,7 @@ def acre(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
             measured.append(split)
         return loader(self, split, **options)
 
-    sizes = "--data", "synthetic:acre-iid", "--train-videos", "4", "--val-videos", "2"
-    sizes += ("--keep-videos",)
+    sizes = ["--data=synthetic:acre-iid", "--train-videos=4", "--val-videos=2", "--keep-videos"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DataModule, "loader", noted)
         return train(tmp_path_factory.mktemp("acre"), *sizes), measured

@@ -22,12 +22,10 @@ def test_the_plan_of_a_run(command):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ("--ranks 8", "--ranks: "),
-        ("--plan --preset huge", "--preset: "),
-        ("--plan --batch-size 10 --ranks 4", "--batch-size: "),
-        ("--plan --ranks 0", "--ranks: "),
+        ("--ranks 8", "--ranks: "), ("--plan --preset huge", "--preset: "),
+        ("--plan --batch-size 10 --ranks 4", "--batch-size: "), ("--plan --ranks 0", "--ranks: "),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_one_line(command, flags, named):
     status, told, error = command(info.main, *flags.split())
     assert (status, told) == (2, "") and named in error and error.count("\n") == 1

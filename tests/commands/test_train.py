@@ -35,14 +35,12 @@ QUICKLY = ["--no-pictures", "--no-compare-memoryless"]
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
+    command, threads = (
         [sys.executable, "-m", "ivcl_fast.train", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        {"OMP_NUM_THREADS": "1"},
     )
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=folder, env=os.environ | threads, **pipes)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:

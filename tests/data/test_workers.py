@@ -74,11 +74,9 @@ def test_workers_end_with_their_parent(tmp_path, how):
     (tmp_path / "script.py").write_text(SCRIPT)
     ended = subprocess.run(
         [sys.executable, tmp_path / "script.py", how],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True,
         timeout=100,
-    )
+    )  # fmt: skip
     results, pids = ended.stdout.splitlines()
     assert sorted(results.split()) == ["1", "2"] and "Traceback" not in ended.stderr
     for pid in pids.split():

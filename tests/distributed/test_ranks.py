@@ -146,10 +146,8 @@ def muon_steps(shapes):
     shards = [torch.nn.Parameter(shard(v)) for v in values]
     options = dict(lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     optimizers = [
-        Muon(whole, **options),
-        Muon(replicas, **options, replicated=True),
-        Muon(shards, **options),
-    ]
+        Muon(whole, **options), Muon(replicas, **options, replicated=True), Muon(shards, **options),
+    ]  # fmt: skip
     for _ in range(3):
         for one, same, cut in zip(whole, replicas, shards, strict=True):
             one.grad = torch.randn(one.shape, generator=draw)

@@ -66,8 +66,7 @@ def test_it_follows_planned_videos(frames, at_least):
         if hidden_at_end(planned):
             found = track_snitch(planned, frame_ids(38, frames).tolist())
             right.append(found == localize_label(planned))
-    assert len(right) > 8
-    assert np.mean(right) >= at_least
+    assert len(right) > 8 and np.mean(right) >= at_least
 
 
 # --- How it is hidden ----------------------------------------------------------------------------

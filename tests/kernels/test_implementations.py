@@ -28,11 +28,9 @@ def run_op_tests(*flags: str, **environment: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     run = subprocess.run(
         [*command, "-m", "not gpu", *flags, "tests/kernels/ops"],
-        cwd=Path(__file__).resolve().parents[2],
-        env=os.environ | environment,
-        capture_output=True,
+        cwd=Path(__file__).resolve().parents[2], env=os.environ | environment, capture_output=True,
         text=True,
-    )
+    )  # fmt: skip
     print(run.stdout[-3000:])
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 

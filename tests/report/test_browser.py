@@ -114,10 +114,8 @@ def train_quickly(kind: str, folder: Path) -> Path:
     """Train on small data of a kind; return the run's folder."""
     flags: tuple[str, ...] = FRAME_FLAGS
     if kind == "acre":
-        data, flags = (
-            write_acre(folder / "data", SyntheticAcre("comp", train=8, val=4, test=4), 1),
-            (),
-        )
+        flags = ()  # clips have seven panels
+        data = write_acre(folder / "data", SyntheticAcre("comp", train=8, val=4, test=4), 1)
     elif kind == "something-else":
         data = write_something_else(folder / "data", SyntheticSomethingElse(train=32, val=8), 1)
     elif kind == "slot attention":
@@ -137,12 +135,9 @@ def train_quickly(kind: str, folder: Path) -> Path:
 
 
 RUNS = {
-    "acre": 16,
-    "something-else": 8,
-    "videos with classes": 2,
-    "videos without classes": 2,
+    "acre": 16, "something-else": 8, "videos with classes": 2, "videos without classes": 2,
     "slot attention": 4,
-}
+}  # fmt: skip
 """Kinds of runs, and the clips in their pages."""
 
 
@@ -245,12 +240,9 @@ def test_the_player_and_its_filters(opened: Any, tmp_path: Path) -> None:
     opened.keyboard.press("ArrowDown")
     assert opened.inner_text("#clip-name") == "clip 1"
     for name, value, clips in (
-        ("right", "true", [0, 2]),
-        ("end", "hidden", [0, 3]),
-        ("end", "moved while hidden", [0, 3]),
-        ("guess", "5", [1, 3]),
-        ("order", "-1", [3, 2, 1, 0]),
-    ):
+        ("right", "true", [0, 2]), ("end", "hidden", [0, 3]), ("end", "moved while hidden", [0, 3]),
+        ("guess", "5", [1, 3]), ("order", "-1", [3, 2, 1, 0]),
+    ):  # fmt: skip
         opened.select_option(f"[name={name}]", value)
         shown = opened.locator("#thumbnails button:visible .name").all_inner_texts()
         assert shown == [f"clip {n}" for n in clips]

@@ -20,12 +20,10 @@ from ivcl_fast.distributed import group as distributed
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
-        "torch._dynamo",
-        "tensorboard.summary.writer.record_writer",
-        "ivcl_fast.training.loop",
+        "torch._dynamo", "tensorboard.summary.writer.record_writer", "ivcl_fast.training.loop",
         "torch.distributed.fsdp",
     ]
-)
+)  # fmt: skip
 
 
 def run_ranks(

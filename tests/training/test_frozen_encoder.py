@@ -94,12 +94,11 @@ def test_random_weights_all_learn(tmp_path, pretrained):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--objective", "joint"],
-        ["--stage", "finetune"],
+        ["--objective", "joint"], ["--stage", "finetune"],
         ["--objective", "slot_attention", "--stage", "finetune", "--init", "timm:vit.pth"],
         ["--slot-noise", "-1"],
     ],
-)
+)  # fmt: skip
 def test_flags_that_cannot_be_used_with_it(flags):
     with pytest.raises(UserError, match=r"^--.*: expected"):
         parse(["--freeze-encoder", *flags])

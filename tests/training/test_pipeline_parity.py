@@ -119,28 +119,18 @@ def check_slot_attention(cfg: IVCLConfig, clips: int = 2, seed: int = 0) -> None
 def configs(draw: st.DrawFn) -> IVCLConfig:
     frames = draw(st.integers(1, 4))
     return IVCLConfig(
-        image_size=draw(st.sampled_from([8, 16, 24])),
-        patch_size=4,
-        num_frames=frames,
-        num_query_frames=draw(st.integers(1, frames)),
-        num_slots=draw(st.integers(1, 3)),
-        mask_ratio=draw(st.floats(0.05, 0.95)),
-        embed_dim=draw(st.sampled_from([12, 32, 60])),
-        num_heads=draw(st.sampled_from([1, 2, 4])),
-        depth=draw(st.integers(1, 3)),
-        temporal_depth=draw(st.integers(1, 2)),
-        decoder_dim=draw(st.sampled_from([16, 36])),
-        decoder_heads=draw(st.sampled_from([1, 2])),
-        decoder_depth=draw(st.integers(1, 2)),
-        mlp_ratio=draw(st.sampled_from([1.0, 2.5])),
-        norm_pix=draw(st.booleans()),
+        image_size=draw(st.sampled_from([8, 16, 24])), patch_size=4, num_frames=frames,
+        num_query_frames=draw(st.integers(1, frames)), num_slots=draw(st.integers(1, 3)),
+        mask_ratio=draw(st.floats(0.05, 0.95)), embed_dim=draw(st.sampled_from([12, 32, 60])),
+        num_heads=draw(st.sampled_from([1, 2, 4])), depth=draw(st.integers(1, 3)),
+        temporal_depth=draw(st.integers(1, 2)), decoder_dim=draw(st.sampled_from([16, 36])),
+        decoder_heads=draw(st.sampled_from([1, 2])), decoder_depth=draw(st.integers(1, 2)),
+        mlp_ratio=draw(st.sampled_from([1.0, 2.5])), norm_pix=draw(st.booleans()),
         context_tokens=draw(st.sampled_from(["slots", "slots+patches"])),
-        decoder_slots=draw(st.booleans()),
-        readout=draw(st.sampled_from(["last", "mean", "cls"])),
+        decoder_slots=draw(st.booleans()), readout=draw(st.sampled_from(["last", "mean", "cls"])),
         objective=draw(st.sampled_from(["ivcl", "mae", "joint"])),
-        pixel_mean=draw(st.sampled_from([0.5, 0.4])),
-        pixel_std=draw(st.sampled_from([0.5, 0.2])),
-    )
+        pixel_mean=draw(st.sampled_from([0.5, 0.4])), pixel_std=draw(st.sampled_from([0.5, 0.2])),
+    )  # fmt: skip
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
@@ -176,10 +166,8 @@ def test_float_video():
     torch.testing.assert_close(ours.loss, theirs.loss)
     same = fast(some_video(cfg, 2), seed=seed)
     torch.testing.assert_close(ours.pred, same.pred, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        fast.reconstruct(video, ours), plain.reconstruct(video, theirs),
-        atol=1e-5, rtol=1e-5,
-    )  # fmt: skip
+    found, expected = fast.reconstruct(video, ours), plain.reconstruct(video, theirs)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 # --- Fifty steps of pretraining, then fifty of finetuning -----------------------------------------
@@ -316,10 +304,7 @@ def test_every_op_is_served_by_its_triton_kernel(preset):
     """In a separate process, interpreted."""
     code = f"from {__name__} import check_dispatches as c; c({preset!r}, 'triton')"
     run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).resolve().parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
+        [sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
     assert run.returncode == 0 and f"{preset} ok" in run.stdout, run.stdout + run.stderr[-3000:]

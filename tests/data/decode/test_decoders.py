@@ -48,8 +48,7 @@ def test_exactly_the_frames_asked_for(tmp_path, name, write, monkeypatch):
     path = write(tmp_path / "a.avi", [picture(7, frame) for frame in range(count)])
     decoder = make_decoder(name, 32)
     everything = decoder.decode(media(path)).cpu().numpy()
-    assert everything.shape == (count, 3, 32, 32)
-    assert everything.dtype == np.uint8
+    assert everything.shape == (count, 3, 32, 32) and everything.dtype == np.uint8
     assert numbers(everything) == [(7, frame) for frame in range(count)]
     for ids in ([0], [count - 1], range(0, count, 7), [5, 5, 3], frame_ids(count, 16), []):
         some = decoder.decode(media(path), np.array(ids, np.int64)).cpu().numpy()

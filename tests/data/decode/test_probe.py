@@ -43,8 +43,7 @@ def test_header_and_packets(tmp_path, write):
     assert (info.frames, info.codec, info.width, info.height) == (9, "mjpeg", 80, 60)
     assert info.fps == pytest.approx(24, rel=1e-3)
     jpegs = read_images(media(path))
-    assert len(jpegs) == 9
-    assert all(jpeg.startswith(b"\xff\xd8") for jpeg in jpegs)
+    assert len(jpegs) == 9 and all(jpeg.startswith(b"\xff\xd8") for jpeg in jpegs)
     assert read_images(media(path), np.array([8, 0, 8])) == [jpegs[8], jpegs[0], jpegs[8]]
 
 

@@ -17,12 +17,10 @@ X265 = {"x265-params": "log-level=none:keyint=12:min-keyint=12"}
 KINDS = [
     ("a.mp4", "libx264", {"g": "12"}),
     ("a.mkv", "libx264", {"g": "12", "x264-params": "open-gop=1:scenecut=0:bframes=3"}),
-    ("a.mp4", "libx264", {"g": "12", "x264-params": "intra-refresh=1"}),
-    ("a.mov", "libx265", X265),
+    ("a.mp4", "libx264", {"g": "12", "x264-params": "intra-refresh=1"}), ("a.mov", "libx265", X265),
     ("a.webm", "libvpx-vp9", {**VP9, "g": "12"}),
     ("a.mp4", "libx264", {"g": "12", "times": [n + (n > 30) * 7 for n in range(FRAMES)]}),
-    ("a.mp4", "mpeg4", {"g": "12", "bf": "2"}),
-    ("a.avi", "libx264", {"g": "12"}),
+    ("a.mp4", "mpeg4", {"g": "12", "bf": "2"}), ("a.avi", "libx264", {"g": "12"}),
     ("a.webm", "libvpx", {"g": "12"}),
 ]  # fmt: skip
 CLIPS = ([0], [FRAMES - 1], [59, 3, 3, 30], [11, 12, 13], [7, 23, 24, 47, 48], range(20, 31))

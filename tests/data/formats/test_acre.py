@@ -18,17 +18,14 @@ from ivcl_fast.evaluation.baselines import counting_guess
 from ivcl_fast.evaluation.evaluate import Evaluation
 
 PROBLEM: list[dict[str, Any]] = [
-    {"light_state": "on", "objects": [4]},
-    {"light_state": "on", "objects": [4, 9]},
-    {"light_state": "off", "objects": [9]},
-    {"light_state": "off", "objects": [12]},
-    {"light_state": "on", "objects": [20, 21, 12]},
-    {"light_state": "off", "objects": [13, 12]},
+    {"light_state": "on", "objects": [4]}, {"light_state": "on", "objects": [4, 9]},
+    {"light_state": "off", "objects": [9]}, {"light_state": "off", "objects": [12]},
+    {"light_state": "on", "objects": [20, 21, 12]}, {"light_state": "off", "objects": [13, 12]},
     {"light_state": "no", "objects": [20], "label": 1, "type": "potential"},
     {"light_state": "no", "objects": [9], "label": 0, "type": "screen_off"},
     {"light_state": "no", "objects": [12, 20, 21], "label": 2, "type": "indirect", "ref": 3},
     {"light_state": "no", "objects": [13, 12, 4], "label": 2, "type": "direct", "ref": 5},
-]
+]  # fmt: skip
 
 
 def write(root: Path, split: str, value: Any) -> None:
@@ -57,10 +54,8 @@ def test_four_clips_per_problem(root: Path) -> None:
         Clip("ACRE_test_000012_09", "ACRE_test_000012", 2, (0, 1, 2, 3, 4, 5, 9)),
     ]
     assert [data.describe(label) for label in range(3)] == [
-        "the machine is off",
-        "undetermined",
-        "the machine is on",
-    ]
+        "the machine is off", "undetermined", "the machine is on",
+    ]  # fmt: skip
 
 
 def test_media_of_the_splits_that_are_there(root: Path) -> None:

@@ -15,10 +15,8 @@ from ivcl_fast.errors import UserError
 # As in the data set, the order of the classes is neither that of the file nor the alphabet's.
 LABELS = {"Moving something up": 2, "Something falling like a rock": 0, "Closing something": 1}
 UP, ROCK, CLOSING = (
-    "Moving [something] up",
-    "[Something] falling like a rock",
-    "Closing [something]",
-)
+    "Moving [something] up", "[Something] falling like a rock", "Closing [something]",
+)  # fmt: skip
 FILES = {
     "compositional": ("compositional", "train", "validation", "labels"),
     "compositional_shuffled": ("compositional_shuffled", "train", "validation", "labels"),
@@ -71,10 +69,8 @@ def test_tasks(tmp_path: Path, task: str, parent: str) -> None:
     assert data.clips("train") == [Clip("203403", "203403", 2), Clip("2", "2", 0)]
     assert data.clips("validation") == [Clip("17", "17", 1), Clip("2003", "2003", 0)]
     assert [data.describe(label) for label in range(3)] == [
-        "Something falling like a rock",
-        "Closing something",
-        "Moving something up",
-    ]
+        "Something falling like a rock", "Closing something", "Moving something up",
+    ]  # fmt: skip
     assert set(FILES) | {"something_v2"} == set(TASKS)
 
 
@@ -112,11 +108,9 @@ def test_frames_instead_of_videos(tmp_path: Path) -> None:
         for m in SomethingElse(tmp_path).media()
     }
     assert media == {
-        "17": ["17/0001.jpg"],
-        "2": ["2/0001.jpg", "2/0002.jpg", "2/0003.jpg", "2/0004.jpg"],
-        "2003": ["2003/0001.jpg"],
-        "203403": ["203403/0001.jpg"],
-    }
+        "17": ["17/0001.jpg"], "2": ["2/0001.jpg", "2/0002.jpg", "2/0003.jpg", "2/0004.jpg"],
+        "2003": ["2003/0001.jpg"], "203403": ["203403/0001.jpg"],
+    }  # fmt: skip
 
 
 def test_repeated_entries(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -132,14 +126,12 @@ def test_repeated_entries(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize(
     ("train", "what"),
     [
-        ([], "expected clips, got none"),
-        ({}, r"expected a list of \{"),
-        ("[{", "not a JSON file"),
+        ([], "expected clips, got none"), ({}, r"expected a list of \{"), ("[{", "not a JSON file"),
         ([TRAIN[0], {"id": "1"}], "entry 1: expected "),
         ([entry("5", "Eating [something]")], r"id 5: template 'Eating \[something\]' has no label"),
         ([entry("../x", UP)], r"entry 0: id: expected .*, got '\.\./x'"),
     ],
-)
+)  # fmt: skip
 def test_bad_splits(tmp_path: Path, train: Any, what: str) -> None:
     write_task(tmp_path, train=train)
     with pytest.raises(UserError, match=rf"train\.json.*{what}"):

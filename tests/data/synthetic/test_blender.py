@@ -55,11 +55,9 @@ def test_meshes_have_the_volumes_of_the_shapes() -> None:
     r, k = 1 - meshes.CUBE_FLAT, 2 * meshes.CUBE_FLAT
     expected = {
         "cube": k**3 + 6 * k**2 * r + 3 * np.pi * k * r**2 + 4 / 3 * np.pi * r**3,
-        "sphere": 4 / 3 * np.pi,
-        "cone": 2 / 3 * 16 * np.sin(2 * np.pi / 32),
-        "spl": 3 * 2 * np.pi**2 * meshes.TORUS_RADIUS**2,
-        "machine": 5.6 * 5.6,
-    }
+        "sphere": 4 / 3 * np.pi, "cone": 2 / 3 * 16 * np.sin(2 * np.pi / 32),
+        "spl": 3 * 2 * np.pi**2 * meshes.TORUS_RADIUS**2, "machine": 5.6 * 5.6,
+    }  # fmt: skip
     for name, volume in expected.items():
         corners = triangles(meshes.all_meshes()[name])
         found = np.linalg.det(corners).sum() / 6  # positive if all faces look outward

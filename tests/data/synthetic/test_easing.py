@@ -19,15 +19,8 @@ def bezier(t: float, times: list[float], values: list[float]) -> float:
     x0, x1, x2, x3 = times
     roots = np.roots([x3 - 3 * x2 + 3 * x1 - x0, 3 * (x2 - 2 * x1 + x0), 3 * (x1 - x0), x0 - t])
     u = next(r.real for r in roots if abs(r.imag) < 1e-7 and -1e-7 <= r.real <= 1 + 1e-7)
-    return np.polyval(
-        [
-            values[3] - 3 * values[2] + 3 * values[1] - values[0],
-            3 * (values[2] - 2 * values[1] + values[0]),
-            3 * (values[1] - values[0]),
-            values[0],
-        ],
-        u,
-    )
+    y0, y1, y2, y3 = values
+    return np.polyval([y3 - 3 * y2 + 3 * y1 - y0, 3 * (y2 - 2 * y1 + y0), 3 * (y1 - y0), y0], u)
 
 
 @pytest.mark.parametrize(

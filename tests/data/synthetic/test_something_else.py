@@ -34,9 +34,8 @@ def decode(path: Path, size: tuple[int, int], fps: int) -> np.ndarray:
     """uint8 [F, height, width, 3]."""
     with av.open(str(path)) as container:
         (stream,) = container.streams.video
-        assert stream.codec_context.name == "vp9"
+        assert (stream.codec_context.name, stream.average_rate) == ("vp9", fps)
         assert (stream.width, stream.height) == size
-        assert stream.average_rate == fps
         return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])
 
 

@@ -132,12 +132,10 @@ COMMON = [("size", "huge"), ("train", 0), ("train", 2.5), ("val", -1), ("seed", 
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [
-        *((SyntheticCater, *pair) for pair in COMMON),
-        (SyntheticCater, "camera", "shaky"),
-        (SyntheticAcre, "regime", "IID"),
-        (SyntheticAcre, "test", 2.5),
+        *((SyntheticCater, *pair) for pair in COMMON), (SyntheticCater, "camera", "shaky"),
+        (SyntheticAcre, "regime", "IID"), (SyntheticAcre, "test", 2.5),
     ],
-)
+)  # fmt: skip
 def test_bad_values_name_the_field(kind: Any, field: str, value: object) -> None:
     with pytest.raises(UserError, match=f"^{field}: .*{value}") as error:
         kind(**{field: value})

@@ -8,19 +8,15 @@ import torch
 from ivcl_fast.kernels._random import kept
 from ivcl_fast.kernels.short_attention import _ref, short_attention
 from tests.kernels.ops.conftest import DTYPES
-from tests.kernels.ops.table import OPS
+from tests.kernels.ops.table import OPS, qkv
 from tests.support.numerics import check_op, run_with_grads
 
 op = OPS["short_attention"].op
 
 
-def qkv(frames, tokens, num_heads, head_dim, dtype, device):
-    return torch.randn(frames, tokens, 3 * num_heads * head_dim, dtype=dtype, device=device)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_scores_stay_finite(dtype, device):
-    x = qkv(6, 12, 2, 16, dtype, device)
+    x, _ = qkv((6, 12, 2, 16), dtype, device)
     x[..., :64] *= 60  # scores in the thousands: the softmax selects one key
     check_op(op, _ref, [x, 2])
 
@@ -28,7 +24,7 @@ def test_large_scores_stay_finite(dtype, device):
 @pytest.mark.parametrize("tokens", [12, 29])
 def test_frames_do_not_mix(tokens, device):
     """Changing one frame changes no bit of the other frames' outputs and gradients."""
-    x = qkv(7, tokens, 2, 16, torch.float32, device)
+    x, _ = qkv((7, tokens, 2, 16), torch.float32, device)
     cotangent = [torch.randn(7, tokens, 32, device=device)]
     changed = x.clone()
     changed[3] += 1e3
@@ -40,7 +36,7 @@ def test_frames_do_not_mix(tokens, device):
 
 
 def test_dropout_is_drawn_from_a_seed(device):
-    x = qkv(3, 12, 2, 16, torch.float32, device)
+    x, _ = qkv((3, 12, 2, 16), torch.float32, device)
     one, two = (torch.tensor(seed, device=device) for seed in (1, 2))
     assert torch.equal(short_attention(x, 2, 0.2, one), short_attention(x, 2, 0.2, one))
     assert not torch.equal(short_attention(x, 2, 0.2, one), short_attention(x, 2, 0.2, two))

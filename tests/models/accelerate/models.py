@@ -62,17 +62,14 @@ class Tokens(nn.Module):
 
 
 MODELS = {
-    "timm": timm_vit,
-    "timm, Q/K norm": lambda: timm_vit(qk_norm=True),
-    "timm, EVA": timm_eva,
-    "torchvision": torchvision_vit,
-    "vit-pytorch": vit_pytorch,
+    "timm": timm_vit, "timm, Q/K norm": lambda: timm_vit(qk_norm=True), "timm, EVA": timm_eva,
+    "torchvision": torchvision_vit, "vit-pytorch": vit_pytorch,
     "vit-pytorch, simple": lambda: vit_pytorch("SimpleViT"),
     "Hugging Face, ViT": lambda: hugging_face("ViT"),
     "Hugging Face, CLIP": lambda: hugging_face("CLIPVision"),
     "Hugging Face, DINOv2": lambda: hugging_face("Dinov2"),
     "Hugging Face, DINOv3": lambda: hugging_face("DINOv3ViT"),
-}
+}  # fmt: skip
 
 
 def build(name: str) -> nn.Module:

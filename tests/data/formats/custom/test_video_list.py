@@ -26,16 +26,12 @@ def read(tmp_path: Path, *text: str) -> list[tuple[str, tuple[str, ...], str]]:
     ("line", "path", "labels"),
     [
         ("frames/a b\t163\tmaking tea", "frames/a b", ("making tea",)),
-        ("a.mp4 3", "a.mp4", ("3",)),
-        ("a.mp4, making tea", "a.mp4", ("making tea",)),
-        ("my clips/a b.MP4,3", "my clips/a b.MP4", ("3",)),
-        ('"a, b.mp4",3', "a, b.mp4", ("3",)),
-        ("a.avi,dog;cat;dog", "a.avi", ("dog", "cat")),
-        ("frames/a 163 3", "frames/a", ("3",)),
-        ("a.mp4", "a.mp4", ()),
-        ("a.mp4 NaN", "a.mp4", ()),
+        ("a.mp4 3", "a.mp4", ("3",)), ("a.mp4, making tea", "a.mp4", ("making tea",)),
+        ("my clips/a b.MP4,3", "my clips/a b.MP4", ("3",)), ('"a, b.mp4",3', "a, b.mp4", ("3",)),
+        ("a.avi,dog;cat;dog", "a.avi", ("dog", "cat")), ("frames/a 163 3", "frames/a", ("3",)),
+        ("a.mp4", "a.mp4", ()), ("a.mp4 NaN", "a.mp4", ()),
     ],
-)
+)  # fmt: skip
 def test_lines_of_a_list(line, path, labels, tmp_path):
     assert read(tmp_path, line, "", "b.mp4") == [(path, labels, "train"), ("b.mp4", (), "train")]
 
