@@ -7,7 +7,8 @@ import numpy as np
 from benchmarks.render_compare import Case, overlaps, ssim
 from ivcl_fast.data.synthetic.blender.process import Frame
 from ivcl_fast.data.synthetic.render import FLOOR
-from ivcl_fast.data.synthetic.scene import CAMERA, LAMPS, TARGET, Scene, Thing
+from ivcl_fast.data.synthetic.scene import MATERIALS
+from tests.data.synthetic.test_render import make_scene, thing
 
 
 def picture(seed: int) -> np.ndarray:
@@ -16,14 +17,8 @@ def picture(seed: int) -> np.ndarray:
 
 def case(fast: np.ndarray, blender: np.ndarray) -> Case:
     """A snitch, a rubber and a metal cube, with given segments."""
-    things = (
-        Thing("spl", "small", 0.3, "gold", "metal"),
-        Thing("cube", "small", 0.25, "red", "rubber"),
-        Thing("cube", "small", 0.25, "red", "metal"),
-    )
-    lamps = {name: np.array(place) for name, place in LAMPS.items()}
-    zeros = np.zeros((1, 3, 3))
-    scene = Scene(things, zeros, zeros, np.array([CAMERA]), TARGET, lamps)
+    cubes = (thing("cube", material=material, size="small") for material in MATERIALS)
+    scene = make_scene(*((one, 0.0, 0.0) for one in (thing("spl"), *cubes)))
     return Case("case", scene, Frame(None, blender, None), Frame(None, fast, None))
 
 

@@ -10,11 +10,11 @@ import torch
 import ivcl_fast
 from ivcl_fast import IVCLClassifier, IVCLConfig, load_clip
 from ivcl_fast.data.dataset import Clip, Media
-from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import unpatchify
+from tests.data.test_loader import make
 from tests.support.painted import (
     VP9,
     media,
@@ -34,9 +34,8 @@ def stored(given: Media, folder: Path, cfg: IVCLConfig) -> torch.Tensor:
     """The clip as evaluation reads it, through a store and its loader."""
     store = build_store([given], folder / "store", cfg.image_size, cfg.patch_size, "pyav", 1)
     assert store.bad_files == {}
-    clips = [Clip("clip", given.name, 0)]
-    options = dict(num_classes=2, multi_label=False, jitter=False, shuffle=False, drop_last=False)
-    (batch,) = StoreLoader(store, clips, 1, cfg.num_frames, **options).epoch(0)
+    loader = make(store, [Clip("clip", given.name, 0)], 1, cfg.num_frames, jitter=False)
+    (batch,) = loader.epoch(0)
     return unpatchify(batch.rows, cfg.patch_size)
 
 

@@ -15,11 +15,11 @@ from ivcl_fast.data import stream
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.data.decode.decoder import resolve_decoder
 from ivcl_fast.data.decode.pyav import probe
-from ivcl_fast.data.loader import StoreLoader
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.table import decoded
 from ivcl_fast.data.stream import StreamLoader, info_of, saved_index
 from ivcl_fast.errors import UserError
+from tests.data import test_loader
 from tests.data.test_loader import same
 from tests.support.marks import NEEDS_DALI
 from tests.support.painted import VP9, media, picture, write_images, write_painted, write_video
@@ -60,36 +60,15 @@ def make(
         num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False,
         image_size=32, patch_size=8, workers=1,
     )  # fmt: skip
-    return StreamLoader(
-        clips,
-        batch_size,
-        num_frames,
-        media=videos,
-        index=index,
-        decoder=resolve_decoder(decoder),
-        **defaults | options,
-    )
-
-
-@pytest.fixture(scope="module")
-def stored(videos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("stores") / "store"
-    store = build_store(videos, out, 32, 8, "pyav", workers=1)
-
-    def make_stored(clips=CLIPS, batch_size=2, num_frames=4, **options) -> StoreLoader:
-        defaults = dict(
-            num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False
-        )
-        return StoreLoader(store, clips, batch_size, num_frames, **defaults | options)
-
-    return make_stored
+    how = dict(media=videos, index=index, decoder=resolve_decoder(decoder), **defaults | options)
+    return StreamLoader(clips, batch_size, num_frames, **how)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.usefixtures("forked_workers")
-def test_the_same_batches_as_from_a_store(videos, stored, workers):
-    loader = make(videos, workers=workers)
-    expected = stored()
+def test_the_same_batches_as_from_a_store(videos, tmp_path, workers):
+    store = build_store(videos, tmp_path, 32, 8, "pyav", workers=1)
+    loader, expected = make(videos, workers=workers), test_loader.make(store, CLIPS)
     assert len(loader) == len(expected) == 5
     for epoch in range(3):
         assert same(list(loader.epoch(epoch)), list(expected.epoch(epoch)))

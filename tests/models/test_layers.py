@@ -78,9 +78,6 @@ def test_public_layers_compute_what_plain_ones_do():
     stream, normed = norm(x, residual)
     torch.testing.assert_close(stream, x + residual)
     torch.testing.assert_close(normed, plain(x + residual))
-    block, ours = reference.Block(16, 2, 4.0), fused.Block(16, 2, 4.0)
-    ours.load_state_dict(block.state_dict())
-    torch.testing.assert_close(ours(x), block(x))
 
 
 def test_layers_without_biases():
