@@ -28,18 +28,15 @@ from tests.support.toy_stage import (
 )
 
 
-def kill_at(moment):
+def train_until(folder: Path, options: dict, moment: int) -> None:
+    """Train until all ranks are killed at step ``moment``."""
+
     def fault(step):
         if step == moment:
             raise Killed
 
-    return fault
-
-
-def train_until(folder: Path, options: dict, moment: int) -> None:
-    """Runs until it is killed at step ``moment``, on all ranks."""
     with pytest.raises(Killed):
-        train(folder, options, kill_at(moment))
+        train(folder, options, fault)
 
 
 @pytest.mark.parametrize("parallelism", PARALLELISM)

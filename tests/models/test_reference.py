@@ -12,6 +12,7 @@ from torch import nn
 
 from ivcl_fast import IVCLConfig, reference
 from ivcl_fast.models.slot_attention import SlotAttention
+from tests.training.test_pipeline_parity import some_video
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -19,12 +20,6 @@ EPS = torch.finfo(torch.float32).eps
 def small(**fields) -> IVCLConfig:
     sizes = dict(image_size=16, patch_size=4, num_frames=4, num_query_frames=2, depth=2)
     return IVCLConfig.preset("tiny", **sizes | fields)
-
-
-def some_video(cfg: IVCLConfig, clips: int = 2) -> torch.Tensor:
-    shape = (clips, cfg.num_frames, 3, cfg.image_size, cfg.image_size)
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
 def randomise(model: nn.Module) -> None:

@@ -50,17 +50,13 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def failing_at(step_to_fail, failure):
+def killed_at(moment):
     def loss(model, batch, step):
-        if step == step_to_fail:
-            failure()
+        if step == moment:
+            raise Killed
         return toy_loss(model, batch, step)
 
     return loss
-
-
-def kill():
-    raise Killed
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -69,7 +65,7 @@ def test_killed_and_resumed_is_the_same_run(tmp_path, step, optimizer):
     whole = stage(tmp_path / "whole", optimizer=optimizer)
     whole.run()
     with pytest.raises(Killed):
-        stage(tmp_path / "cut", failing_at(step, kill), optimizer=optimizer).run()
+        stage(tmp_path / "cut", killed_at(step), optimizer=optimizer).run()
     resumed = stage(tmp_path / "cut", optimizer=optimizer)
     resumed.run()
     assert same(whole.model, resumed.model)
@@ -101,7 +97,7 @@ def test_checkpoints_are_minutes_apart_and_one_is_of_the_end(tmp_path, monkeypat
     monkeypatch.setattr(loop, "time", clock)
     options = dict(save=1000, save_minutes=2)
     with pytest.raises(Killed):
-        stage(tmp_path, failing_at(11, kill), **options).run()
+        stage(tmp_path, killed_at(11), **options).run()
     folder = tmp_path / "checkpoints"
     assert [p.name for p in checkpoint.list_steps(folder)] == ["step-00000004", "step-00000008"]
     stage(tmp_path, **options).run()

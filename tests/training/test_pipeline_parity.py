@@ -31,7 +31,7 @@ LEEWAY = 4
 ULPS = 64 * torch.finfo(torch.float32).eps
 
 
-def some_video(cfg: IVCLConfig, clips: int, seed: int = 0) -> Tensor:
+def some_video(cfg: IVCLConfig, clips: int = 2, seed: int = 0) -> Tensor:
     shape = (clips, cfg.num_frames, 3, cfg.image_size, cfg.image_size)
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
