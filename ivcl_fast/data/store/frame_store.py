@@ -78,21 +78,23 @@ class FrameStore:
         self.num_patches = (self.image_size // self.patch_size) ** 2
         self.patch_dim = 3 * self.patch_size**2
         self._row = self.num_patches * self.patch_dim
-        self._checksums: dict[Path, str] = {}
+        self._checksums: dict[str, str] = {}
+        """Checksum of each shard by the name of its file."""
         self._remote: RemoteStore | None = None
         """Object storage with the shards that are not on this machine; None for a local store."""
         if (self.path / ORIGIN).exists():
             self._remote = RemoteStore((self.path / ORIGIN).read_text())
+        with os.scandir(self.path) as entries:
+            found = {one.name: one.stat().st_size for one in entries if one.name.endswith(".u8")}
         sizes = [0]
         for shard, size, checksum in self.index.about["shards"]:
-            file = self.path / f"{shard}.u8"
-            found = file.stat().st_size if file.exists() else 0
-            if found != size and (file.exists() or not self._remote):
+            name = f"{shard}.u8"
+            if found.get(name) != size and (name in found or not self._remote):
                 raise UserError(
-                    f"{file}: expected {size:,} bytes, got {found:,}; delete it, and the command "
-                    "that built the store builds it again"
+                    f"{self.path / name}: expected {size:,} bytes, got {found.get(name, 0):,}; "
+                    "delete it, and the command that built the store builds it again"
                 )
-            self._checksums[file] = checksum
+            self._checksums[name] = checksum
             sizes.append(size)
         self._files = list(self._checksums)
         self.bytes = sum(sizes)
@@ -105,7 +107,7 @@ class FrameStore:
         self._rows: torch.Tensor | None = None
         """All frames, uint8 ``[F, N * 3PP]``; None if they are on disk."""
         self._open: list[Any] = []
-        missing = [file.name for file in self._files if not file.exists()]
+        missing = [name for name in self._files if name not in found]
         if self.placement == "gpu":
             if self._remote:
                 self._remote.download(missing)
@@ -113,7 +115,8 @@ class FrameStore:
         elif self._remote and missing:
             self._remote.download_later(missing)
         else:  # now, because a build may replace shards while this store is used
-            self._open = [file.open("rb", buffering=0) for file in self._files[:OPEN_SHARDS]]
+            names = self._files[:OPEN_SHARDS]
+            self._open = [(self.path / name).open("rb", buffering=0) for name in names]
             for opened in self._open:
                 weakref.finalize(self, opened.close)
 
@@ -162,8 +165,8 @@ class FrameStore:
 
     def verify(self) -> None:
         """Compare the checksums of all shards; :class:`UserError` names one that differs."""
-        for file, checksum in self._checksums.items():
-            if sha256(file) != checksum:
+        for name, checksum in self._checksums.items():
+            if sha256(file := self.path / name) != checksum:
                 raise UserError(
                     f"{file}: damaged: its content does not match its checksum; delete it, and the "
                     "command that built the store builds it again"
@@ -194,16 +197,17 @@ class FrameStore:
         starts = (places - self._firsts[shards]) * self._row
         far = list[tuple[np.ndarray, tuple[str, int, int]]]()
         for number, start, row in zip(shards.tolist(), starts.tolist(), out, strict=True):
-            if self._remote and not self._files[number].exists():
-                far.append((row, (self._files[number].name, start, start + self._row)))
-                continue
             if number < len(self._open):
                 count = os.preadv(self._open[number].fileno(), [row.data], start)
             else:
-                with self._files[number].open("rb", buffering=0) as file:
-                    count = os.preadv(file.fileno(), [row.data], start)
+                file = self.path / self._files[number]
+                if self._remote and not file.exists():
+                    far.append((row, (file.name, start, start + self._row)))
+                    continue
+                with file.open("rb", buffering=0) as opened:
+                    count = os.preadv(opened.fileno(), [row.data], start)
             if count < self._row:
-                raise UserError(f"{self._files[number]}: ends before its last frame")
+                raise UserError(f"{self.path / self._files[number]}: ends before its last frame")
         if self._remote and far:
             for (row, _), part in zip(far, self._remote.read([at for _, at in far]), strict=True):
                 row[:] = np.frombuffer(part, np.uint8)
@@ -211,8 +215,8 @@ class FrameStore:
     def _load(self, device: torch.device | None) -> torch.Tensor:
         """Load the entire store into memory, shard by shard."""
         whole = torch.empty(int(self._firsts[-1]), self._row, dtype=torch.uint8, device=device)
-        for number, file in enumerate(self._files):
-            shard = np.fromfile(file, np.uint8).reshape(-1, self._row)
+        for number, name in enumerate(self._files):
+            shard = np.fromfile(self.path / name, np.uint8).reshape(-1, self._row)
             whole[self._firsts[number] : self._firsts[number + 1]] = torch.from_numpy(shard)
         return whole
 
