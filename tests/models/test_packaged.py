@@ -12,6 +12,8 @@ from ivcl_fast import IVCL, IVCLClassifier
 from ivcl_fast.errors import UserError
 from ivcl_fast.models import backbone, hub
 from ivcl_fast.models.weights import CONFIG, PACKAGED, read_config
+from ivcl_fast.training.arguments import parse
+from ivcl_fast.training.model_card import measured_videos_seen, videos_seen
 from tests.models.test_model import CFG
 
 NAMES = sorted(folder.name for folder in PACKAGED.iterdir())
@@ -48,6 +50,17 @@ def test_any_model_can_be_started_from_by_its_name(name):
     for key, value in packaged.state_dict().items():
         if key.startswith(("encoder.", "temporal.")):
             torch.testing.assert_close(model.state_dict()[key], value, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "seen"),
+    [("", 100), ("--val-videos 40", 40), ("--data synthetic:acre-iid", 0), ("--init random", 0)],
+)
+def test_validation_videos_that_the_initial_weights_were_trained_on(flags, seen):
+    init = "ivcl_fast/tiny-pretrained"
+    videos = str(videos_seen(init) - 100)
+    given = ["--stage", "finetune", "--init", init, "--train-videos", videos, *flags.split()]
+    assert measured_videos_seen(parse(given)) == seen
 
 
 def test_an_unknown_name_is_one_line_and_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):

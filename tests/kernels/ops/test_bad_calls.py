@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ivcl_fast import kernels
+from ivcl_fast.kernels._arguments import check_arguments
 from tests.kernels.ops.conftest import INTERPRET
 
 ops = torch.ops.ivcl_fast
@@ -57,6 +58,19 @@ WRONG = [
 def test_bad_arguments_are_named(name, argument, bad):
     with pytest.raises((RuntimeError, ValueError), match=f"^{argument}: "):
         getattr(kernels, name)(**GOOD[name] | {argument: bad})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [("x", (2, 18), "S, 4Q"), ("colors", (3, 6), "3, 5"), ("shares", (2, 5), "..., 3, 5")],
+)
+def test_a_wrong_shape_is_reported_with_the_sizes_known_by_then(name, shape, expected):
+    rules = {"x": "S 4Q", "colors": "3 Q", "shares": "* S+1 Q"}
+    good = {"x": torch.ones(2, 20), "colors": torch.ones(3, 5), "shares": torch.ones(7, 3, 5)}
+    check_arguments(rules, good)
+    with pytest.raises(ValueError) as error:
+        check_arguments(rules, good | {name: torch.ones(shape)})
+    assert str(error.value) == f"{name}: shape {shape} is not [{expected}]"
 
 
 @pytest.mark.skipif(not INTERPRET, reason="C++ and PyTorch refuse such ids")

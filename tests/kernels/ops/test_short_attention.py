@@ -58,3 +58,17 @@ def test_nothing_but_dropout_changes_a_weight(device):
     weights = short_attention(x, 2, dropout, seed).unflatten(2, (2, tokens)).transpose(1, 2)
     is_kept = kept(weights.shape, dropout, seed)
     torch.testing.assert_close(weights, is_kept / (tokens * (1 - dropout)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_heads", "message"),
+    [
+        ((5, 96), 2, r"qkv: torch.float32 \(5, 96\) is not a float \[F, N, 3\*D\]"),
+        ((2, 5, 96), 0, "num_heads: 0 does not divide"),
+        ((2, 0, 96), 2, "qkv: 0 tokens are not 1 to"),
+        ((2, 5, 3 * 129), 1, "num_heads: 1 gives heads of 129 columns, not 1 to 128"),
+    ],
+)
+def test_refused_shapes(shape, num_heads, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        short_attention(torch.zeros(shape), num_heads)
