@@ -17,20 +17,19 @@
 
 Each function takes ordinary tensors, differentiates, compiles with ``fullgraph=True``, and runs the
 best implementation for their device and dtype: Triton on CUDA, C++ on a CPU (float32, bfloat16),
-else plain PyTorch. :func:`unsupported_reason` returns why no kernel supports a device and
-dtype, :func:`dispatches` counts the calls of each implementation.
+else plain PyTorch. :func:`unsupported_reason` returns why no kernel supports a device and dtype,
+:func:`dispatches` counts the calls of each implementation.
 
 Derivatives: the backward pass has kernels. Forward mode, second derivatives and ``torch.func`` run
-in plain PyTorch. PyTorch does not support second derivatives of
-``kernels.attention.attention`` over more than 1,024 tokens on a CPU, except with
-``backend="eager"``.
+in plain PyTorch. PyTorch does not support second derivatives of ``kernels.attention.attention``
+over more than 1,024 tokens on a CPU, except with ``backend="eager"``.
 
 Reproducibility: no kernel uses atomics, so the same call on the same device gives the same bits
 every time. The C++ kernels also give the same bits for any number of threads. The matrix products
 of PyTorch's libraries do not, because they split long sums between threads, such as a weight's
 gradient over tokens. They compute ``linear``'s output and dx, all of ``linear`` without AMX, and
-every other call of ``torch.nn.functional.linear``.
-``train --deterministic`` therefore fixes the number of threads.
+every other call of ``torch.nn.functional.linear``. ``train --deterministic`` therefore fixes the
+number of threads.
 
 Import this package as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
 """

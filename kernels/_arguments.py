@@ -94,7 +94,7 @@ def _check_tensor(name: str, tensor: Tensor, rule: str, sizes: dict[str, Any]) -
         sizes.update(found)
         return
     given = f"shape {tuple(tensor.shape)}" if is_kind else f"{tensor.dtype} {tuple(tensor.shape)}"
-    known = ", ".join("..." if size == "*" else _told(size, sizes) for size in expected)
+    known = ", ".join("..." if size == "*" else _known_size(size, sizes) for size in expected)
     raise ValueError(f"{name}: {given} is not {'' if is_kind else f'{kind} '}[{known}]")
 
 
@@ -105,7 +105,7 @@ def _parts(size: str) -> tuple[int, str, int]:
     return int(name.removesuffix(unit) or 1), unit or "1", int(more or 0)
 
 
-def _told(size: str, sizes: Mapping[str, Any]) -> str:
+def _known_size(size: str, sizes: Mapping[str, Any]) -> str:
     factor, name, more = _parts(size)
     return str(factor * sizes[name] + more) if name in sizes else size
 

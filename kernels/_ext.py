@@ -28,7 +28,7 @@ CSRC = FOLDER.parent / "csrc"
 ISA: str | None = None
 """The instruction set of the loaded object, or None."""
 MISSING: str | None = None
-"""Why no object is loaded, or None."""
+"""The reason why no C++ object is loaded, or None."""
 _library: ctypes.CDLL | None = None
 
 

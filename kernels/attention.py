@@ -220,7 +220,7 @@ BACKENDS = {
     "eager": Backend("plain PyTorch runs it", lambda x: [], eager_attention),
 }
 DROPPING = "short", "eager"
-"""Backends with dropout, which drop the same weights; with dropout ``auto`` selects among them."""
+"""Backends that support dropout. All of them drop the same weights."""
 
 
 # --- Dispatch -------------------------------------------------------------------------------------

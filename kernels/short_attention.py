@@ -268,7 +268,7 @@ def _heads_do_not_fit(num_heads: int, sizes: dict[str, int]) -> str | None:
     return None
 
 
-def _is_no_share(dropout: float, sizes: dict[str, int]) -> str | None:
+def _bad_dropout(dropout: float, sizes: dict[str, int]) -> str | None:
     return None if 0 <= dropout < 1 else "is not from 0 to less than 1"
 
 
@@ -279,7 +279,7 @@ _backward_op = register(
     triton=_backward,
     multiplies=True,
     arguments={
-        "dout": "F N D", "qkv": "F N W", "num_heads": _heads_do_not_fit, "dropout": _is_no_share,
+        "dout": "F N D", "qkv": "F N W", "num_heads": _heads_do_not_fit, "dropout": _bad_dropout,
         "seed": "int64",
     },
     fake=lambda dout, qkv, num_heads, dropout=0.0, seed=None: empty_contiguous(qkv),
@@ -293,7 +293,7 @@ _op = register(
     triton=_forward,
     multiplies=True,
     arguments={
-        "qkv": "F N W", "num_heads": _heads_do_not_fit, "dropout": _is_no_share, "seed": "int64"
+        "qkv": "F N W", "num_heads": _heads_do_not_fit, "dropout": _bad_dropout, "seed": "int64"
     },
     fake=lambda qkv, num_heads, dropout=0.0, seed=None: qkv.new_empty(
         *qkv.shape[:2], qkv.shape[2] // 3
@@ -345,7 +345,7 @@ def short_attention(
     run = _op if has_kernel(qkv) else _ref
     if dropout == 0:
         return run(qkv, num_heads)
-    if wrong := _is_no_share(dropout, {}):
+    if wrong := _bad_dropout(dropout, {}):
         raise ValueError(f"dropout: {dropout} {wrong}")
     if seed is not None and (seed.dtype != torch.int64 or seed.ndim):
         raise ValueError(f"seed: {seed.dtype} {tuple(seed.shape)} is not int64 []")
