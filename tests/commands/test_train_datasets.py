@@ -58,7 +58,7 @@ def test_from_folder_to_report(kind, task, loader, classes, scores, folders, tmp
     assert frames == (7 if kind == "acre" else 16)
     shown = (run / "report.md").read_text()
     assert "chance" in shown and ("report.html" in shown) == pictures
-    assert ("no reasoning: counting" in shown) == (kind == "acre")
+    assert ("counting heuristic" in shown) == (kind == "acre")
     assert ("hidden" in shown) == (task in ("localize", "position"))
     code, out, _ = command(evaluate_main, run)
     assert code == 0 and "chance" in out and ("counting" in out) == (kind == "acre")
