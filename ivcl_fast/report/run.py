@@ -19,7 +19,7 @@ from ivcl_fast.text import markdown
 
 LOWER_IS_BETTER = ("l1", "distance")
 GUESSES = ("chance", *(f"“{title}" for title in (LAST_FRAME, CONE, COUNTING)))
-"""How the baselines without memory or reasoning are called."""
+"""Beginnings of the names of baselines without memory or reasoning in the summary."""
 REPORT = "report.md"
 SCORES = "scores.json"
 """File in a run's folder with its table of results."""
