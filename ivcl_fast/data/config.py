@@ -21,7 +21,7 @@ class DataConfig:
     """Which clips to use, and how to read their frames."""
 
     source: Annotated[str, tyro.conf.arg(name="data")] = "synthetic"
-    """Your videos: videos:DIR, csv:FILE, hf:NAME_OR_DIR; a published data set: cater:DIR, acre:DIR,
+    """Your videos: videos:DIR, csv:FILE; a published data set: cater:DIR, acre:DIR,
     something-else:DIR, la-cater:DIR, davis:DIR; a frame store without its videos: store:DIR or
     store:s3://BUCKET/DIR; or synthetic data, generated if missing: synthetic,
     synthetic:{moving,states,acre-iid,acre-comp,acre-sys,something-else}."""
@@ -43,7 +43,7 @@ class DataConfig:
     """Write synthetic videos (CATER) or images (ACRE) and decode them; by default their frames are
     rendered straight into the frame store."""
     data_dir: Path = Path("data")
-    """Folder for synthetic, downloaded and unpacked data."""
+    """Folder for synthetic data."""
     frame_stride: int = 0
     """Take every n-th frame of a part of the video; 0: frames evenly spaced over the video."""
     clip_seconds: float = 0.0

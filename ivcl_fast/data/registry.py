@@ -21,7 +21,6 @@ from ivcl_fast.data.dataset import Dataset
 from ivcl_fast.data.formats import cater, something_else
 from ivcl_fast.data.formats.acre import CONTEXT, Acre
 from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.formats.custom.hugging_face import HuggingFaceVideos
 from ivcl_fast.data.formats.custom.labelled import TASK
 from ivcl_fast.data.formats.custom.video_folder import VideoFolder
 from ivcl_fast.data.formats.custom.video_list import VideoList
@@ -73,7 +72,7 @@ class DatasetFormat:
     """Whether the data set has labels of single frames."""
     options: tuple[str, ...] = ()
     """Further data settings that :attr:`open` takes, such as ``val_fraction``."""
-    place: Literal["DIR", "FILE", "NAME_OR_DIR"] = "DIR"
+    place: Literal["DIR", "FILE"] = "DIR"
     """Placeholder for the part of a source after the format's name."""
 
     def open_with(self, config: DataConfig, place: Path, task: str) -> Dataset:
@@ -115,7 +114,6 @@ _FORMATS = {
     "davis": _custom(Davis),
     "videos": _custom(VideoFolder),
     "csv": _custom(VideoList, place="FILE"),
-    "hf": _custom(HuggingFaceVideos, place="NAME_OR_DIR", options=("val_fraction", "data_dir")),
 }
 _SYNTHETIC = {
     "cater": Synthetic("cater", SyntheticCater),
@@ -259,7 +257,7 @@ def open_dataset(
         if not read_only:
             _write_synthetic(config, root, spec, draw)
         place = root
-    if read_only and dataset_format.place in ("DIR", "FILE") and not place.exists():
+    if read_only and not place.exists():
         other = "; for other videos, use --data KIND:DIR" * (flag == "--data-dir")
         raise UserError(
             f"{flag}: expected the data set of the run, got no {place.absolute()}{other}"

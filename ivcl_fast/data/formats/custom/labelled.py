@@ -13,7 +13,7 @@ import os.path
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
@@ -60,19 +60,10 @@ def find_column(names: Iterable[str], kind: str) -> str | None:
     return next((found[name] for name in COLUMNS[kind] if name in found), None)
 
 
-def labels_in(value: Any) -> tuple[str, ...]:
-    """Return the labels in a value: a number, a name, a list of them, or nothing.
-
-    In a string, ``;`` or ``|`` separates several labels. An empty string and ``nan`` mean that
-    there is no label. Raises ``ValueError`` for values of other types.
-    """
-    values = re.split("[;|]", value) if isinstance(value, str) else value
-    texts = list[str]()
-    for one in values if isinstance(values, list) else [values]:
-        if not isinstance(one, str | int | float | None):
-            raise ValueError(f"expected a number, a name or a list of them, got {one!r}")
-        texts.append("" if one is None else str(one).strip())
-    return tuple(dict.fromkeys(text for text in texts if text.lower() not in ("", "nan")))
+def labels_in(text: str) -> tuple[str, ...]:
+    """Split labels at ``;`` or ``|``; an empty one and ``nan`` mean that there is none."""
+    labels = map(str.strip, re.split("[;|]", text))
+    return tuple(dict.fromkeys(label for label in labels if label.lower() not in ("", "nan")))
 
 
 def name_of(path: str) -> str:
