@@ -12,7 +12,7 @@ import tyro
 from ivcl_fast.analysis.clips import ClipReader
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.data.decode.media import is_image
+from ivcl_fast.data.dataset import is_image
 from ivcl_fast.data.formats.custom.video_folder import find_videos
 from ivcl_fast.data.registry import clip_frames
 from ivcl_fast.errors import UserError

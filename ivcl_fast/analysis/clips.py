@@ -22,8 +22,7 @@ from torch import Tensor
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.dataset import Clip, Media, VideoError, describe_label
-from ivcl_fast.data.decode.decoder import make_decoder, resolve_decoder
-from ivcl_fast.data.decode.pyav import open_media
+from ivcl_fast.data.decode.decoder import make_decoder, open_media, resolve_decoder
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.formats.cater_labels import Scene, hidden_at_end

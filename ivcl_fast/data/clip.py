@@ -6,16 +6,18 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from torch import Tensor
 
 from ivcl_fast.config import IVCLConfig
-from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import DecoderName, make_decoder, resolve_decoder
-from ivcl_fast.data.decode.media import IMAGE_SUFFIXES, Square, is_image
+from ivcl_fast.data.dataset import IMAGE_SUFFIXES, Media, VideoError, is_image
 from ivcl_fast.data.sampling import clip_stride, frame_ids
 from ivcl_fast.errors import MOST, UserError
+
+if TYPE_CHECKING:  # imports PyAV
+    from ivcl_fast.data.decode.decoder import DecoderName
+    from ivcl_fast.data.decode.media import Square
 
 FilePath = str | os.PathLike[str]
 SAMPLE = Path("ivcl_fast/sample.avi")
@@ -40,7 +42,7 @@ def load_clip(
             per frame, in natural order of their names (2 before 10); or a list of image files.
         cfg: image size and number of frames.
         decoder: ``auto``, ``dali`` or ``pyav``. The decoders agree within
-            :data:`~ivcl_fast.data.decode.pyav.TOLERANCE`.
+            :data:`~ivcl_fast.data.decode.decoder.TOLERANCE`.
         frame_stride: take every n-th frame around the middle of the video, as in training (see the
             model card); 0: frames evenly spaced over the whole video.
         crop: ``none`` or ``center``, as in training (see the model card).
@@ -55,7 +57,8 @@ def load_clip(
         >>> model = ivcl_fast.IVCLClassifier.from_pretrained("runs/my_run/finetune")
         >>> logits = model(ivcl_fast.load_clip("video.mp4", model.cfg))
     """
-    from ivcl_fast.data.decode.pyav import open_media  # slow: imports PyAV
+    from ivcl_fast.data.decode.decoder import make_decoder, open_media, resolve_decoder
+    from ivcl_fast.data.decode.media import Square
 
     chosen = resolve_decoder(decoder)
     if not 0 <= frame_stride <= MOST:
@@ -77,7 +80,7 @@ def load_clip(
         stride = clip_stride(frame_stride, clip_seconds, info.fps, count)
         ids = frame_ids(info.frames, count, stride=stride)
         frames = make_decoder(chosen, cfg.image_size).decode_open(opened, ids, crop)
-        return frames.cpu().unsqueeze(0)
+        return frames.unsqueeze(0)
     except VideoError as error:
         name = path if isinstance(path, str | os.PathLike) else f"{len(path)} images"
         raise UserError(f"{name}: {error}") from None

@@ -12,12 +12,7 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Clip, Dataset, Label, Media, check_all_usable, summary
-from ivcl_fast.data.decode.decoder import (
-    DecoderName,
-    decoding_gpu,
-    default_workers,
-    resolve_decoder,
-)
+from ivcl_fast.data.decode.decoder import DecoderName, default_workers, resolve_decoder
 from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
@@ -368,7 +363,7 @@ def _open_stream(
             patch_size=model.patch_size,
             square=config.crop,
             workers=config.workers or default_workers(decoder),
-            gpu=decoding_gpu(device),
+            device=device,
             **options,
         )
 

@@ -27,6 +27,14 @@ class Media:
     """A video file, or image files in order. They need not exist."""
 
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image, by its suffix."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
 Label = int | tuple[int, ...] | tuple[float, ...]
 """A class, several classes in a multi-label task, or numbers; see :func:`target_of`."""
 

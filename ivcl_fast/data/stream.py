@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,8 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Clip, Media, VideoError, named
-from ivcl_fast.data.decode.decoder import ChosenDecoder, decoding_gpu, make_decoder
+from ivcl_fast.data.decode.decoder import ChosenDecoder, make_decoder, open_media, probe
 from ivcl_fast.data.decode.media import Square, VideoInfo
-from ivcl_fast.data.decode.pyav import open_media, probe
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
 from ivcl_fast.data.store.shards import Build, Part, Progress, Source, VideoSource
 from ivcl_fast.data.store.table import Index, decoded, read_index
@@ -86,15 +84,15 @@ class Request:
     decoder: ChosenDecoder
     image_size: int
     patch_size: int
-    gpu: int | None
-    """Index of the GPU that DALI decodes on."""
+    device: torch.device | None
+    """See :func:`~ivcl_fast.data.decode.decoder.make_decoder`."""
 
 
 class StreamLoader(ClipLoader):
     """Decodes frames when they are needed.
 
-    Media are indexed once and not probed again. On the CPU, worker processes decode. On a GPU,
-    threads decode, each with a separate DALI pipeline and NVDEC, and frames stay on the GPU.
+    Media are indexed once and not probed again. PyAV decodes in worker processes; DALI in threads,
+    each with its own pipeline and NVDEC.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class StreamLoader(ClipLoader):
         patch_size: int,
         square: Square = "none",
         workers: int,
-        gpu: int | None = None,
+        device: torch.device | None = None,
         **options: Any,
     ) -> None:
         """Prepare the order of the clips; workers start with the first epoch.
@@ -119,16 +117,13 @@ class StreamLoader(ClipLoader):
             index: the usable media, from :func:`saved_index`.
             square: the part of the frames to decode.
             workers: processes or threads; with 1 a thread of this process decodes.
-            gpu: index of the GPU for DALI, if there is one; by default the current one.
+            device: see :func:`~ivcl_fast.data.decode.decoder.make_decoder`.
             options: for :class:`ClipLoader`.
         """
         self._media = {one.name: one for one in media}
-        self._decoder = decoder
-        self.image_size, self.patch_size = image_size, patch_size
-        self.square, self.workers = square, workers
-        self.gpu = decoding_gpu(None) if gpu is None else gpu
-        self._on_gpu = torch.cuda.is_available() and decoder == "dali"
-        """Whether DALI decodes on a GPU; frames that PyAV decodes are then copied there."""
+        self._how = square, decoder, image_size, patch_size, device
+        self.workers = workers
+        self._in_processes = decoder == "pyav" and workers > 1
         self._processes = WorkerPool(workers)
         weakref.finalize(self, self._processes.close)
         self._threads: ThreadPoolExecutor | None = None
@@ -154,7 +149,7 @@ class StreamLoader(ClipLoader):
                     return
                 sampled, decoding = ahead.popleft()
                 rows = [result_of(f, str(request.media.files[0])) for request, f in decoding]
-                yield self._labelled(torch.stack(list(map(torch.as_tensor, rows))), sampled)
+                yield self._labelled(torch.from_numpy(np.stack(rows)), sampled)
         finally:
             for _, decoding in ahead:
                 for _, future in decoding:
@@ -164,48 +159,24 @@ class StreamLoader(ClipLoader):
         first = int(sampled.clip_ids[0])
         media = self._media[self.clips[first].media]
         info = info_of(self.index, int(self._rows[first]))
-        how = self.square, self._decoder, self.image_size, self.patch_size, self.gpu
-        return Request(media, info, sampled.frames, *how)
+        return Request(media, info, sampled.frames, *self._how)
 
     def _submit(self, request: Request) -> Future[Any]:
         """Begin to decode a clip."""
-        if not self._on_gpu and self.workers > 1:
-            return self._processes.submit(decode_in_worker, request)
+        if self._in_processes:
+            return self._processes.submit(decode_clip, request)
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.workers, "decode")
-        decode = decode_clip_on_own_stream if self._on_gpu else decode_clip
-        return self._threads.submit(decode, request)
+        return self._threads.submit(decode_clip, request)
 
 
-def decode_clip(request: Request) -> torch.Tensor:
+def decode_clip(request: Request) -> np.ndarray:
     """Decode uint8 rows ``[T, N, 3PP]``; raises :class:`UserError`, naming the file."""
     try:
-        decoder = make_decoder(request.decoder, request.image_size, request.gpu)
+        decoder = make_decoder(request.decoder, request.image_size, request.device)
         opened = open_media(request.media)
         opened.info = request.info
         frames = decoder.decode_open(opened, request.frames, request.square)
-        return patchify(frames, request.patch_size)
+        return patchify(frames, request.patch_size).numpy()  # processes exchange arrays faster
     except (VideoError, IndexError) as error:
         raise UserError(f"{request.media.files[0]}: cannot be decoded any more: {error}") from None
-
-
-_of_thread = threading.local()
-
-
-def decode_clip_on_own_stream(request: Request) -> torch.Tensor:
-    """Like :func:`decode_clip`, to DALI's GPU, on a CUDA stream of this thread.
-
-    On the default stream, decoding would wait for the training step.
-    """
-    if not hasattr(_of_thread, "stream"):
-        _of_thread.stream = torch.cuda.Stream(request.gpu)
-    with torch.cuda.stream(_of_thread.stream):
-        rows = decode_clip(request).to(_of_thread.stream.device)
-    _of_thread.stream.synchronize()
-    rows.record_stream(torch.cuda.default_stream(rows.device))  # the stream that uses the rows
-    return rows
-
-
-def decode_in_worker(request: Request) -> np.ndarray:
-    """Like :func:`decode_clip`, but return an array: processes exchange it faster than a tensor."""
-    return decode_clip(request).cpu().numpy()

@@ -11,7 +11,7 @@ import random
 import pytest
 
 from ivcl_fast import prepare
-from ivcl_fast.data.decode.pyav import probe
+from ivcl_fast.data.decode.decoder import probe
 from ivcl_fast.data.store.frame_store import FrameStore
 from tests.support.painted import VP9, media, picture, write_blender_avi, write_painted, write_video
 

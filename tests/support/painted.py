@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.pyav import open_media
+from ivcl_fast.data.decode.decoder import open_media
 from ivcl_fast.models.reference import unpatchify
 
 FRAME_BITS = 10
@@ -31,7 +31,8 @@ def media(path: Path) -> Media:
 
 def read_images(media: Media, frame_ids: Sequence[int] | np.ndarray | None = None) -> list[bytes]:
     """Read encoded frames of Motion-JPEG or of image files."""
-    return list(open_media(media).images(frame_ids))
+    found = dict(open_media(media).images(frame_ids))
+    return [found[int(i)] for i in (found if frame_ids is None else frame_ids)]
 
 
 def picture(video: int, frame: int, height: int = 60, width: int = 80) -> np.ndarray:

@@ -1,13 +1,13 @@
 """The DALI decoder: images by nvJPEG and videos by NVDEC on a GPU, or both on the CPU.
 
-On a GPU, frames stay there until they are torch tensors (DLPack); only PNG images are decoded on
-the CPU. A pipeline uses one NVDEC, so each NVDEC needs a decoder in its own thread or process.
+On a GPU, only PNG images are decoded on the CPU. A pipeline uses one NVDEC, so each NVDEC needs a
+decoder in its own thread or process.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,15 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.decoder import TOLERANCE, PyAVDecoder, open_media
 from ivcl_fast.data.decode.media import (
     FrameIds,
     OpenMedia,
-    Orientation,
     Square,
     checked_frame_ids,
     square_place,
     with_huffman_tables,
 )
-from ivcl_fast.data.decode.pyav import TOLERANCE, PyAVDecoder, open_media
-from ivcl_fast.data.decode.video import OpenVideo
 from ivcl_fast.data.workers import NVDECS, usable_cpus
 
 log = logging.getLogger(__name__)
@@ -38,14 +36,6 @@ BATCH = 64
 """Images per run."""
 SEQUENCE_BYTES = 2**28
 """Largest sequence of frames before resizing; longer ones are decoded in parts."""
-NOT_THE_GPU = (
-    "SYMBOL_NOT_FOUND",
-    "CUDA_ERROR_INVALID_VALUE",
-    "CUDA_ERROR_INVALID_IMAGE",
-    "CUDA_ERROR_NOT_SUPPORTED",
-)
-"""CUDA errors after which the GPU still works: the driver's video library is missing, or NVDEC does
-not support the bit depth, size or profile of a video."""
 
 
 class DALIDecoder(PyAVDecoder):
@@ -58,10 +48,13 @@ class DALIDecoder(PyAVDecoder):
 
     part_bytes = 2**30  # DALI reads the file again for every part
 
-    def __init__(self, image_size: int, gpu: int | None = None) -> None:
-        """``gpu``: index of the GPU; None decodes on the CPU."""
+    def __init__(self, image_size: int, device: torch.device | None = None) -> None:
+        """``device``: the GPU to use; by default the current one, or the CPU without a GPU."""
         super().__init__(image_size)
-        self.gpu = gpu
+        self.gpu: int | None = None
+        if torch.cuda.is_available():
+            index = device.index if device is not None and device.type == "cuda" else None
+            self.gpu = torch.cuda.current_device() if index is None else index
         self._pipelines: dict[str, Any] = {}
         self._agrees: dict[tuple[str, str], bool] = {}
         """Whether DALI's frames match FFmpeg's, by codec and container."""
@@ -77,7 +70,7 @@ class DALIDecoder(PyAVDecoder):
                 if kind not in self._agrees and len(frames):
                     first = (range(len(frames)) if frame_ids is None else frame_ids)[:TRIAL_FRAMES]
                     expected = super().decode_open(opened, first, square)
-                    self._agrees[kind] = _agree(frames[: len(first)].cpu(), expected)
+                    self._agrees[kind] = _agree(frames[: len(first)], expected)
                 if self._agrees.get(kind, True):
                     return frames
             raise VideoError("DALI's frames differ from FFmpeg's")
@@ -99,50 +92,40 @@ class DALIDecoder(PyAVDecoder):
         self, opened: OpenMedia, frame_ids: FrameIds = None, square: Square = "none"
     ) -> torch.Tensor:
         """Decode like :meth:`decode_open`, without PyAV."""
-        size = self.image_size
-        info = opened.info
-        upright = info.orientation.turned(info.height, info.width)
+        size, orientation = self.image_size, opened.info.orientation
+        upright = orientation.turned(opened.info.height, opened.info.width)
         height, width, top, left = square_place(square, size, *upright)
-        if isinstance(opened, OpenVideo) and not opened.has_images:
-            parts = self._video(opened, frame_ids, height, width)
-        else:
-            parts = self._images(opened, frame_ids, height, width)
+        run = self._images if opened.has_images else self._video
+        stored = np.array(orientation.turned(height, width), np.float32)
+        parts = [*run(opened, checked_frame_ids(frame_ids, opened.info.frames), stored)]
         if not parts:
             return torch.empty(0, 3, size, size, dtype=torch.uint8)
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return whole[:, :, top : top + size, left : left + size]
+        frames = torch.cat(parts)
+        if orientation.mirrored:
+            frames = frames.flip(-1)
+        frames = frames.rot90(orientation.rotation, (-2, -1))
+        return frames[:, :, top : top + size, left : left + size]
 
     def _images(
-        self, opened: OpenMedia, frame_ids: FrameIds, height: int, width: int
-    ) -> list[torch.Tensor]:
-        orientation = opened.info.orientation
-        encoded = [
-            np.frombuffer(with_huffman_tables(image), np.uint8)
-            for image in opened.images(frame_ids)
-        ]
-        parts = [encoded[start : start + BATCH] for start in range(0, len(encoded), BATCH)]
-        size = np.array(orientation.turned(height, width), np.float32)
-        return [
-            _upright(self._run("images", encoded=part, size=[size] * len(part)), orientation)
-            for part in parts
-        ]
+        self, opened: OpenMedia, ids: Sequence[int] | np.ndarray, size: np.ndarray
+    ) -> Iterator[torch.Tensor]:
+        """Yield frames ``[F, 3, H, W]`` as stored; ``size``: their height and width."""
+        found = dict(opened.images(ids))
+        images = [np.frombuffer(with_huffman_tables(found[int(i)]), np.uint8) for i in ids]
+        for start in range(0, len(images), BATCH):
+            part = images[start : start + BATCH]
+            yield self._run("images", encoded=part, size=[size] * len(part))
 
     def _video(
-        self, opened: OpenVideo, frame_ids: FrameIds, height: int, width: int
-    ) -> list[torch.Tensor]:
-        info = opened.info
-        if info.warning:
-            raise VideoError(f"DALI may read it differently: {info.warning}")
-        ids = np.asarray(checked_frame_ids(frame_ids, info.frames), np.int32)
+        self, opened: OpenMedia, ids: Sequence[int] | np.ndarray, size: np.ndarray
+    ) -> Iterator[torch.Tensor]:
+        if opened.info.warning:
+            raise VideoError(f"DALI may read it differently: {opened.info.warning}")
         encoded = np.fromfile(opened.path, np.uint8)
-        size = np.array(info.orientation.turned(height, width), np.float32)
-        step = max(1, SEQUENCE_BYTES // (3 * info.width * info.height))
-        parts = []
+        step = max(1, SEQUENCE_BYTES // (3 * opened.info.width * opened.info.height))
         for start in range(0, len(ids), step):
-            part = ids[start : start + step]
-            (frames,) = self._run("video", encoded=[encoded], frames=[part], size=[size])
-            parts.append(_upright(frames, info.orientation))
-        return parts
+            part = np.asarray(ids[start : start + step], np.int32)
+            yield self._run("video", encoded=[encoded], frames=[part], size=[size])[0]
 
     def _run(self, kind: str, **inputs: list[np.ndarray]) -> torch.Tensor:
         """Run a pipeline once and copy the result, since DALI reuses its buffers."""
@@ -153,18 +136,13 @@ class DALIDecoder(PyAVDecoder):
             for name, samples in inputs.items():
                 pipeline.feed_input(name, samples)
             (frames,) = pipeline.run()
+            frames = frames if self.gpu is None else frames.as_cpu()
+            return torch.from_numpy(np.array(frames.as_array()))
         except RuntimeError as error:
             del self._pipelines[kind]  # DALI cannot continue after an error
             reason = str(error).rpartition("encountered:")[2].strip()  # follows the pipeline's code
-            gpu_failed = "CUDA" in reason and not any(error in reason for error in NOT_THE_GPU)
-            if gpu_failed or "out of memory" in reason:  # not a fault of the file
-                raise
             first_line = reason.partition("\n")[0]
             raise VideoError(f"DALI cannot decode one of its frames: {first_line}") from None
-        copy = torch.from_dlpack(frames.as_tensor()).clone()
-        if copy.is_cuda:  # DALI may write its next frames only after the copy
-            torch.cuda.current_stream(copy.device).synchronize()
-        return copy
 
 
 def _agree(frames: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -174,13 +152,6 @@ def _agree(frames: torch.Tensor, expected: torch.Tensor) -> bool:
     same = differences.diagonal()
     moved = (same > TOLERANCE.mean) & (same > 2 * differences.amin(1))
     return bool(same.mean() <= TRIAL_DIFFERENCE and not moved.any())
-
-
-def _upright(frames: torch.Tensor, orientation: Orientation) -> torch.Tensor:
-    """Mirror and turn frames ``[..., H, W]``, which DALI does not do."""
-    if orientation.mirrored:
-        frames = frames.flip(-1)
-    return frames.rot90(orientation.rotation, (-2, -1)) if orientation.rotation else frames
 
 
 def _pipeline(kind: str, gpu: int | None) -> Any:

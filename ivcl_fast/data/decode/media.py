@@ -1,14 +1,13 @@
 """Open media, and image files: one per frame, PNG or JPEG.
 
 Incomplete media are refused, because labels may describe the last frame. Video files are in
-:mod:`~ivcl_fast.data.decode.video`, which imports PyAV.
+:mod:`~ivcl_fast.data.decode.video`.
 """
 
 from __future__ import annotations
 
 import io
 import stat
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import av
 import numpy as np
+from av.video.frame import VideoFrame
 
 from ivcl_fast.data.dataset import VideoError
 
@@ -42,7 +43,7 @@ FrameIds = Sequence[int] | np.ndarray | None
 """Indices of frames; None selects all."""
 MAX_PIXELS = 2**26
 """Largest frame; larger ones come from damaged headers and would exhaust the memory."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+UNDECODABLE = "FFmpeg cannot decode one of its frames"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 MAX_PADDING = 3
@@ -95,7 +96,7 @@ class VideoInfo:
 
 
 class OpenMedia(ABC):
-    """Media that :func:`~ivcl_fast.data.decode.pyav.open_media` opened."""
+    """Media that :func:`~ivcl_fast.data.decode.decoder.open_media` opened."""
 
     path: Path
     """The file, or the first of the image files."""
@@ -120,16 +121,46 @@ class OpenMedia(ABC):
     @abstractmethod
     def _read_info(self) -> VideoInfo: ...
 
+    @property
+    @abstractmethod
+    def orientation(self) -> Orientation:
+        """The rotation and mirroring that make the frames upright, from the first frame."""
+
+    def warning(self, frames: int) -> str:
+        """Describe anomalies of media of ``frames`` frames; empty if there are none."""
+        return ""
+
     def frame_name(self, number: int) -> str:
         """Return the name of a frame for errors: its file or its number."""
         return f"frame {number}"
 
     @abstractmethod
-    def images(self, frame_ids: FrameIds = None) -> Iterator[bytes]:
-        """Yield encoded frames; requires :attr:`has_images`.
+    def images(self, frame_ids: FrameIds = None) -> Iterator[tuple[int, bytes]]:
+        """Yield index and encoded image of these frames, or of all, once and in order.
 
-        Raises :class:`VideoError` for an incomplete file, ``IndexError`` for a missing frame.
+        Requires :attr:`has_images`. Raises :class:`VideoError` for an incomplete file, and
+        ``IndexError`` for a missing frame.
         """
+
+    def frames(self, frame_ids: FrameIds = None) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode these frames, or all, on the CPU; yield index and frame.
+
+        May also yield other frames, and a frame twice. Raises :class:`VideoError`, at the latest at
+        the end, if a frame cannot be decoded or the media are incomplete.
+        """
+        context: Any = None
+        for number, image in self.images(frame_ids):
+            codec = image_codec(image)
+            # FFmpeg's PNG decoder adds an image to the previous one, so it needs a new context.
+            if context is None or codec == "png" or context.name != codec:
+                context = av.VideoCodecContext.create(codec, "r")
+                context.thread_count = 1
+                context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+            try:
+                (frame,) = context.decode(av.Packet(image))
+            except (av.FFmpegError, ValueError):
+                raise VideoError(f"{UNDECODABLE}, {self.frame_name(number)}") from None
+            yield number, frame
 
 
 class OpenImages(OpenMedia):
@@ -146,14 +177,16 @@ class OpenImages(OpenMedia):
     def _read_info(self) -> VideoInfo:
         for path in self.files:
             check_file(path, f"{path.name} ")
-        (first,) = self.images([0])
-        width, height = read_header(first).size
-        rotation, mirrored = exif_orientation(first)
-        codec = image_codec(first)
-        return VideoInfo(len(self.files), 0.0, codec, width, height, rotation, mirrored)
+        (_, image), (_, frame) = next(self.images([0])), next(self.frames([0]))
+        what = len(self.files), 0.0, image_codec(image), frame.width, frame.height
+        return VideoInfo(*what, *self.orientation)
 
-    def images(self, frame_ids: FrameIds = None) -> Iterator[bytes]:
-        for number in checked_frame_ids(frame_ids, len(self.files)):
+    @property
+    def orientation(self) -> Orientation:
+        return exif_orientation(next(self.images([0]))[1])
+
+    def images(self, frame_ids: FrameIds = None) -> Iterator[tuple[int, bytes]]:
+        for number in sorted({*map(int, checked_frame_ids(frame_ids, len(self.files)))}):
             path = self.files[number]
             check_file(path, f"{path.name} ")
             try:
@@ -161,7 +194,7 @@ class OpenImages(OpenMedia):
             except OSError as error:
                 raise VideoError(f"{path.name} cannot be opened: {error.strerror}") from None
             check_image(image, path.name)
-            yield image
+            yield number, image
 
 
 def checked_frame_ids(frame_ids: FrameIds, frames: int) -> Sequence[int] | np.ndarray:
@@ -206,11 +239,6 @@ def square_place(square: Square, size: int, height: int, width: int) -> tuple[in
 # --- Encoded images -------------------------------------------------------------------------------
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file is an image, by its suffix."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
 def image_codec(image: bytes) -> str:
     """Return FFmpeg's name of the codec; raises :class:`VideoError` unless it is PNG or JPEG."""
     if image.startswith(PNG_START):
@@ -229,28 +257,17 @@ def check_image(image: bytes, name: str) -> None:
         raise VideoError(f"{name} is not a complete JPEG or PNG image")
 
 
-def read_header(image: bytes) -> Any:
-    """Read the header with Pillow, without decoding the pixels: a ``PIL.Image.Image``."""
-    from PIL import Image  # late: training from a store needs no Pillow
-
-    try:
-        return Image.open(io.BytesIO(image), formats=("JPEG", "PNG"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(f"has a damaged header: {type(error).__name__}") from None
-
-
 def exif_orientation(image: bytes, otherwise: Orientation = UPRIGHT) -> Orientation:
     """Read the orientation from the EXIF data; return ``otherwise`` if that is impossible.
 
     FFmpeg reads it too, but PyAV does not report whether it mirrors the image.
     """
-    from PIL import ExifTags, Image
+    from PIL import ExifTags, Image  # late: training from a store needs no Pillow
 
-    exif = Image.Exif()
     try:
-        exif.load(read_header(image).info.get("exif", b""))
-        value = exif.get(ExifTags.Base.Orientation)
-    except (VideoError, OSError, SyntaxError, ValueError, struct.error):
+        opened = Image.open(io.BytesIO(image), formats=("JPEG", "PNG"))
+        value = opened.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow has many errors for damaged data, which FFmpeg may decode
         value = None
     return EXIF_ORIENTATIONS.get(value or 0, otherwise)
 

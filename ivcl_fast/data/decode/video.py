@@ -32,7 +32,7 @@ from av.video.stream import VideoStream
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.decode.media import (
     MAX_PIXELS,
-    UPRIGHT,
+    UNDECODABLE,
     FrameIds,
     OpenMedia,
     Orientation,
@@ -42,8 +42,6 @@ from ivcl_fast.data.decode.media import (
     checked_frame_ids,
     exif_orientation,
 )
-
-UNDECODABLE = "FFmpeg cannot decode one of its frames"
 
 FORMATS = "avi,matroska,webm,mov,mp4,mpeg,mpegts,flv,ogg,gif,ivf,m4v,mjpeg,asf,h264,hevc,obu"
 """Allowed containers by FFmpeg's names; none of them can refer to other files."""
@@ -100,27 +98,30 @@ class OpenVideo(OpenMedia):
         self._has_duration = self._format in (DURATION if self._tables else (*DURATION, *MP4))
 
     def _read_info(self) -> VideoInfo:
-        packets, image, orientation = self.packets, b"", UPRIGHT
+        packets = self.packets
         frames = packets.slots[-1] + 1 if packets.slots else sum(packets.shown)
-        if self.has_images:
-            image = next(self.images(), b"")
-        if not self.has_images or self._format != "avi":  # AVI has no display matrix
-            first = next(self._decoded(), None)
-            if first is None:
-                raise VideoError("holds no frames")
-            orientation = frame_orientation(first)
-            is_unclear = first.interlaced_frame or (packets.small and not packets.slots)
-            if is_unclear or self._codec not in ONE_FRAME_PER_PACKET:
-                frames = sum(1 for _ in self._all_frames())
-        if self.has_images:
-            orientation = exif_orientation(image, orientation)
-        if not frames:
-            raise VideoError("holds no frames")
-        what = frames, self.fps, self._codec, *self._shape, *orientation
+        is_unclear = self._first.interlaced_frame or (packets.small and not packets.slots)
+        if not self.has_images and (is_unclear or self._codec not in ONE_FRAME_PER_PACKET):
+            frames = sum(1 for _ in self._all_frames())
+        what = frames, self.fps, self._codec, *self._shape, *self.orientation
         return VideoInfo(*what, self.warning(frames))
 
+    @property
+    def orientation(self) -> Orientation:
+        orientation = frame_orientation(self._first)
+        if self.has_images:
+            orientation = exif_orientation(next(self.images([0]))[1], orientation)
+        return orientation
+
+    @cached_property
+    def _first(self) -> VideoFrame:
+        """The first frame."""
+        first = next(self._decoded(), None)
+        if first is None:
+            raise VideoError("holds no frames")
+        return first
+
     def warning(self, frames: int) -> str:
-        """Describe anomalies of a video of ``frames`` frames; empty if there are none."""
         packets, found = self.packets, list[str]()
         gaps = self._gaps(packets) if self._has_duration else []
         usual = median(gaps) if gaps else 0.0
@@ -229,24 +230,18 @@ class OpenVideo(OpenMedia):
             yield packet
             before = packet
 
-    def images(self, frame_ids: FrameIds = None) -> Iterator[bytes]:
-        kept, count = dict[int, bytes](), 0
-        wanted = None if frame_ids is None else {int(i) for i in frame_ids}
+    def images(self, frame_ids: FrameIds = None) -> Iterator[tuple[int, bytes]]:
+        count, wanted = 0, None if frame_ids is None else {*map(int, frame_ids)}
         for count, packet in enumerate(self.image_packets(), 1):
-            check_image(image := bytes(packet), f"frame {count - 1}")
-            if wanted is None:
-                yield image
-            elif count - 1 in wanted:
-                kept[count - 1] = image
-        if wanted is not None:
-            yield from (kept[int(i)] for i in checked_frame_ids(frame_ids, count))
+            if wanted is None or count - 1 in wanted:
+                check_image(image := bytes(packet), f"frame {count - 1}")
+                yield count - 1, image
+        checked_frame_ids(frame_ids, count)
 
     def frames(self, frame_ids: FrameIds = None) -> Iterator[tuple[int, VideoFrame]]:
-        """Decode these frames, or all, on the CPU; yield index and frame.
-
-        May also yield other frames, and a frame twice. Raises :class:`VideoError`, at the latest at
-        the end, if the video cannot be decoded or is incomplete.
-        """
+        if self.has_images:
+            yield from super().frames(frame_ids)
+            return
         if frame_ids is not None and len(frame_ids):
             wanted = sorted({int(i) for i in frame_ids})
             if starts := self._starts(wanted):

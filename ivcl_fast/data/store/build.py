@@ -11,12 +11,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 
 from ivcl_fast.data.dataset import Media, summary
-from ivcl_fast.data.decode.decoder import (
-    DecoderName,
-    decoding_gpu,
-    default_workers,
-    resolve_decoder,
-)
+from ivcl_fast.data.decode.decoder import DecoderName, default_workers, resolve_decoder
 from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.store.frame_store import FrameStore, Placement
 from ivcl_fast.data.store.ray_pool import RayPool
@@ -139,7 +134,7 @@ def build_part(
     if workers is not None and workers < 1:
         raise UserError(f"workers: expected at least 1, got {workers}")
     if isinstance(source, Sequence):
-        source = VideoSource(source, decoder, crop, decoding_gpu(device))
+        source = VideoSource(source, decoder, crop, device)
     settings: dict[str, Any] = {
         "image_size": image_size, "patch_size": patch_size, "crop": crop, "decoder": source.decoder
     }  # fmt: skip
@@ -178,7 +173,7 @@ def append_frames(
     """Append a clip's patch rows to its shard: an :data:`~ivcl_fast.data.store.shards.Append`."""
     count = 0
     for part in source.frames(name, settings["image_size"]):
-        rows = patchify(part.cpu(), settings["patch_size"]).contiguous().numpy()
+        rows = patchify(part, settings["patch_size"]).contiguous().numpy()
         file.write(rows.data)
         count += len(rows)
     return count, json.dumps({"fps": source.fps(name)})

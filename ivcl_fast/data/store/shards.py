@@ -24,9 +24,13 @@ import numpy as np
 import torch
 
 from ivcl_fast.data.dataset import Media, VideoError
-from ivcl_fast.data.decode.decoder import DecoderName, make_decoder, resolve_decoder
+from ivcl_fast.data.decode.decoder import (
+    DecoderName,
+    make_decoder,
+    open_media,
+    resolve_decoder,
+)
 from ivcl_fast.data.decode.media import Square
-from ivcl_fast.data.decode.pyav import open_media
 from ivcl_fast.data.store.ray_pool import RayPool
 from ivcl_fast.data.store.table import INDEX, VERSION, Columns, Index, encoded, table_bytes
 from ivcl_fast.data.workers import WorkerPool
@@ -284,16 +288,17 @@ class VideoSource:
         media: Sequence[Media],
         decoder: DecoderName = "auto",
         crop: Square = "none",
-        gpu: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """``crop``: part of the frames to resize to the square. ``gpu``: where DALI decodes."""
+        """``crop``: part of the frames to resize to the square. ``device``: where DALI decodes."""
         self.media = {one.name: one for one in media}
         self.names = [one.name for one in media]
-        self.crop, self.gpu = crop, gpu
+        self.crop, self.device = crop, device
         self.decoder = resolve_decoder(decoder)
 
     def only(self, names: Sequence[str]) -> VideoSource:
-        return VideoSource([self.media[name] for name in names], self.decoder, self.crop, self.gpu)
+        media = [self.media[name] for name in names]
+        return VideoSource(media, self.decoder, self.crop, self.device)
 
     def state(self, name: str) -> str:
         """Return the sizes and modification times of the files."""
@@ -307,7 +312,7 @@ class VideoSource:
         return open_media(self.media[name]).fps
 
     def frames(self, name: str, image_size: int) -> Iterator[torch.Tensor]:
-        decoder = make_decoder(self.decoder, image_size, self.gpu)
+        decoder = make_decoder(self.decoder, image_size, self.device)
         yield from decoder.parts(self.media[name], self.crop)
 
 

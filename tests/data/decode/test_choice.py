@@ -8,8 +8,7 @@ import torch
 
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.decode import decoder as decode
-from ivcl_fast.data.decode.decoder import default_workers, resolve_decoder
-from ivcl_fast.data.decode.pyav import PyAVDecoder
+from ivcl_fast.data.decode.decoder import PyAVDecoder, default_workers, resolve_decoder
 from ivcl_fast.errors import UserError
 from tests.support.marks import NEEDS_DALI
 from tests.support.painted import media, write_video

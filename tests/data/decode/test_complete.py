@@ -15,9 +15,8 @@ from av.stream import Disposition
 
 from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.dataset import VideoError
-from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.decoder import make_decoder, probe
 from ivcl_fast.data.decode.media import VideoInfo
-from ivcl_fast.data.decode.pyav import probe
 from tests.support.painted import (
     VP9,
     media,

@@ -15,9 +15,8 @@ import torch
 from PIL import Image, ImageOps
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.decoder import make_decoder
+from ivcl_fast.data.decode.decoder import TOLERANCE, make_decoder, probe
 from ivcl_fast.data.decode.media import Square, square_place
-from ivcl_fast.data.decode.pyav import TOLERANCE, probe
 from tests.support.marks import DALI
 from tests.support.painted import VP9, media, scenes
 

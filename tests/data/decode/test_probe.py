@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ivcl_fast.data.dataset import Media, VideoError
+from ivcl_fast.data.decode.decoder import probe
 from ivcl_fast.data.decode.media import VideoInfo
-from ivcl_fast.data.decode.pyav import probe
 from tests.support.painted import (
     media,
     picture,

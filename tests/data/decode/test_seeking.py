@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ivcl_fast.data.decode.decoder import make_decoder
-from ivcl_fast.data.decode.pyav import open_media
+from ivcl_fast.data.decode.decoder import make_decoder, open_media
 from ivcl_fast.data.decode.video import OpenVideo
 from tests.support.painted import VP9, media, picture, write_video
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.pyav import PyAVDecoder
+from ivcl_fast.data.decode.decoder import PyAVDecoder
 from ivcl_fast.data.store import shards
 from ivcl_fast.data.store.build import build_store
 from ivcl_fast.data.store.frame_store import FrameStore

@@ -16,8 +16,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 from ivcl_fast.data.clip import image_order
-from ivcl_fast.data.dataset import Media
-from ivcl_fast.data.decode.media import is_image
+from ivcl_fast.data.dataset import Media, is_image
 from ivcl_fast.data.formats.custom.labelled import (
     SPLIT_NAMES,
     TASK,
