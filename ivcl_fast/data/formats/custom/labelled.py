@@ -107,6 +107,9 @@ class LabelledVideos:
         self.holds_out = {item.split for item in items} == {TRAIN}
         if self.holds_out:
             items = hold_out(items, val_fraction)
+            if len({item.media.name for item in items}) == 1 and not classes:
+                log.info("%s: pictures are of the training video, as it is the only one", root)
+                items, self.holds_out = [*items, items[0]._replace(split=VAL)], False
         found = {item.split for item in items}
         for split in (TRAIN, VAL):
             if split not in found and not (split == VAL and TEST in found):

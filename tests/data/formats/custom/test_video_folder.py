@@ -118,11 +118,16 @@ def test_runs_are_passed_over(tmp_path):
     assert [one.name for one in find_videos(tmp_path)] == names
 
 
+def test_a_single_video_is_also_validated_on(tmp_path):
+    dataset = VideoFolder(touch(tmp_path, "1.mp4"))
+    assert [clip.name for clip in dataset.clips("train")] == ["1.mp4"]
+    assert dataset.clips("val") == dataset.clips("train") and len(dataset.media()) == 1
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
         (["notes.txt"], "expected files that end in .mp4, .*, got none"),
-        (["1.mp4"], "expected at least two videos, .* got none for val"),
         (["a/1.mp4", "b/1.mp4"], "expected .* two of a class, got none for val"),
         (["Val/a/1.mp4", "test/b/2.mp4"], "expected train/ beside Val/"),
         (["train/1.mp4", "val/2.mp4", "3.mp4"], "expected all videos in train/, val/, got 3.mp4"),
