@@ -51,6 +51,8 @@ class Job:
     flags: tuple[str, ...]
     results: tuple[str, ...]
     """Files that exist in the folder of a finished run; the last one is written last."""
+    clips: int
+    """Number of clips that it trains on, for the time left."""
 
     @property
     def arguments(self) -> list[str]:
@@ -83,16 +85,19 @@ def plan_jobs(
             for seed in range(pretrainings):
                 pretrain = *stage, "--seed", str(seed)
                 name = f"pretrained-{seed}" if seed else "pretrained"
-                job = Job(own / name, pretrain, (f"pretrain/{MODEL}", REPORT))
-                starts.append(str(pretrained.setdefault(parse(pretrain), job).folder / "pretrain"))
+                config = parse(pretrain)
+                results = f"pretrain/{MODEL}", REPORT
+                job = Job(own / name, pretrain, results, sum(config.stages.clips.values()))
+                starts.append(str(pretrained.setdefault(config, job).folder / "pretrain"))
         stage = *flags, "--no-compare-memoryless", *shlex.split(variant.finetune)
         stage += "--stage", "finetune"
         if variant.finetune_scale > 1:
             clips = variant.finetune_scale * parse(flags).stages.finetune_clips
             stage += "--finetune-clips", str(clips)
+        clips = sum(parse((*stage, "--init", starts[0])).stages.clips.values())
         for seed in range(seeds):
             finetune = *stage, "--init", starts[seed % len(starts)], "--seed", str(seed)
-            finetunings.append(Job(own / f"seed-{seed}", finetune, (SCORES,)))
+            finetunings.append(Job(own / f"seed-{seed}", finetune, (SCORES,), clips))
     return list(pretrained.values()), finetunings
 
 
@@ -102,11 +107,23 @@ def variant_folder(variant: Variant) -> Path:
     return Path(*(re.sub(r"[^a-z0-9.]+", "-", part.lower()).strip("-") for part in parts if part))
 
 
-def run_jobs(jobs: list[Job], parallel: int, gpus: int, study: list[Job]) -> None:
+def time_left(seconds: dict[Job, float], study: list[Job], parallel: int) -> float:
+    """Estimate the seconds that the unfinished jobs of a study take, ``parallel`` at a time.
+
+    ``seconds``: what finished jobs took, at least one; the others take as long per clip.
+    """
+    clips = sum(job.clips for job in study if job not in seconds and not job.done)
+    return clips * sum(seconds.values()) / sum(job.clips for job in seconds) / parallel
+
+
+def run_jobs(
+    jobs: list[Job], parallel: int, gpus: int, study: list[Job], seconds: dict[Job, float]
+) -> None:
     """Run unfinished jobs in separate processes, ``parallel`` at a time.
 
     Each gets a GPU, or an equal share of the CPU cores. If a job fails or a signal arrives, all
     jobs save a checkpoint and stop. ``study``: all jobs, for messages such as ``run 7/20``.
+    ``seconds``: what each job took; those of ``jobs`` are added.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // parallel))}
     environment = os.environ | ({} if gpus else threads)
@@ -136,8 +153,11 @@ def run_jobs(jobs: list[Job], parallel: int, gpus: int, study: list[Job]) -> Non
                     where = "above" if parallel == 1 else "log.txt"
                     status = process.returncode
                     raise UserError(f"{job.folder}: exited with status {status}; see {where}")
-                took = duration(time.monotonic() - start)
-                print(f"{number[job.folder]}: done in {took}, {job.folder}", flush=True)
+                seconds[job] = time.monotonic() - start
+                done = f"{number[job.folder]}: done in {duration(seconds[job])}"
+                if left := time_left(seconds, study, parallel):
+                    done += f", about {duration(left)} left"
+                print(f"{done}, {job.folder}", flush=True)
             if signals:
                 raise distributed.Interrupted(signals[0])
             time.sleep(POLL_SECONDS)
@@ -212,8 +232,9 @@ def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
     with locked(folder, busy="run"):
         remove_temporaries(folder, study_report.FILES)
         start, jobs = time.monotonic(), [*chain(*stages)]
+        seconds: dict[Job, float] = {}
         for stage in stages:
-            run_jobs(stage, config.parallel or max(1, gpus), gpus, jobs)
+            run_jobs(stage, config.parallel or max(1, gpus), gpus, jobs, seconds)
         print(f"{len(jobs)} runs done; this took {duration(time.monotonic() - start)}", flush=True)
         folders: study_report.Folders = {}
         for variant in study.variants:

@@ -56,16 +56,16 @@ def test_a_study_from_data_to_table_and_again(data, tmp_path, monkeypatch, capfd
     html = folder / "report.html"
     assert data_of(html)["curves"][0]["lines"].keys() == {"IV-CL", "from scratch"}
     assert "Does it help?" in html.read_text() and "<h2>Training</h2>" in html.read_text()
-    assert "videos are missing" in capfd.readouterr().err, "a single run shows what it does"
+    printed = capfd.readouterr()
+    assert re.search(r"^run 1/3: done in \d+ s, about \d+ s left, ", printed.out, re.M)
+    assert "videos are missing" in printed.err, "a single run shows what it does"
 
     run_study("small", flags, tmp_path)
     assert "run 1/" not in capfd.readouterr().out, "all runs are done"
     (folder / "from-scratch" / "seed-0" / "scores.json").unlink()
     run_study("small", flags, tmp_path, parallel=2)
     printed = capfd.readouterr().out
-    assert re.search(r"^run 3/3: done in \d+ s, .*from-scratch/seed-0$", printed, re.M), (
-        "of all runs"
-    )
+    assert re.search(r"^run 3/3: done in \d+ s, \S*from-scratch/seed-0$", printed, re.M)
     assert "3 runs done; this took" in printed
     assert "report: " in (folder / "from-scratch" / "seed-0" / "log.txt").read_text()
     again = json.loads((folder / "results.json").read_text())["values"][title]

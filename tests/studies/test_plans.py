@@ -9,7 +9,7 @@ import pytest
 
 from ivcl_fast.errors import UserError
 from ivcl_fast.studies.definitions import STUDIES, study_of_flag
-from ivcl_fast.studies.runner import check_flags, plan_jobs, variant_folder
+from ivcl_fast.studies.runner import check_flags, plan_jobs, time_left, variant_folder
 from ivcl_fast.training.arguments import parse
 
 
@@ -28,6 +28,20 @@ def test_budgets_are_equal_and_seeds_differ():
     assert objectives == ["ivcl", "mae", "classification", "detection"]
     assert {c.model.objective for c in configs} == {"ivcl"}
     assert [c.stages.compare_memoryless for c in configs] == [True] * 3 + [False] * 12
+
+
+def test_the_time_left_follows_from_the_clips(tmp_path):
+    study = STUDIES["slots"]
+    flags = study.flags(("--pretrain-clips", "1000", "--finetune-clips", "100"))
+    first, then = plan_jobs(study, tmp_path, 2, flags)
+    assert [job.clips for job in (*first, *then)] == [1000] * 5 + [100] * 10
+    jobs = [*first, *then]
+    assert time_left({first[0]: 50.0}, jobs, 1) == 4 * 50 + 10 * 5
+    assert time_left(dict.fromkeys(first, 50.0), jobs, 2) == 10 * 5 / 2
+    for job in then[1:]:  # done before the study continued
+        job.folder.mkdir(parents=True)
+        (job.folder / job.results[0]).touch()
+    assert time_left({then[0]: 5.0}, jobs, 1) == 5 * 50
 
 
 def test_finetunings_start_from_the_pretrainings_in_turn():
