@@ -26,8 +26,6 @@ class Variant:
     """Flags of finetuning."""
     data: str | None = None
     """Value of ``--data`` for both stages; None: that of the command."""
-    lengths: str = ""
-    """Flags of pretraining's length and videos; left out of a ``--quick`` study."""
     finetune_scale: int = 1
     """Clips of finetuning, as a multiple of the study's ``--finetune-clips``."""
 
@@ -45,9 +43,8 @@ class Study:
     """Flags of all runs and their values; flags of the command take precedence."""
 
     def quick(self) -> Study:
-        """Return the study for ``--quick``: without lengths, and with small batches."""
-        variants = tuple(replace(variant, lengths="") for variant in self.variants)
-        return replace(self, variants=variants, budget={"--batch-size": 4})
+        """Return the study for ``--quick``: without its lengths, and with small batches."""
+        return replace(self, budget={"--batch-size": 4})
 
     def flags(self, common: tuple[str, ...]) -> tuple[str, ...]:
         """Return the flags of all runs: ``common``, and the budget's unless it sets them."""
@@ -60,7 +57,7 @@ class Study:
         """Names of the flags that the variants set."""
         own = {"data"} if any(v.data is not None for v in self.variants) else set()
         for v in self.variants:
-            own |= names_of(shlex.split(f"{v.model} {v.pretrain or ''} {v.lengths} {v.finetune}"))
+            own |= names_of(shlex.split(f"{v.model} {v.pretrain or ''} {v.finetune}"))
         return own
 
 
@@ -96,21 +93,6 @@ def remembering(label: str, pretrain: str, finetune: str = "") -> Variant:
     return Variant(label, f"{pretrain} {FEW_FRAMES}", REMEMBERING, finetune, finetune_scale=6)
 
 
-def each(flag: str, values: tuple[float, ...]) -> tuple[Variant, ...]:
-    """Return a variant for every value of a flag of the model."""
-    return tuple(Variant(str(value), model=f"{flag} {value}") for value in values)
-
-
-def sized(label: str, clips: int = 20_000, videos: int = 6000, width: int = 128) -> Variant:
-    """Return a variant with this length of pretraining, and this width of all but the decoder."""
-    return Variant(
-        label,
-        model=f"--embed-dim {width} --num-heads {width // 32}",
-        data="synthetic",
-        lengths=f"--pretrain-clips {clips} --train-videos {videos}",
-    )
-
-
 IV_CL, IMAGE_MAE = OBJECTIVE_NAMES["ivcl"], OBJECTIVE_NAMES["mae"]
 MAE = "--objective mae"
 
@@ -144,38 +126,6 @@ STUDIES = {
             Variant(FROM_SCRATCH, None, finetune_scale=2),
         ),
         {"--val-videos": 2000},
-    ),
-    "slots": Study(
-        "How many slot tokens per frame?",
-        "slots per frame",
-        each("--num-slots", (1, 2, 4, 8, 16)),
-    ),
-    "masking": Study(
-        "How much of a frame should be masked in pretraining?",
-        "mask ratio",
-        each("--mask-ratio", (0.25, 0.375, 0.5, 0.75, 0.875)),
-    ),
-    "data": Study(
-        "How much does pretraining save in labels?",
-        "labelled clips",
-        tuple(
-            Variant(f"{share:.0%}, {start}", pretrain, finetune=f"--label-fraction {share}")
-            for share in (0.1, 0.3, 1.0)
-            for start, pretrain in (("pretrained", ""), (FROM_SCRATCH, None))
-        ),
-    ),
-    "scaling": Study(
-        "What do more clips, more videos and a wider model give?",
-        "pretraining",
-        (
-            sized("20,000 clips, 6,000 videos, width 128"),
-            sized("2,500 clips", clips=2500),
-            sized("5,000 clips", clips=5000),
-            sized("10,000 clips", clips=10_000),
-            sized("375 videos", videos=375),
-            sized("width 32", width=32),
-            sized("width 64", width=64),
-        ),
     ),
     "objects": Study(
         "Does the model remember what it has seen, if each slot holds one object?",

@@ -38,7 +38,7 @@ POLL_SECONDS = 0.2
 
 SET_BY_STUDY = {
     "name", "out", "stage", "init", "seed", "resume", "overwrite", "pictures",
-    "compare-memoryless", "compare-scratch",
+    "compare-memoryless",
 }  # fmt: skip
 """Flags of ``ivcl_fast.train`` that every study sets itself."""
 
@@ -81,7 +81,7 @@ def plan_jobs(
         starts = ["random"]
         if variant.pretrain is not None:
             starts = []
-            stage = *flags, *shlex.split(f"{variant.pretrain} {variant.lengths} --stage pretrain")
+            stage = *flags, *shlex.split(f"{variant.pretrain} --stage pretrain")
             for seed in range(pretrainings):
                 pretrain = *stage, "--seed", str(seed)
                 name = f"pretrained-{seed}" if seed else "pretrained"

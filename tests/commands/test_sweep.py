@@ -35,6 +35,9 @@ def run_study(name, flags, out, seeds=1, parallel=None, **options) -> Path:
     return runner.run_study(config, flags)
 
 
+SLOTS = Study("How many?", "slots per frame", (Variant("1", model="--num-slots 1"), Variant("2")))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("data") / "cater"
@@ -118,7 +121,8 @@ def logs(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_failed_run_stops_all(data, tmp_path, started):
+def test_a_failed_run_stops_all(data, tmp_path, started, monkeypatch):
+    monkeypatch.setitem(STUDIES, "slots", SLOTS)
     failed = tmp_path / "slots" / "1" / "pretrained"
     with pytest.raises(UserError, match=f"{failed}: exited with status 2; see log.txt"):
         run_study("slots", ("--data", data, *SMALL), tmp_path, parallel=2)
@@ -130,6 +134,7 @@ def test_gpus_are_shared_unless_a_device_is_named(
     flags, parallel, data, tmp_path, started, monkeypatch
 ):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setitem(STUDIES, "slots", SLOTS)
     with pytest.raises(UserError, match="exited with status 2"):
         run_study("slots", ("--data", data, *SMALL, *flags), tmp_path, parallel=parallel)
     (other,) = started.read_text().splitlines()
@@ -148,11 +153,11 @@ def test_a_scheduler_stops_runs_at_once(data, tmp_path, started, command):
     thread = threading.Thread(target=stop)
     thread.start()
     flags = ["--data", data, *SMALL, "--out", tmp_path]
-    code, _, error = command(main, "masking", "--parallel", "2", *flags)
+    code, _, error = command(main, "supervision", "--parallel", "2", *flags)
     ended.set()
     thread.join()
     assert code == 143 and "stopped by SIGTERM; the same command continues" in error
-    assert [*logs(tmp_path / "masking").values()] == ["started\nstopped\n"] * 2
+    assert [*logs(tmp_path / "supervision").values()] == ["started\nstopped\n"] * 2
 
 
 @pytest.mark.parametrize(
@@ -162,8 +167,8 @@ def test_a_scheduler_stops_runs_at_once(data, tmp_path, started, command):
         (["--vary", "depht=1,2"], "--vary: expected a flag of ivcl_fast.train and its values"),
         (["--vary", "seed=1,2"], "--vary: expected no flag that studies set"),
         (["nothing"], "study: expected one of pretraining, supervision"),
-        (["slots", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
-        (["slots", "--pretrainings", "4"], "--pretrainings: expected at most --seeds (3), got 4"),
+        (["causes", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["causes", "--pretrainings", "4"], "--pretrainings: expected at most --seeds (3), got 4"),
         (["pretraining", "--objective", "mae"], "--objective: the study pretraining sets this"),
         (["supervision", "--data", "acre:x"], "--objective classification: "),
     ],
