@@ -6,7 +6,7 @@ last-frame model is trained by ``ivcl_fast.train``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ivcl_fast.data.formats.acre import QUERIES, Acre, covariation
 from ivcl_fast.data.formats.cater_frames import frame_count
-from ivcl_fast.data.formats.cater_labels import Scene, localize_label, visible_cones_at_end
+from ivcl_fast.data.formats.cater_labels import localize_label, visible_cones_at_end
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, group_masks, query_scores
 from ivcl_fast.evaluation.metrics import Score
@@ -41,7 +41,7 @@ def untrained_baselines(
         return [counting_guess(data.dataset, split, evaluation)]
     if not data.localizes or evaluation.hidden is None:
         return []
-    return [cone_guess(data, evaluation), tracker(data, evaluation, num_frames)]
+    return guess_cells(data, evaluation, num_frames)
 
 
 def guess_probability(cones: Sequence[int], cell: int) -> float:
@@ -52,45 +52,30 @@ def guess_probability(cones: Sequence[int], cell: int) -> float:
     return cones.count(cell) / len(cones) if cones else 0.0
 
 
-def cone_guess(data: DataModule, evaluation: Evaluation) -> Result:
-    """Score the guess that the snitch is under a randomly chosen visible cone.
+def guess_cells(data: DataModule, evaluation: Evaluation, num_frames: int) -> list[Result]:
+    """Score two baselines of a localisation task: the cone heuristic and the oracle tracker.
 
-    ``evaluation``: of a localisation task. Raises :class:`UserError` if a scene is missing
-    (``data.has_scenes``).
+    The cone heuristic guesses that the snitch is under a random visible cone. The tracker applies
+    rules to the ground-truth objects of ``num_frames`` frames (see
+    :func:`~ivcl_fast.evaluation.tracker.track_snitch`).
     """
-
-    def hit(scene: Scene, cell: int) -> float:
-        return guess_probability(visible_cones_at_end(scene, data.grid), cell)
-
-    return _guesses(CONE, hit, data, evaluation)
-
-
-def tracker(data: DataModule, evaluation: Evaluation, num_frames: int) -> Result:
-    """Score oracle rules on the ground-truth objects of ``num_frames`` frames of each clip.
-
-    The rules of :func:`~ivcl_fast.evaluation.tracker.track_snitch` use only visible objects and
-    memory. ``evaluation``: of a localisation task. Raises :class:`UserError` if a scene is missing
-    (``data.has_scenes``).
-    """
-
-    def hit(scene: Scene, cell: int) -> float:
+    correct: dict[str, list[float]] = {CONE: [], TRACKER: []}
+    for name in evaluation.names:
+        scene = data.scene(name)
+        cell = localize_label(scene, data.grid)
         frames = frame_ids(frame_count(scene), num_frames).tolist()
-        return float(track_snitch(scene, frames, data.grid) == cell)
-
-    return _guesses(TRACKER, hit, data, evaluation)
-
-
-def _guesses(
-    title: str, hit: Callable[[Scene, int], float], data: DataModule, evaluation: Evaluation
-) -> Result:
-    """Return the result of a guess; ``hit``: the probability that it is the true cell."""
-    scenes = map(data.scene, evaluation.names)
-    correct = torch.tensor([hit(scene, localize_label(scene, data.grid)) for scene in scenes])
-    scores = {
-        group: {"top1": Score.mean(correct[chosen], 1 / data.num_classes, percent=True)}
-        for group, chosen in group_masks(len(correct), evaluation.hidden).items()
-    }
-    return Result(title, scores, evaluation.of_each_clip(correct))
+        cones = visible_cones_at_end(scene, data.grid)
+        correct[CONE].append(guess_probability(cones, cell))
+        correct[TRACKER].append(float(track_snitch(scene, frames, data.grid) == cell))
+    results = []
+    for title, of_clips in correct.items():
+        values = torch.tensor(of_clips)
+        scores = {
+            group: {"top1": Score.mean(values[chosen], 1 / data.num_classes, percent=True)}
+            for group, chosen in group_masks(len(values), evaluation.hidden).items()
+        }
+        results.append(Result(title, scores, evaluation.of_each_clip(values)))
+    return results
 
 
 def counting_guess(dataset: Acre, split: str, evaluation: Evaluation) -> Result:

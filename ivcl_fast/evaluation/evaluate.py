@@ -15,9 +15,11 @@ from ivcl_fast.data.dataset import Clip, target_of
 from ivcl_fast.data.formats.acre import TYPES, Acre
 from ivcl_fast.data.formats.cater_labels import hidden_at_end
 from ivcl_fast.data.loader import Batch, ClipLoader
+from ivcl_fast.data.slots import Slots
 from ivcl_fast.evaluation import metrics
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.targets import TARGETS, top_scores
+from ivcl_fast.progress import Bar
 
 if TYPE_CHECKING:
     from ivcl_fast.data.datamodule import DataModule
@@ -112,17 +114,25 @@ class Evaluation:
 
 
 def predict(
-    model: nn.Module, loader: ClipLoader, device: torch.device, amp: bool
-) -> tuple[Tensor, ...]:
-    """Return logits, labels and clip ids of one pass over ``loader``, in order, on the CPU.
+    model: nn.Module, loaders: Sequence[ClipLoader], device: torch.device, amp: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits, labels and clip ids of the clips of ``loaders``, in order, on the CPU.
 
-    ``amp``: compute in bfloat16 under autocast. Logits are float32.
+    Several loaders read different frames of the same videos: their logits are averaged, and videos
+    that one of them could not read are left out. ``amp``: compute in bfloat16 under autocast.
+    Logits are float32.
     """
     parts = [
         (logits.float().cpu(), batch.labels, batch.clip_ids)
+        for loader in loaders
         for batch, logits in outputs(model, model, loader, device, amp)
     ]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    logits, labels, clips = (torch.cat(part) for part in zip(*parts, strict=True))
+    ids, place, counts = clips.unique(return_inverse=True, return_counts=True)
+    total = logits.new_zeros(len(ids), *logits.shape[1:]).index_add_(0, place, logits)
+    label = labels.new_empty(len(ids), *labels.shape[1:]).index_copy_(0, place, labels)
+    read = counts == len(loaders)
+    return total[read] / len(loaders), label[read], ids[read]
 
 
 @torch.inference_mode()
@@ -148,31 +158,21 @@ def outputs(
             yield batch, found
 
 
-def predict_views(
-    model: nn.Module,
-    loaders: Sequence[ClipLoader],
-    device: torch.device,
-    amp: bool,
-    target: str,
-) -> tuple[Tensor, ...]:
-    """Like :func:`predict`, but average the answers to several clips of each video.
+def encode(model: Any, loader: ClipLoader, device: torch.device, amp: bool) -> Slots:
+    """Compute the slots of all clips of ``loader`` on every rank, and keep them in CPU memory.
 
-    ``loaders`` read the same split. The results are the outputs whose answers are these averages.
-    Videos that some loader could not read are left out.
+    Clips that cannot be decoded are left out.
     """
-    passes = [predict(model, loader, device, amp) for loader in loaders]
-    if len(passes) == 1:
-        return passes[0]
-    views = []
-    for logits, _, clips in passes:
-        answers = TARGETS[target].answers(logits.double())
-        views.append(dict(zip(clips.tolist(), answers, strict=True)))
-    _, labels, ids = passes[0]
-    kept = torch.tensor([all(clip in view for view in views) for clip in ids.tolist()])
-    mean = torch.stack(
-        [torch.stack([view[clip] for view in views]).mean(0) for clip in ids[kept].tolist()]
-    )
-    return TARGETS[target].outputs(mean).float(), labels[kept], ids[kept]
+    values, names = torch.empty(0), dict[str, int]()
+    with Bar("encoding", len(loader.clips), "clips") as bar:
+        for batch, slots in outputs(model, model.slots, loader, device, amp):
+            if not names:  # preallocated: concatenating parts would need twice the memory
+                values = torch.empty(len(loader.clips), *slots.shape[1:], dtype=slots.dtype)
+            values[len(names) : len(names) + len(slots)] = slots
+            for clip in batch.clip_ids.tolist():
+                names[loader.clips[clip].name] = len(names)
+            bar(len(names))
+    return Slots(values[: len(names)], names)
 
 
 def evaluate(
@@ -186,20 +186,19 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a classifier on every clip of ``split`` of ``data``.
 
-    The answers to several clips of a video are averaged. ``options``: see
+    The logits of several clips of a video are averaged. ``options``: see
     :meth:`DataModule.loader`.
     """
     loaders = data.eval_loaders(
         split, clips_per_video, batch_size=BATCH, num_frames=model.cfg.num_frames, **options
     )
-    target = target_of(data.dataset)
-    logits, labels, clip_ids = predict_views(model, loaders, device, amp, target)
+    logits, labels, clip_ids = predict(model, loaders, device, amp)
     clips = [loaders[0].clips[i] for i in clip_ids.tolist()]
     names = [clip.name for clip in clips]
     if isinstance(data.dataset, Acre):
         scores = query_scores(data.dataset, split, names, logits, labels)
         return Evaluation({"all": scores}, logits, labels, clips)
-    hidden = None
+    target, hidden = target_of(data.dataset), None
     if data.asks_for_snitch and data.has_scenes(names):
         hidden = torch.tensor([hidden_at_end(data.scene(name)) for name in names])
     score = partial(place_scores, grid=data.grid) if data.localizes else TARGETS[target].scores
@@ -219,7 +218,7 @@ def frame_scores(
     slots (objects). ``val_frame_map_chance``: that of a constant score, the prevalence of the
     classes.
     """
-    logits, labels, _ = predict(model, loader, device, amp)
+    logits, labels, _ = predict(model, [loader], device, amp)
     flat = [x.flatten(0, -2).numpy() for x in (logits, labels)]
     prevalence = flat[1].mean(axis=0)
     return {

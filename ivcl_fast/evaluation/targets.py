@@ -40,10 +40,6 @@ class Target(ABC):
     def answers(self, outputs: Tensor) -> Tensor:
         """Convert outputs, ``[..., C]``, to answers for a reader, such as probabilities."""
 
-    @abstractmethod
-    def outputs(self, answers: Tensor) -> Tensor:
-        """Invert :meth:`answers`: the answers to several clips of a video are averaged."""
-
 
 class OneClass(Target):
     """One class per clip: cross-entropy and top-k accuracy. Labels: int64 ``[B]``.
@@ -60,9 +56,6 @@ class OneClass(Target):
     def answers(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(-1)
 
-    def outputs(self, answers: Tensor) -> Tensor:
-        return answers.clamp(1e-12, 1 - 1e-12).log()
-
 
 class SeveralClasses(Target):
     """Several classes per clip: binary cross-entropy and mAP. Labels: multi-hot ``[B, C]``."""
@@ -75,9 +68,6 @@ class SeveralClasses(Target):
 
     def answers(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid()
-
-    def outputs(self, answers: Tensor) -> Tensor:
-        return answers.clamp(1e-12, 1 - 1e-12).logit()
 
 
 class Numbers(Target):
@@ -96,9 +86,6 @@ class Numbers(Target):
 
     def answers(self, outputs: Tensor) -> Tensor:
         return outputs
-
-    def outputs(self, answers: Tensor) -> Tensor:
-        return answers
 
 
 TARGETS: dict[str, Target] = {

@@ -21,9 +21,8 @@ def test_guesses_are_about_the_cells_of_the_task(grid: int) -> None:
     label = torch.tensor([grid**2 - 1])
     clips = [Clip("video", "video", int(label))]
     evaluation = Evaluation({}, torch.zeros(1, grid**2), label, clips, torch.tensor([True]))
-    guess = baselines.cone_guess(data, evaluation)
-    tracked = baselines.tracker(data, evaluation, LAST + 1)
-    for result, expected in ((guess, 2 / 3), (tracked, 1.0)):
+    results = baselines.guess_cells(data, evaluation, LAST + 1)
+    for result, expected in zip(results, (2 / 3, 1.0), strict=True):
         assert [*result.correct.values()] == pytest.approx([expected])
         for group in ("all", "hidden"):
             score = result.scores[group]["top1"]
