@@ -62,7 +62,7 @@ class Probe(NamedTuple):
 def score_classes(logits: Tensor, classes: Tensor, chosen: Tensor, clips: Tensor) -> Score:
     """Return the accuracy; chance is a uniform guess."""
     correct = topk_correct(logits[chosen], classes[chosen], 1)
-    return Score.clustered(correct, clips[chosen], 1 / logits.shape[1])
+    return Score.proportion(correct, 1 / logits.shape[1], clips[chosen])
 
 
 def score_places(places: Tensor, true: Tensor, chosen: Tensor, clips: Tensor) -> Score:

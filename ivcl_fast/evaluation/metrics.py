@@ -36,10 +36,17 @@ class Score:
     """Number of clips, frames or problems evaluated."""
 
     @classmethod
-    def proportion(cls, correct: Array, chance: float) -> Score:
-        """Return the fraction of true values in bool ``[V]``, with Wilson's interval."""
+    def proportion(cls, correct: Array, chance: float, groups: Array | None = None) -> Score:
+        """Return the fraction of true values in bool ``[V]``, with Wilson's interval.
+
+        ``groups``: each value's group, int ``[V]``. Values of a group may be correlated, so the
+        interval also covers that of a bootstrap over whole groups.
+        """
         correct = as_array(correct)
         low, high = wilson_interval(int(correct.sum()), len(correct))
+        if groups is not None:
+            drawn = clustered_interval(correct, groups)
+            low, high = min(low, drawn[0]), max(high, drawn[1])
         return cls(float(correct.mean()), low, high, chance, n=len(correct))
 
     @classmethod
@@ -53,28 +60,15 @@ class Score:
     ) -> Score:
         """Return the mean of ``[V]`` numbers with a bootstrap interval.
 
-        ``percent``: whether they are fractions. ``groups``: see :meth:`clustered`; by default every
-        number is a separate group. ``most``: the largest possible number, if the smallest is 0; 1
-        for fractions.
+        ``percent``: whether they are fractions. ``groups``: see :meth:`proportion`; by default
+        every number is a separate group. ``most``: the largest possible number, if the smallest is
+        0; 1 for fractions.
         """
         values = as_array(values).astype(np.float64)
         groups = np.arange(len(values)) if groups is None else groups
         most = 1.0 if percent else most
         low, high = clustered_interval(values, groups, None if most is None else (0.0, most))
         return cls(float(values.mean()), low, high, chance, percent, len(values))
-
-    @classmethod
-    def clustered(cls, correct: Array, groups: Array, chance: float) -> Score:
-        """Return the fraction of true values in bool ``[V]``, for clips in groups.
-
-        ``groups``: each clip's group, int ``[V]``. Clips of a group may be correlated, so the
-        bootstrap draws whole groups. The interval is at least as wide as Wilson's, which is also
-        valid if all clips are correct, or all wrong, and resampling shows no variation.
-        """
-        drawn = clustered_interval(correct, groups)
-        alone = cls.proportion(correct, chance)
-        low, high = min(alone.low, drawn[0]), max(alone.high, drawn[1])
-        return cls(alone.value, low, high, chance, n=alone.n)
 
     @classmethod
     def mean_average_precision(
@@ -87,7 +81,7 @@ class Score:
         """Return :func:`mean_average_precision` with a bootstrap interval over clips.
 
         Chance is the AP of a constant score: the prevalence, averaged over the same classes.
-        ``groups``: see :meth:`clustered`; by default every clip is a separate group. ``counted``:
+        ``groups``: see :meth:`proportion`; by default every clip is a separate group. ``counted``:
         see :class:`Ranking`.
         """
         value = mean_average_precision(scores, targets, counted)
@@ -204,12 +198,12 @@ def query_scores(
     size = np.bincount(group)
     solved = np.bincount(group, correct) == size
     scores = {
-        "query": Score.clustered(correct, groups, chance),
+        "query": Score.proportion(correct, chance, groups),
         "problem": Score.proportion(solved, float((chance**size).mean())),
     }
     for name in order:
         if (chosen := type_of == name).any():
-            scores[name] = Score.clustered(correct[chosen], groups[chosen], chance)
+            scores[name] = Score.proportion(correct[chosen], chance, groups[chosen])
     return scores
 
 

@@ -71,8 +71,8 @@ def test_query_scores_by_hand() -> None:
     assert all(score.low < score.value or score.value == 0 for score in scores.values())
     # Problems are drawn whole, for the intervals of all queries and of those of a type.
     correct, chosen = np.array(GUESSES) == LABELS, np.array(KINDS) == "potential"
-    assert scores["query"] == Score.clustered(correct, PROBLEMS, 1 / 3)
-    assert scores["potential"] == Score.clustered(correct[chosen], PROBLEMS[chosen], 1 / 3)
+    assert scores["query"] == Score.proportion(correct, 1 / 3, PROBLEMS)
+    assert scores["potential"] == Score.proportion(correct[chosen], 1 / 3, PROBLEMS[chosen])
     # The same queries in another order are the same.
     order = np.random.default_rng(0).permutation(12)
     kinds = [KINDS[i] for i in order]
@@ -85,7 +85,7 @@ def test_answers_that_are_right_together_make_the_interval_wider() -> None:
     random = np.random.default_rng(4)
     solved = random.random(250) < 0.5
     groups, together = np.repeat(np.arange(250), 4), np.repeat(solved, 4)
-    clustered = Score.clustered(together, groups, chance=1 / 3)
+    clustered = Score.proportion(together, 1 / 3, groups)
     alone = Score.proportion(together, chance=1 / 3)
     assert clustered.value == alone.value == solved.mean()
     # Four answers that are one answer: as uncertain as the 250 problems, twice the plain width.
