@@ -22,7 +22,7 @@ from ivcl_fast.analysis.finished_runs import FinishedRun, label_note, origin
 from ivcl_fast.command import run_command
 from ivcl_fast.data.dataset import describe_splits
 from ivcl_fast.distributed import group as distributed
-from ivcl_fast.evaluation.baselines import FROM_SCRATCH, LAST_FRAME, untrained_baselines
+from ivcl_fast.evaluation.baselines import LAST_FRAME, untrained_baselines
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.kernels import unsupported_reason
 from ivcl_fast.models import backbone
@@ -93,8 +93,9 @@ def train(config: TrainConfig) -> None:
             distributed.print_rank0(f"evaluating on {data.eval_split}")
             evaluation = run.evaluate(model)
             note = ", trained on validation videos" if seen else ""
-            first = evaluation.result(origin(config) + label_note(config) + note)
-            results = [first, *comparisons(run, init, evaluation)]
+            results = [evaluation.result(origin(config) + label_note(config) + note)]
+            if config.stages.compare_memoryless:
+                results += baselines(run, init, evaluation)
         if distributed.is_main():
             if results:
                 results_table(results).print("95 % intervals in brackets")
@@ -111,38 +112,23 @@ def train(config: TrainConfig) -> None:
 
 def warn_of_few_steps(run: Run) -> None:
     """Warn about a stage with too few steps to learn, for example because batches are large."""
-    stages, size = run.config.stages, run.config.optim.batch_size
-    # There is no finetuning without classes.
-    lengths = {name: n for name, n in stages.clips.items() if name == "pretrain" or run.finetunes}
-    if "finetune" in lengths:
-        init = stages.init if stages.stage == "finetune" else "pretrained"
-        lengths["last-frame"] = run.last_frame_clips(init)
-    for stage, clips in lengths.items():
+    size = run.config.optim.batch_size
+    for stage, clips in run.config.stages.clips.items():
         steps = Schedule(clips, batch_size=size).steps
-        if clips and steps < FEW_STEPS and not run.config.quick:
+        if steps < FEW_STEPS and not run.config.quick:
             distributed.print_rank0(
-                f"--{stage}-clips: {clips} are {steps} step{'s' * (steps > 1)} of {size}, too few "
-                "to learn much"
+                f"--{stage}-clips: {clips} are {steps} steps of {size}, too few to learn much"
             )
 
 
-def comparisons(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
-    """Evaluate baselines: random initial weights, and models without memory or reasoning."""
+def baselines(run: Run, init: str, evaluation: Evaluation) -> list[Result]:
+    """Evaluate models without memory or reasoning."""
     results = []
-    if run.config.stages.compare_scratch and init != "random":
-        scratch = run.evaluate(run.finetune("random", "scratch"))
-        same = run.last_frame_clips(init) == run.last_frame_clips("random")
-        how = "same finetuning" if same else "the same whole clips"
-        if run.config.stages.freeze_encoder:  # a random encoder is never frozen
-            how = "the same number of whole clips"
-        results.append(scratch.result(f"{FROM_SCRATCH}, {how}{label_note(run.config)}"))
-    if run.config.stages.compare_memoryless:
-        if run.data.asks_for_snitch:
-            last = run.evaluate(run.last_frame(init))
-            results.append(last.result(LAST_FRAME + label_note(run.config)))
-        split, frames = run.data.eval_split, run.config.model.num_frames
-        results += untrained_baselines(run.data, split, evaluation, frames)
-    return results
+    if run.data.asks_for_snitch:
+        last = run.evaluate(run.last_frame(init))
+        results.append(last.result(LAST_FRAME + label_note(run.config)))
+    split, frames = run.data.eval_split, run.config.model.num_frames
+    return results + untrained_baselines(run.data, split, evaluation, frames)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ FLAGS_ELSEWHERE = {
 
 FIRST_FLAGS = (
     "preset", "quick", "config", "source", "task", "train_videos", "val_videos", "stage", "init",
-    "pretrain_clips", "finetune_clips", "compare_scratch", "batch_size", "lr", "finetune_lr",
+    "pretrain_clips", "finetune_clips", "batch_size", "lr", "finetune_lr",
     "num_frames", "num_slots", "mask_ratio", "readout", "objective", "device", "compile", "seed",
     "out", "name", "resume", "overwrite",
 )  # fmt: skip

@@ -32,17 +32,9 @@ class Classes:
 
     @classmethod
     def read(cls, folder: Path) -> Classes | None:
-        """Read the classes of the run in ``folder``, or return None if none are saved.
-
-        Raises :class:`UserError` for those of a run of an older version.
-        """
+        """Read the classes of the run in ``folder``, or return None if none are saved."""
         file = folder / ANSWERS
-        if not file.is_file():
-            return None
-        saved = read_json(file, "the classes of a run")
-        if "target" not in saved:
-            raise UserError(f"{file}: expected a run of this version, got one of an older version")
-        return cls(**saved)
+        return cls(**read_json(file, "the classes of a run")) if file.is_file() else None
 
     def check_same(self, source: str, dataset: Dataset) -> None:
         """Raise :class:`UserError` unless a data set has these classes, in the same order."""

@@ -28,10 +28,13 @@ def describe_training(
     """Describe a stage that started from ``init``; ``last_frames``: clips in its first part."""
     stages, source = config.stages, config.data.source
     public = init == "random" or has_public_name(init)  # other sources are local paths
+    labelled = stage != "pretrain"
+    which = "single" if stages.frame_labels else "last"
+    earlier = Schedule(last_frames, batch_size=schedule.batch_size)
     training = {
         "stage": stage,
         "data": source if source.startswith("synthetic") else source.partition(":")[0],
-        "task": config.data.task if stage != "pretrain" else config.model.objective,
+        "task": config.data.task if labelled else config.model.objective,
         "preset": config.preset,
         "initial weights": init if public else "a pretrained model",
         "clips seen": schedule.clips_seen,
@@ -39,26 +42,18 @@ def describe_training(
         "optimizer": schedule.optimizer,
         "peak learning rate": schedule.lr,
         "seed": config.seed,
+        f"{which} frames seen before": earlier.clips_seen if last_frames else None,
+        "encoder": "frozen" if stage == "finetune" and stages.freeze_encoder else None,
+        "labels": "those of all frames" if labelled and stages.frame_labels else None,
+        "label fraction": stages.label_fraction if labelled and stages.label_fraction < 1 else None,
+        "frame stride": config.data.frame_stride or None,
+        "seconds per clip": config.data.clip_seconds or None,
+        "crop": config.data.crop if config.data.crop != "none" else None,
     }
-    if last_frames:
-        which = "single" if stages.frame_labels else "last"
-        seen = Schedule(last_frames, batch_size=schedule.batch_size).clips_seen
-        training[f"{which} frames seen before"] = seen
-    if stage == "finetune" and stages.freeze_encoder:
-        training["encoder"] = "frozen"
-    if stage != "pretrain" and stages.frame_labels:
-        training["labels"] = "those of all frames"
-    if stage != "pretrain" and stages.label_fraction < 1:
-        training["label fraction"] = stages.label_fraction
-    if config.data.frame_stride:
-        training["frame stride"] = config.data.frame_stride
-    if config.data.clip_seconds:
-        training["seconds per clip"] = config.data.clip_seconds
-    if config.data.crop != "none":
-        training["crop"] = config.data.crop
     if numbers_videos(source):
         training[TRAINING_VIDEOS] = max(config.data.train_videos, videos_seen(init))
-    return training | {f"scores on {split}": values for split, values in scores.items() if values}
+    training |= {f"scores on {split}": values or None for split, values in scores.items()}
+    return {name: value for name, value in training.items() if value is not None}
 
 
 def numbers_videos(source: str) -> bool:

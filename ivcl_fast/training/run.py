@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ivcl_fast.data.datamodule import DataModule, open_data
@@ -19,7 +20,7 @@ from ivcl_fast.data.slots import Slots
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed.parallel import is_sharded
 from ivcl_fast.errors import UserError
-from ivcl_fast.evaluation.evaluate import BATCH, Evaluation, evaluate, frame_scores
+from ivcl_fast.evaluation.evaluate import BATCH, Evaluation, encode, evaluate, frame_scores
 from ivcl_fast.evaluation.targets import TARGETS
 from ivcl_fast.models import backbone
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, Supervised
@@ -32,20 +33,12 @@ from ivcl_fast.training.memory import stage_flops
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule, scaled_lr
-from ivcl_fast.training.run_folder import (
-    CHECKPOINTS,
-    has_progress,
-    is_finished,
-    save_model,
-)
+from ivcl_fast.training.run_folder import CHECKPOINTS, has_progress, is_finished
 from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.settings import TrainConfig
-from ivcl_fast.training.slots import encode
 
 LAST_FRAME_PASSES = 4
 """Default maximum number of epochs over last frames; models overfit with 11."""
-FIRST_STAGE = {"finetune": "last-frame", "scratch": "scratch-last-frame"}
-"""First stage of each kind of finetuning."""
 
 
 class Run:
@@ -99,18 +92,9 @@ class Run:
 
     def check_batches(self) -> None:
         """Raise :class:`UserError` if the training clips of a stage do not fill one batch."""
-        stages, frames = self.config.stages, self.config.model.num_frames
-        if "pretrain" in stages.clips:
-            self._training_loader("pretrain", frames)
-        if self.finetunes:
-            try:
-                self._training_loader("finetune", frames)
-            except UserError as error:
-                if stages.label_fraction == 1:
-                    raise
-                raise UserError(
-                    f"--label-fraction: {stages.label_fraction} leaves too few clips: {error}"
-                ) from None
+        for stage in self.config.stages.clips:
+            if stage == "pretrain" or self.finetunes:
+                self._training_loader(stage, self.config.model.num_frames)
 
     # --- Stages ---------------------------------------------------------------------------------
 
@@ -139,8 +123,8 @@ class Run:
         loss = draw if config.model.objective == "slot_attention" else reconstruct
         return self._train("pretrain", build, config.stages.init, loss, schedule)
 
-    def finetune(self, init: str, name: str = "finetune") -> IVCLClassifier:
-        """Finetune on the task from the weights ``init``; save the model in ``name/``.
+    def finetune(self, init: str) -> IVCLClassifier:
+        """Finetune on the task from the weights ``init``; save the model in ``finetune/``.
 
         Depending on the settings, training starts with :meth:`last_frame` and continues with its
         model, and the encoder is frozen unless it is random.
@@ -148,15 +132,15 @@ class Run:
         stages, start, lr_scale = self.config.stages, None, 1.0
         freeze = stages.freeze_encoder and init != "random"
         if self.last_frame_clips(init):
-            start = self.last_frame(init, FIRST_STAGE[name]).state_dict()
+            start = self.last_frame(init).state_dict()
             lr_scale = 1.0 if freeze else self.config.optim.whole_clip_lr_scale
         schedule = self._finetuning(stages.finetune_clips, init, lr_scale)
         return self._train(
-            name, self.classifier, init, self._answer_loss, schedule, self._measure_curve, start,
-            freeze,
+            "finetune", self.classifier, init, self._answer_loss, schedule, self._measure_curve,
+            start, freeze,
         )  # fmt: skip
 
-    def last_frame(self, init: str, name: str = "last-frame") -> IVCLClassifier:
+    def last_frame(self, init: str) -> IVCLClassifier:
         """Finetune on the last frame of each clip only, from the weights ``init``.
 
         The model has no memory: it is a baseline, and a cheap first part of :meth:`finetune`.
@@ -164,7 +148,8 @@ class Run:
         clips = self.last_frame_clips(init) or self.config.stages.finetune_clips
         schedule = self._finetuning(clips, init)
         build = functools.partial(self.classifier, last_only=True)
-        return self._train(name, build, init, self._answer_loss, schedule, self._measure_curve)
+        loss, measure = self._answer_loss, self._measure_curve
+        return self._train("last-frame", build, init, loss, schedule, measure)
 
     def last_frame_clips(self, init: str) -> int:
         """Return the number of clips in the last-frame part of finetuning from ``init``."""
@@ -276,12 +261,15 @@ class Run:
         if distributed.is_main():
             if sharded:
                 model.load_state_dict(weights)
-            frames = self.last_frame_clips(init) if name in FIRST_STAGE else 0
+            frames = self.last_frame_clips(init) if name == "finetune" else 0
             scores = {self.data.measured_in_training: self.metrics.last_scores(name)}
             training = describe_training(self.config, name, schedule, init, frames, scores)
             if isinstance(model, IVCLClassifier) and self.classes.target != "class":
                 training["target"] = self.classes.target
-            save_model(model, folder, training)
+            try:
+                model.save_pretrained(folder, training=training)
+            except SafetensorError as error:  # such as on a full disk
+                raise UserError(f"{folder}: the model cannot be written: {error}") from None
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         distributed.barrier()
         if sharded:

@@ -7,15 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
 
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked
 from ivcl_fast.models import timm_weights
-from ivcl_fast.models.hub import PretrainedModel
 from ivcl_fast.models.weights import CHECKSUMS, MODEL
 from ivcl_fast.training.classes import ANSWERS
 from ivcl_fast.training.settings import (
@@ -29,8 +25,7 @@ from ivcl_fast.training.settings import (
 CHECKPOINTS = "checkpoints"
 """Folder of training checkpoints inside a stage's folder."""
 FOLDERS = (
-    "pretrain", "finetune", "scratch", "last-frame", "scratch-last-frame", "tensorboard",
-    "visualize", "probes", "export",
+    "pretrain", "last-frame", "finetune", "tensorboard", "visualize", "probes", "export",
 )  # fmt: skip
 """Folders that commands write into a run's folder."""
 FILES = (
@@ -48,10 +43,6 @@ def check_folder(config: TrainConfig) -> TrainConfig:
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UserError(f"--out: expected a folder with write access, got {place}")
     if config.speed.shard and distributed.world_size() == 1:
-        exists = (config.folder / CONFIG).is_file()
-        # A single process may continue a sharded run.
-        if not (exists and load_settings(config.folder).speed.shard):
-            raise UserError("--shard: expected several ranks, started by torchrun, got one process")
         distributed.print_rank0("--shard: no effect with a single process")
     must_empty(config)
     return config
@@ -132,15 +123,3 @@ def is_finished(folder: Path) -> bool:
     """Return whether a stage has saved its model; an incomplete one has no checksums yet."""
     has_checksums = (folder / CHECKSUMS).is_file()
     return (folder / MODEL).is_file() and (has_checksums or not (folder / CHECKPOINTS).exists())
-
-
-def save_model(model: PretrainedModel, folder: Path, training: dict[str, Any]) -> None:
-    """Save a stage's finished model in ``folder``, with training metadata for the model card.
-
-    Raises :class:`UserError` or ``OSError`` if the files cannot be written, for example on a full
-    disk.
-    """
-    try:
-        model.save_pretrained(folder, training=training)
-    except SafetensorError as error:  # such as on a full disk
-        raise UserError(f"{folder}: the model cannot be written: {error}") from None

@@ -55,8 +55,6 @@ class StagesConfig:
     frames\"."""
     compare_memoryless: bool = True
     """Also report baselines without memory or reasoning."""
-    compare_scratch: bool = False
-    """Also finetune from random weights."""
 
     def check(self) -> None:
         require_at_least(self, 1, "pretrain_clips", "finetune_clips")
@@ -259,7 +257,7 @@ GROUPS = ("data", "stages", "optim", "speed", "output")
 CHANGEABLE = {
     "config", "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes",
     "device", "placement", "require_all", "shard", "compile", "cuda_graph", "grad_accum_steps",
-    "grad_checkpoint", "compare_scratch", "compare_memoryless", "pictures", "viewer",
+    "grad_checkpoint", "compare_memoryless", "pictures", "viewer",
 }  # fmt: skip
 """Settings that may change on resume, because they affect the result only by rounding."""
 
@@ -280,9 +278,6 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
     file = folder / CONFIG
     if not file.is_file():
         raise UserError(f"{folder}: expected the folder of a run, got one without {CONFIG}")
-    saved = read_json(file, "the settings of a run")
-    if not isinstance(saved, dict) or "model" not in saved:  # those of a run are complete
-        raise UserError(f"{file}: expected the settings of a run, got others")
     return read_settings(file, **{"out": folder.parent, "name": folder.name} | changes)
 
 
@@ -292,8 +287,6 @@ def read_settings(file: Path, **changes: Any) -> TrainConfig:
     Settings that the file does not contain have their defaults.
     """
     saved = read_json(file, "the settings of a run")
-    if isinstance(saved, dict) and isinstance(saved.get("data"), str):
-        raise UserError(f"{file}: expected settings of this version, got those of an older one")
     try:
         sizes = saved.pop("model", None)
         preset = IVCLConfig.preset(saved.get("preset", TrainConfig.preset))

@@ -142,7 +142,7 @@ def test_a_stopped_or_killed_run_continues_to_the_same_bits(
         "--batch-size 0", "--grad-accum-steps 3", "--lr -1", "--lr inf", "--finetune-lr nan",
         "--clip-norm 0", "--weight-decay -1", "--warmup-steps -5", "--val-videos 0", "--seed -1",
         f"--seed {2**64}", "--num-frames 16 --data synthetic:acre-iid", "--device cuda:99",
-        "--shard", "--label-fraction 2", "--name ../other",
+        "--label-fraction 2", "--name ../other",
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_one_line_that_names_the_flag(arguments, tmp_path, command, monkeypatch):
@@ -166,8 +166,7 @@ def test_what_is_missing_is_named_before_any_work(arguments, tmp_path, command, 
 def test_a_label_fraction_without_a_batch_is_refused_before_pretraining(cater, command, tmp_path):
     flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--label-fraction", "0.0001"]
     code, _, err = command(train_main, *flags)
-    assert code == 2 and err.startswith("error: --label-fraction: 0.0001 ")
-    assert "--batch-size" in err
+    assert code == 2 and err.startswith("error: --batch-size: ")
     assert not list(tmp_path.iterdir())
 
 
@@ -205,7 +204,7 @@ def test_folders_that_are_no_run_are_not_overwritten(cater, command, tmp_path):
     flags = ["--data", f"cater:{cater}", *SMALL, "--out", tmp_path, "--name", "other"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "report.md").write_text("mine")
-    for content, named in (("", "report.md"), ("{}", "config.json: "), ("text", "config.json: ")):
+    for content, named in (("", "report.md"), ('{"a": 1}', "json: "), ("text", "json: ")):
         if content:
             (tmp_path / "other" / "config.json").write_text(content)
         code, _, err = command(train_main, *flags, "--overwrite")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -100,9 +101,11 @@ def test_a_schedule_has_all_that_was_set(tmp_path, monkeypatch):
         tmp_path, name="run", stage="all", pretrain_clips=8, last_frame_clips=0, **settings, **rates
     )
     run.pretrain()
-    run.finetune("random")
-    run.finetune(str(tmp_path / "weights"), "scratch")
-    schedules = [started[name] for name in ("pretrain", "finetune", "scratch")]
+    schedules = [started["pretrain"]]
+    for init in ("random", str(tmp_path / "weights")):
+        run.finetune(init)
+        schedules.append(started["finetune"])
+        shutil.rmtree(tmp_path / "run" / "finetune")
     for schedule in schedules:
         assert {name: getattr(schedule, name) for name in settings} == settings
     assert [schedule.clips for schedule in schedules] == [8, 4, 4]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ivcl_fast.errors import UserError
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.classes import Classes
 from ivcl_fast.training.run_folder import check_folder, opened_folder
 
 
@@ -25,9 +23,3 @@ def test_a_run_that_replaced_another_keeps_its_own_progress(tmp_path, monkeypatc
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with opened_folder(check_folder(parse(command))):
         assert saved.exists() == (how != "again")
-
-
-def test_a_run_of_an_older_version_is_refused(tmp_path):
-    (tmp_path / "answers.json").write_text('{"multi_label": false, "names": ["a", "b"]}')
-    with pytest.raises(UserError, match=r"answers\.json: expected a run of this version"):
-        Classes.read(tmp_path)
