@@ -22,14 +22,39 @@ from ivcl_fast.analysis.segments import Sample, score_segments
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.formats.cater import TASKS
 from ivcl_fast.errors import UserError, require_at_least
+from ivcl_fast.evaluation.baselines import CONE
+from ivcl_fast.evaluation.evaluate import scores_as_json
+from ivcl_fast.evaluation.metrics import Score
+from ivcl_fast.files import write_json, write_text
 from ivcl_fast.models.reference import all_patches
 from ivcl_fast.progress import Bar
-from ivcl_fast.report import probes as probe_report
+from ivcl_fast.report.tables import Table
 
 TIME, FRAME_ALONE, ALL_FRAMES = "time alone", "frame alone", "all frames"
 """Names of features: no slots; slots of single frames; slots that depend on all frames."""
 LEAST_CLIPS = 10
 """Minimum number of clips, for a held-out part and intervals."""
+ABOUT = (
+    "Besides the slots, every probe reads the number of the frame in its clip; *time alone* reads "
+    "nothing else. *Frame alone*: slots of the image encoder, which sees no other frame; *all "
+    "frames*: slots of the temporal transformer. Frames are *hidden* if the snitch is inside a "
+    "cone. *None in sight*: whether an object of a shape or color is inside a cone, in frames "
+    f"without a visible object of that kind. *{CONE.capitalize()}*: guess the cell of a random "
+    "visible cone. Distances are in world units; a cell is 1 unit wide. The finetuned model was "
+    "trained on the clips that probes are fitted on, so its scores may be too low compared with "
+    "the pretrained model's."
+)
+ABOUT_SEGMENTS = (
+    "Segments are the pixels in which a slot, or the background, has the largest share; for models "
+    "that do not decode slots, the patches to which each slot attends most. *FG-ARI*: adjusted "
+    "Rand index over the pixels of objects; *ARI*: over all pixels; *mBO*: intersection over union "
+    "of each object with its best segment; *video*: all frames as one picture. "
+    "*Re-identification*: occlusions after which an object is in the same slot as before, by "
+    "length in frames of CATER's timeline of 301; chance is a random slot. *Hidden positions*: the "
+    "slot that last had an object goes on drawing while the object is hidden, and the box of what "
+    "it draws is compared with the object's true box: *mAP* at overlaps of 0.1 to 0.3, and the "
+    "*distance* of the centres in widths of the picture."
+)
 
 
 @dataclass(frozen=True)
@@ -67,10 +92,48 @@ def probe_run(config: ProbesConfig) -> Scores:
         scores = run_probes(train, test, features, bar)
     clips = len(train.clips.unique()), len(test.clips.unique())
     about = f"{run.describe()} Models: {' and '.join(models)}."
-    out = config.out or run.folder / "probes"
     segments = score_segments(run, config.eval_clips, models)
-    probe_report.write(out, run.folder.name, about, scores, clips, segments)
+    tables = {f"{name} ({PROBES[name].metric})": probe_table(scores[name]) for name in scores}
+    tables |= {name: score_table("model", rows) for name, rows in segments.items()}
+    for title, table in tables.items():
+        table.print(f"{title} on {clips[1]} clips, 95 % intervals in brackets")
+    out = config.out or run.folder / "probes"
+    out.mkdir(parents=True, exist_ok=True)
+    saved: dict[str, Any] = {"about": about, "train_clips": clips[0], "eval_clips": clips[1]}
+    if segments:
+        saved["segments"] = {table: scores_as_json(of) for table, of in segments.items()}
+    saved["scores"] = {name: scores_as_json(groups) for name, groups in scores.items()}
+    write_json(out / "probes.json", saved)
+    parts = [
+        f"# Linear probes of the slots of {run.folder.name}",
+        f"Linear probes of frozen slots, fitted on frames of {clips[0]} training clips and scored "
+        f"on those of {clips[1]} validation clips; 95 % intervals in brackets (whole clips are "
+        f"drawn). {ABOUT}",
+        *(part for title, table in tables.items() for part in (f"## {title}", str(table))),
+        *([ABOUT_SEGMENTS] if segments else []),
+        about,
+    ]
+    write_text(out / "probes.md", "\n\n".join(parts) + "\n")
+    print(f"report: {out / 'probes.md'}")
     return scores
+
+
+def probe_table(groups: dict[str, dict[str, Score]]) -> Table:
+    """Return a table of one probe: a row per feature, a column per group of frames, chance last."""
+    rows: dict[str, dict[str, Any]] = {}
+    for group, scores in groups.items():
+        for name, score in scores.items():
+            rows.setdefault(name, {})[f"frames: {group}"] = score
+    any_score = {group: next(iter(scores.values())) for group, scores in groups.items()}
+    rows["chance"] = {f"frames: {group}": s.format(s.chance) for group, s in any_score.items()}
+    return score_table("features", rows)
+
+
+def score_table(first_column: str, rows: dict[str, dict[str, Any]]) -> Table:
+    """Return a table of scores by row and column, without empty columns."""
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    cells = [[name, *(str(row.get(c, "")) for c in columns)] for name, row in rows.items()]
+    return Table([first_column, *columns], cells)
 
 
 @torch.no_grad()
