@@ -34,7 +34,7 @@ except (OSError, ValueError) as error:  # no such file, or not a model's
 if "classes" not in about:
     stop(f"{model}: expected classifier.onnx, got a model without classes")
 if (about["input"]["frames"], about["input"]["crop"]) != ("even", "none"):
-    stop(f"{model}: takes {about['input']['content']}, which this script does not read")
+    stop(f"{model}: expected frames 'even' and crop 'none', got {about['input']}")
 _, length, _, size, _ = about["input"]["shape"]
 chosen = [last]  # a single frame: the last one
 if length > 1:

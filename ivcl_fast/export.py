@@ -63,8 +63,11 @@ def export(config: ExportConfig) -> None:
     """Export each of the run's models; print each file and its difference from the model."""
     check_packages(config.format)
     run = FinishedRun.open(config.run, "cpu")
-    chosen = {name: stage for name, stage in EXPORTED.items() if run.chosen in (None, stage)}
-    chosen = {name: stage for name, stage in chosen.items() if run.finished(stage)}
+    chosen = {
+        name: stage
+        for name, stage in EXPORTED.items()
+        if run.chosen in (None, stage) and run.finished(stage)
+    }
     if run.config.model.supervised:
         chosen.pop("encoder", None)  # it answers with labels, not with slots
     if not chosen:
@@ -179,38 +182,31 @@ def random_videos(model: Any, clips: int) -> Tensor:
 
 
 def description(model: Exportable, data: DataConfig) -> dict[str, Any]:
-    """Describe the model's input and output for its JSON file."""
+    """Describe the model's input and output for its JSON file.
+
+    ``frames`` are spaced evenly over the whole video (or its last one, if the model takes one), or
+    over its middle, with ``frame_stride`` or over ``clip_seconds``; or they are the ``panels`` of
+    an ACRE problem. ``crop``: see ``ivcl_fast.train --help-all``.
+    """
     cfg = model.cfg
-    single = cfg.num_frames == 1  # always the last frame
     frames = "panels" if clip_frames(data.source) else "even"
-    if data.frame_stride or data.clip_seconds:  # not with panels
-        frames = "even" if single else "stride" if data.frame_stride else "seconds"
-    spaced = {
-        "even": "evenly spaced over the video, the first and the last included",
-        "stride": f"one of every {data.frame_stride} in the middle of the video",
-        "seconds": f"evenly spaced over {data.clip_seconds:g} seconds in the middle of the video",
-        "panels": "the panels of a problem, the query last",
-    }[frames]
-    if single:
-        spaced = "the query of a problem" if frames == "panels" else "the last of the video"
-    resized = "each resized as a whole to the square"
-    if data.crop != "none":
-        resized = "of each the largest square in the center, resized"
-    about: dict[str, Any] = {
+    if cfg.num_frames > 1 and (data.frame_stride or data.clip_seconds):
+        frames = "stride" if data.frame_stride else "seconds"
+    name, shape = "slots", [cfg.num_frames, cfg.num_slots, cfg.embed_dim]
+    if isinstance(model, IVCLClassifier):
+        name, shape = "logits", [model.head.out_features]
+    return {
         "input": {
             "name": "video",
             "dtype": "uint8",
             "shape": ["batch", cfg.num_frames, 3, cfg.image_size, cfg.image_size],
-            "content": f"upright RGB frames, {spaced}, {resized}",
             "frames": frames,
+            "frame_stride": data.frame_stride,
+            "clip_seconds": data.clip_seconds,
             "crop": data.crop,
-        }
+        },
+        "output": {"name": name, "dtype": "float32", "shape": ["batch", *shape]},
     }
-    if isinstance(model, IVCLClassifier):
-        shape: list[Any] = ["batch", model.head.out_features]
-        return about | {"output": {"name": "logits", "dtype": "float32", "shape": shape}}
-    shape = ["batch", cfg.num_frames, cfg.num_slots, cfg.embed_dim]
-    return about | {"output": {"name": "slots", "dtype": "float32", "shape": shape}}
 
 
 def main() -> None:
