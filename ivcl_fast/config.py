@@ -199,7 +199,7 @@ class IVCLConfig:
 
         ``video``: frames ``[B, T, 3, H, W]``, uint8 or float in [0, 1], or uint8 patch rows
         ``[B, T, N, 3*P*P]``. With ``frame_index`` (int64 ``[B, C, T]``, the frames of each of C
-        clips) or ``any_length`` a video may have any number of frames. Values are checked where
+        clips) or ``any_length`` a video may have any number of frames. Pixels are checked where
         :func:`can_read_values` allows it.
         """
         shape = list(video.shape[1:]) if isinstance(video, Tensor) else None
@@ -220,7 +220,7 @@ class IVCLConfig:
                     f"video: expected uint8, or {dtype_name(video)} in [0, 1], got values from "
                     f"{low:g} to {high:g}"
                 )
-        self._check_frame_index(frame_index, video, length)
+        self._check_frame_index(frame_index, video)
 
     def are_slots(self, video: Tensor, frame_index: Tensor | None = None) -> bool:
         """Return whether the input is slots, float ``[B, T, S, D]``, instead of frames.
@@ -238,11 +238,11 @@ class IVCLConfig:
                 f"[B, T, 3, {self.image_size}, {self.image_size}], or patch rows, which are uint8, "
                 f"got {describe(video)}"
             )
-        self._check_frame_index(frame_index, video, length)
+        self._check_frame_index(frame_index, video)
         return True
 
-    def _check_frame_index(self, frame_index: Tensor | None, video: Tensor, length: int) -> None:
-        """Raise :class:`UserError` unless these are frames of videos of ``length`` frames."""
+    def _check_frame_index(self, frame_index: Tensor | None, video: Tensor) -> None:
+        """Raise :class:`UserError` unless these are frames of clips of the videos."""
         if frame_index is None:
             return
         videos = len(video)  # read late, because an export would make it a constant
@@ -251,12 +251,6 @@ class IVCLConfig:
                 f"frame_index: expected int64 [{videos}, clips of a video, {self.num_frames}], got "
                 f"{describe(frame_index)}"
             )
-        if (
-            can_read_values(frame_index)
-            and frame_index.numel()
-            and not 0 <= frame_index.min() <= frame_index.max() < length
-        ):
-            raise UserError(f"frame_index: expected values of 0 to {length - 1}, got others")
 
     def check_readout(self, every_frame: bool) -> None:
         """Raise :class:`UserError` if ``every_frame`` is set and the readout is not ``last``."""
@@ -267,23 +261,16 @@ class IVCLConfig:
         self, clips: int, ids_keep: Tensor | None, query: Tensor | None, seed: Tensor | None
     ) -> None:
         """Raise :class:`UserError` for the first argument that is neither None nor int64 of its
-        shape.
-
-        Ids may be in any order. Values are checked where :func:`can_read_values` allows it.
-        """
+        shape."""
         kept = getattr(ids_keep, "shape", None) or [self.num_keep]
         num_keep = min(max(kept[-1], 1), self.num_patches - 1)
-        for name, ids, shape, choices in (
-            ("ids_keep", ids_keep, [clips, self.num_frames, num_keep], self.num_patches),
-            ("query", query, [clips, self.num_reconstructed], self.num_frames),
-            ("seed", seed, [clips], None),
+        for name, ids, shape in (
+            ("ids_keep", ids_keep, [clips, self.num_frames, num_keep]),
+            ("query", query, [clips, self.num_reconstructed]),
+            ("seed", seed, [clips]),
         ):
-            if ids is None:
-                continue
-            if not is_int64(ids, shape):
+            if ids is not None and not is_int64(ids, shape):
                 raise UserError(f"{name}: expected int64 {shape}, got {describe(ids)}")
-            if choices and can_read_values(ids) and not are_distinct(ids, choices):
-                raise UserError(f"{name}: expected distinct ids of 0 to {choices - 1}, got others")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -373,9 +360,3 @@ def can_read_values(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     return type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-
-
-def are_distinct(ids: Tensor, choices: int) -> bool:
-    """Return whether ids ``[..., K]`` are distinct and from 0 to ``choices - 1``."""
-    ids = ids.sort().values
-    return bool(((ids >= 0) & (ids < choices)).all() and (ids.diff() > 0).all())

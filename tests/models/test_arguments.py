@@ -26,8 +26,7 @@ SLOTS = CFG.num_slots, CFG.embed_dim
         ("video", video()[:, :2]), ("video", video().float()),
         ("video", video().float() / 127.5 - 1), ("video", video().numpy()),
         ("seed", 3), ("seed", torch.zeros(2)), ("seed", int64([3], 0)),
-        ("ids_keep", int64([2, 3, 2], 3, 16)), ("ids_keep", int64([2, 3, 2], 3, 3)),
-        ("query", int64([2], 0)), ("query", int64([2, 2], 0, 3)),
+        ("ids_keep", int64([2, 2], 3, 7)), ("query", int64([2], 0)),
     ],
     ids=str,
 )  # fmt: skip
@@ -44,8 +43,6 @@ def test_a_bad_argument_of_pretraining_is_named(name, value, package):
         ("video", (FIVE[..., :8], int64([2, 4, 3], 0))), ("video", (torch.zeros(2, 4, *SLOTS),)),
         ("video", (torch.zeros(3, 3, 16, 16),)), ("frame_index", (FIVE, int64([1, 4, 3], 0))),
         ("frame_index", (FIVE, int64([2, 4, 3], 0).int())),
-        ("frame_index", (FIVE, int64([2, 4, 3], 5))),
-        ("frame_index", (torch.zeros(2, 3, *SLOTS), int64([2, 1, 3], 3))),
     ],
 )  # fmt: skip
 def test_a_bad_argument_of_a_classifier_is_named(name, arguments, package):
@@ -63,8 +60,7 @@ def test_a_bad_argument_of_a_model_is_named(package):
 
 
 def test_values_are_not_looked_at_where_that_would_cost_a_graph_or_a_wait():
-    pixels, masks = video().float() / 255, (int64([2, 3, 2], 3, 7), int64([2, 2], 0, 2))
+    pixels = video().float() / 255
     with FakeTensorMode() as mode:
         CFG.check_video(mode.from_tensor(pixels))
-        CFG.check_masks(2, *map(mode.from_tensor, masks), None)
     torch.func.vmap(lambda clips: CFG.check_video(clips) or clips)(pixels[None])
