@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from ivcl_fast.analysis.clips import DecodedClip, SnitchTrajectory
 from ivcl_fast.analysis.finished_runs import FinishedRun, Model
+from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation
 from ivcl_fast.files import atomic_write, write_text
@@ -128,11 +127,20 @@ def floor(followed: SnitchTrajectory, at: int) -> Image.Image:
 
 def write_film(pictures: list[Image.Image], path: Path) -> None:
     """Write pictures of equal size as an animation (.gif, .mp4), or some of them as one .png."""
-    if path.suffix == ".mp4":
-        write_mp4(pictures, path)
-        return
     with atomic_write(path) as file:
-        file.write(as_gif(pictures) if path.suffix == ".gif" else as_png(pictures))
+        if path.suffix == ".mp4":
+            width, height = (side // 2 * 2 for side in pictures[0].size)  # even, for the codec
+            encode_video(
+                file,
+                (np.asarray(picture)[:height, :width] for picture in pictures),
+                container="mp4",
+                codec="h264",
+                pixel_format="yuv420p",
+                fps=PER_SECOND,
+                options={},
+            )
+        else:
+            file.write(as_gif(pictures) if path.suffix == ".gif" else as_png(pictures))
 
 
 def as_png(pictures: list[Image.Image]) -> bytes:
@@ -151,18 +159,6 @@ def as_gif(pictures: list[Image.Image]) -> bytes:
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=rest, duration=1000 // PER_SECOND, loop=0)
     return file.getvalue()
-
-
-def write_mp4(pictures: list[Image.Image], path: Path) -> None:
-    """Write an MP4 file; sizes are rounded down to even numbers, which the codec needs."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("h264", rate=Fraction(PER_SECOND))
-        stream.width, stream.height = (side // 2 * 2 for side in pictures[0].size)
-        stream.pix_fmt = "yuv420p"
-        for picture in pictures:
-            cropped = picture.crop((0, 0, stream.width, stream.height))
-            container.mux(stream.encode(av.VideoFrame.from_image(cropped)))
-        container.mux(stream.encode())
 
 
 # --- Masks ---------------------------------------------------------------------------------------
@@ -184,22 +180,20 @@ def write_masks(models: Mapping[str, Model], clip: DecodedClip, folder: Path) ->
         )
     segments = decoded_slots(model, clip)[1].byte().cpu()
     (folder / clip.name).mkdir(parents=True, exist_ok=True)
-    palette = [0, 0, 0]
-    for number in range(1, model.cfg.num_slots + 1):
-        palette += slot_color(number)
+    slots = range(1, model.cfg.num_slots + 1)
+    palette = [0, 0, 0, *(channel for slot in slots for channel in slot_color(slot))]
     names = [f"{clip.name}/{number:05d}.png" for number in clip.frame_index]
     for name, indices in zip(names, segments, strict=True):
         picture = Image.fromarray(indices.numpy())
         picture.putpalette(palette)
         picture.save(folder / name)
-    slots = range(1, model.cfg.num_slots + 1)
-    masks = {slot: [as_rle(frame == slot) for frame in segments] for slot in slots}
     height, width = segments.shape[1:]
     video = {"id": 1, "file_names": names, "height": height, "width": width, "length": len(names)}
     annotations = [
-        {"id": slot, "video_id": 1, "category_id": slot, "iscrowd": 0, "segmentations": of_slot,
+        {"id": slot, "video_id": 1, "category_id": slot, "iscrowd": 0,
+         "segmentations": [as_rle(frame == slot) for frame in segments],
          "areas": (segments == slot).sum(dim=(1, 2)).tolist()}
-        for slot, of_slot in masks.items()
+        for slot in slots
     ]  # fmt: skip
     categories = [{"id": slot, "name": f"slot {slot}"} for slot in slots]
     found = {"videos": [video], "categories": categories, "annotations": annotations}
