@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +17,10 @@ import tyro
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.errors import UserError, flag
-from ivcl_fast.report.page import write_page
+from ivcl_fast.files import read_json
+from ivcl_fast.report.page import run_names, write_page
 from ivcl_fast.report.run import CLIPS, SCORES
-from ivcl_fast.report.study import compared_runs, read_answers
+from ivcl_fast.report.study import compared_runs
 from ivcl_fast.report.tables import Table
 from ivcl_fast.training.settings import CHANGEABLE, load_settings
 
@@ -50,7 +50,7 @@ def compare(config: CompareConfig) -> None:
         if not (run / SCORES).is_file():
             raise UserError(f"RUN: expected a finished run with {SCORES}, got {run}")
     check_clips(runs)
-    names = short_names(runs)
+    names = run_names(runs)
     scores = compared_runs(dict(zip(names, runs, strict=True)))
     scores.table.print(f"{scores.title}. {scores.note}")
     settings_that_differ(names, runs).print("Settings that differ")
@@ -60,18 +60,11 @@ def compare(config: CompareConfig) -> None:
         print(f"open: {config.out}")
 
 
-def short_names(runs: Sequence[Path]) -> list[str]:
-    """Return the last parts of the paths, as few as make the names differ."""
-    parts = [run.resolve().parts for run in runs]
-    length = next(n for n in count(1) if len({part[-n:] for part in parts}) == len(parts))
-    return ["/".join(part[-length:]) for part in parts]
-
-
 def check_clips(runs: Sequence[Path]) -> None:
     """Raise :class:`UserError` if a run's clips or labels differ from those of the first run."""
     measured = []
     for run in runs:
-        clips = read_answers(run / CLIPS) if (run / CLIPS).is_file() else ()
+        clips = read_json(run / CLIPS, "answers") if (run / CLIPS).is_file() else ()
         measured.append({(clip["name"], clip["video"]): clip["label"] for clip in clips})
     first = measured[0]
     for run, labels in zip(runs, measured, strict=True):

@@ -40,11 +40,7 @@ DRAWN, SHOWN = 8, 2
 """Number of scenes to choose from, and of clips to render."""
 VIDEOS = 100
 """Most videos of a folder in the page."""
-CAMERAS = {
-    "linux": ("v4l2", "/dev/video{}"),
-    "darwin": ("avfoundation", "{}"),
-    "win32": ("dshow", "video={}"),
-}
+CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 """FFmpeg's input format for cameras by operating system, and the address of a camera."""
 
 
@@ -56,8 +52,7 @@ class DemoConfig:
     """A video file, a folder of videos, or a folder of frames (images, ordered by name); by default
     two clips are rendered."""
     camera: str | None = None
-    """Show this camera instead, clip after clip until Ctrl-C: its number, such as 0, or on Windows
-    its name."""
+    """Show this camera instead, clip after clip until Ctrl-C: its number, such as 0."""
     seconds: float = 5.0
     """Length of a clip from the camera."""
     model: Path = Path("ivcl_fast/tiny-localize")
@@ -189,7 +184,8 @@ def show(model: Model, video: FilePath | Tensor) -> Player:
         >>> model = ivcl_fast.IVCLClassifier.from_pretrained("ivcl_fast/tiny-localize")
         >>> ivcl_fast.show(model, "ivcl_fast/sample.avi")
     """
-    run = FinishedRun.around(model)
+    device = str(next(model.parameters()).device)
+    run = FinishedRun.of_model(model, type(model).__name__, device, DataFlags())
     if isinstance(video, Tensor):
         frames = dict(enumerate(video[0].to(run.device)))
         clip = DecodedClip("video", [*frames], frames, 0.0)
@@ -204,9 +200,8 @@ def show(model: Model, video: FilePath | Tensor) -> Player:
 
 def has_display() -> bool:
     """Return whether a browser can open a window."""
-    return sys.platform in ("darwin", "win32") or bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
+    names = ("DISPLAY", "WAYLAND_DISPLAY")
+    return sys.platform == "darwin" or any(name in os.environ for name in names)
 
 
 def main() -> None:

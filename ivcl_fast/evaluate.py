@@ -19,13 +19,11 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.baselines import untrained_baselines
 from ivcl_fast.evaluation.evaluate import scores_as_json
 from ivcl_fast.files import write_json
-from ivcl_fast.report.clips import describe_clip, evaluated_clips
-from ivcl_fast.report.page import write_page
-from ivcl_fast.report.run import results_section
+from ivcl_fast.report.run import write_results_page
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.text import printable
 
-Classifier = Literal["finetune", "scratch", "last-frame"]
+Classifier = Literal["finetune", "last-frame"]
 ANSWERS = 5
 """Number of top answers to print."""
 
@@ -38,8 +36,7 @@ class EvaluateConfig:
     """Folder of a run or of a model, a packaged model (ivcl_fast/tiny-localize), or OWNER/NAME on
     the Hugging Face hub."""
     model: Classifier | None = None
-    """Which of the run's classifiers: finetune (the default), scratch (without pretraining) or
-    last-frame."""
+    """Which of the run's classifiers: finetune (the default) or last-frame."""
     split: str | None = None
     """Split to evaluate on; by default the one used for reports (CATER: val; ACRE: test;
     Something-Else: validation; your own videos: test if there is one, else val)."""
@@ -84,11 +81,7 @@ def evaluate(config: EvaluateConfig) -> None:
         write_json(config.out, {**about, **found, "clips": clips})
         page = config.out.with_suffix(".html")
         models = run.models() if name == "finetune" else {"finetuned": model}
-        chosen = evaluated_clips(run, models, evaluation)
-        shown = (describe_clip(run, models, *clip) for clip in chosen)
-        results = [result, *others]
-        section = results_section(results, run.config.seed)
-        write_page(page, [run], shown, [section], results, evaluation)
+        write_results_page(page, run, models, [result, *others], evaluation)
         print(f"open: {page}")
 
 

@@ -28,7 +28,7 @@ from ivcl_fast.command import parse, run_command
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.report.clips import describe_clip
 from ivcl_fast.report.film import Format, film, write_film, write_masks
-from ivcl_fast.report.page import PAGE, Section, write_page
+from ivcl_fast.report.page import PAGE, Section, run_names, write_page
 from ivcl_fast.report.run import SCORES
 from ivcl_fast.report.study import compared_runs
 from ivcl_fast.report.tables import Table
@@ -89,13 +89,11 @@ def visualize(config: VisualizeConfig) -> Path:
             likeliest = ", ".join(f"{n} ({p:.0%})" for n, p, _ in one["probabilities"][:ANSWERS])
             print(printable(f"{clip.name}: {likeliest or one['answer'] or 'no answer'}"))
         shown.append(described[0] | ({"other": described[1]} if len(runs) > 1 else {}))
-    folders = {run.folder.name: run.folder for run in runs}
-    measured = len(folders) == 2 and all((f / SCORES).is_file() for f in folders.values())
-    sections = []
+    folders, sections = [run.folder for run in runs], []
     if config.video is None and len(runs) == 1:
         sections.append(measure_collapse(runs[0], models[0]))
-    elif config.video is None and measured:
-        sections.append(compared_runs(folders))
+    elif config.video is None and all((folder / SCORES).is_file() for folder in folders):
+        sections.append(compared_runs(dict(zip(run_names(folders), folders, strict=True))))
     data = None if config.video is None else config.video.name
     write_page(out / PAGE, runs, shown, sections, data=data)
     return out / PAGE

@@ -30,9 +30,7 @@ from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
 Model = PretrainingModel | IVCLClassifier
 Models = dict[str, Model]
 """Models by training state: ``untrained``, ``pretrained``, ``finetuned``."""
-STAGES = ["pretrain", "finetune"]
-"""Folders of a run whose models :meth:`FinishedRun.models` returns."""
-NAMES = {"pretrain": "pretrained", "finetune": "finetuned"}
+STATES = {"pretrain": "pretrained", "finetune": "finetuned"}
 """Training states of a run's models by folder."""
 
 
@@ -51,18 +49,21 @@ class FinishedRun(Run):
     """A read-only run: nothing is trained and no data set is generated.
 
     ``config``: its settings; :meth:`open` reads them from its folder. ``data``: its clips, if
-    already open. ``chosen``: the only model to use, such as ``finetune``.
+    already open. ``chosen``: the only model to use, such as ``finetune``. ``model``: that model, if
+    it is not in a run's folder.
     """
 
     def __init__(
-        self, config: TrainConfig, data: DataModule | None = None, chosen: str | None = None
+        self,
+        config: TrainConfig,
+        data: DataModule | None = None,
+        chosen: str | None = None,
+        model: Model | None = None,
     ) -> None:
         super().__init__(config.replace(compile=False, cuda_graph=False, viewer="none"))
-        self.chosen = chosen
+        self.chosen, self.model = chosen, model
         self.localizes = config.data.task.startswith("localize")
         """Whether the classes are cells of CATER's floor grid."""
-        self.model_folder: Path | None = None
-        """Folder of a model without its run."""
         if data is not None:
             self.data, self.dataset = data, data.dataset
 
@@ -74,13 +75,17 @@ class FinishedRun(Run):
         OWNER/NAME on the Hugging Face hub. ``device``: see ``--device``. Raises :class:`UserError`
         if neither is found, or if ``flags`` name data of another kind or with other classes.
         """
-        if folder := model_without_run(place):
-            return cls._of_model(folder, place, device, flags or DataFlags())
+        flags = flags or DataFlags()
+        if found := model_without_run(place):
+            saved = read_config(found / CONFIG)
+            kind = pretraining_class(IVCLConfig.from_dict(saved["cfg"]))
+            model = (IVCLClassifier if "class_names" in saved else kind).from_pretrained(found)
+            return cls.of_model(model, place.name, device, flags)
         folder, chosen = place, None
         if (place / MODEL).is_file():  # of a model in its run
             folder, chosen = place.resolve().parent, place.resolve().name
         kept = load_settings(folder, device=device, placement="disk")
-        run = cls(with_data(kept, flags or DataFlags()), chosen=chosen)
+        run = cls(with_data(kept, flags), chosen=chosen)
         answers = Classes.read(folder)
         if answers is not None:
             run.classes = answers
@@ -89,10 +94,9 @@ class FinishedRun(Run):
         return run
 
     @classmethod
-    def _of_model(cls, folder: Path, place: Path, device: str, flags: DataFlags) -> FinishedRun:
-        """Open a model without its run, with the settings in its config and training metadata."""
-        config = read_config(folder / CONFIG)
-        record, names = config.get("training") or {}, config.get("class_names")
+    def of_model(cls, model: Model, name: str, device: str, flags: DataFlags) -> FinishedRun:
+        """Return a run for a model without its run, with the settings in its training metadata."""
+        record = model.training_record or {}
         kind = record.get("data", "synthetic")
         data = DataConfig(
             source=kind if kind.startswith("synthetic") else f"{kind}:.",
@@ -102,32 +106,13 @@ class FinishedRun(Run):
             crop=record.get("crop", "none"),
             placement="disk",
         )
-        settings = TrainConfig(
-            preset=record.get("preset", "tiny"),
-            model=IVCLConfig.from_dict(config["cfg"]),
-            data=data,
-        ).replace(device=device, out=Path(), name=place.name)
-        run = cls(with_data(settings, flags), chosen="finetune" if names else "pretrain")
-        run.model_folder = folder
-        if names:
-            run.classes = Classes(record.get("target", "class"), names)
-        return run
-
-    @classmethod
-    def around(cls, model: Model) -> FinishedRun:
-        """Return a run with the sizes, device and classes of a model, without data or settings."""
-        names = getattr(model, "class_names", None)
-        localizes = names is not None and names[0].startswith("cell 0 (")
-        device = next(model.parameters()).device
-        settings = TrainConfig(model=model.cfg).replace(
-            device=str(device), out=Path(), name=type(model).__name__,
-            task="localize" if localizes else "auto",
-        )  # fmt: skip
-        run = cls(settings, chosen="")
-        run.model_folder = Path()
-        if isinstance(model, IVCLClassifier):
-            count = model.head.out_features
-            run.classes = Classes("class", names or [f"class {n}" for n in range(count)])
+        settings = TrainConfig(preset=record.get("preset", "tiny"), model=model.cfg, data=data)
+        settings = with_data(settings.replace(device=device, out=Path(), name=name), flags)
+        if not isinstance(model, IVCLClassifier):
+            return cls(settings, chosen="pretrain", model=model)
+        run = cls(settings, chosen="finetune", model=model)
+        names = model.class_names or [f"class {n}" for n in range(model.head.out_features)]
+        run.classes = Classes(record.get("target", "class"), names)
         return run
 
     @cached_property
@@ -153,14 +138,21 @@ class FinishedRun(Run):
 
     def finished(self, name: str) -> bool:
         """Return whether the run's model in folder ``name`` is finished."""
-        if self.model_folder is not None:
-            return name == self.chosen
-        return super().finished(name)
+        return name == self.chosen if self.model else super().finished(name)
 
     def load(self, name: str) -> Any:
         """Return the finished model in folder ``name``, in evaluation mode on the run's device."""
-        kind = pretraining_class(self.config.model) if name == "pretrain" else IVCLClassifier
-        return kind.from_pretrained(self.model_folder or self.folder / name).to(self.device).eval()
+        model = self.model
+        if model is None:
+            kind = pretraining_class(self.config.model) if name == "pretrain" else IVCLClassifier
+            model = kind.from_pretrained(self.folder / name)
+        return model.to(self.device).eval()
+
+    def record(self, name: str) -> dict[str, Any]:
+        """Return the training metadata of the model in folder ``name``; empty if it has none."""
+        if self.model is not None:
+            return dict(self.model.training_record or {})
+        return read_config(self.folder / name / CONFIG).get("training") or {}
 
     def untrained(self) -> PretrainingModel:
         """Return a model with random weights from the run's seed, in evaluation mode.
@@ -177,13 +169,13 @@ class FinishedRun(Run):
 
         Raises :class:`UserError` if there is none.
         """
-        if self.chosen not in (None, *STAGES):
+        if self.chosen not in (None, *STATES):
             raise UserError(
                 f"{self.folder / str(self.chosen)}: expected {self.folder}, or its folder "
-                + " or ".join(STAGES)
+                + " or ".join(STATES)
             )
-        stages = STAGES if self.chosen is None else [self.chosen]
-        models: Models = {NAMES[s]: self.load(s) for s in stages if self.finished(s)}
+        stages = [stage for stage in STATES if self.chosen in (None, stage)]
+        models: Models = {STATES[s]: self.load(s) for s in stages if self.finished(s)}
         if not models:
             raise UserError(f"{self.folder}: expected a run with a finished model, got none")
         return models
@@ -199,8 +191,8 @@ class FinishedRun(Run):
 
     def title(self, name: str) -> str:
         """Return the name in tables of the classifier in folder ``name``, as in the report."""
-        titles = {"scratch": FROM_SCRATCH, "last-frame": LAST_FRAME}
-        return titles.get(name, origin(self.config)) + label_note(self.config)
+        title = LAST_FRAME if name == "last-frame" else origin(self.config)
+        return title + label_note(self.config)
 
     @torch.inference_mode()
     def predict(self, model: IVCLClassifier, frames: Tensor) -> Tensor:
@@ -247,10 +239,7 @@ class FinishedRun(Run):
         """Describe how many clips the finished stages have seen."""
         lengths = []
         for name, stage in (("pretrain", "pretraining"), ("finetune", "finetuning")):
-            if not self.finished(name):
-                continue
-            config = read_config((self.model_folder or self.folder / name) / CONFIG)
-            record = config.get("training") or {}
+            record = self.record(name) if self.finished(name) else {}
             if "clips seen" not in record:  # a model that was not saved by a run
                 continue
             whole = f"{record['clips seen']:,}"

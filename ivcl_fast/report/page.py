@@ -28,10 +28,9 @@ from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import Evaluation, Result
 from ivcl_fast.files import write_text
-from ivcl_fast.models.weights import read_config
 from ivcl_fast.report.tables import Table
 from ivcl_fast.training.metrics_log import MetricsLog
-from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
+from ivcl_fast.training.settings import TrainConfig, load_settings
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -91,16 +90,14 @@ def write_page(
         live: more clips follow, so the page plays, and loads itself again after the last one.
     """
     shown, note = gallery(clips)
-    run, titles = runs[0], [run.folder.name for run in runs]
-    if len({*titles}) < len(titles):
-        titles = [str(run.folder) for run in runs]
+    run, titles = runs[0], run_names([run.folder for run in runs])
     chance = {}
     if results:
         chance = {f"val_{name}": s.chance for name, s in results[0].scores["all"].items()}
     records = [
         record | {"stage": f"{title} {record['stage']}" if len(runs) > 1 else record["stage"]}
         for title, one in zip(titles, runs, strict=True)
-        if not one.model_folder
+        if one.model is None
         for record in MetricsLog(one.folder).read()
     ]
     settings = [changed_settings(run) for run in runs]
@@ -122,6 +119,12 @@ def write_page(
         evaluated=len(evaluation.clips) if evaluation else 0,
         live=live,
     )
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """Return the names of runs' folders, or their paths if names are equal."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len({*names}) == len(names) else [*map(str, folders)]
 
 
 def write_study(
@@ -237,11 +240,10 @@ def changed_settings(run: FinishedRun) -> dict[str, str]:
     For a model without its run, these are the model's settings and its record of the training.
     """
     default = TrainConfig(model=IVCLConfig.preset(run.config.preset)).flat()
-    kept, record = vars(run.config.model), dict[str, Any]()
-    if run.model_folder is None:
-        kept = load_settings(run.folder).flat()
-    elif (file := run.model_folder / CONFIG).is_file():
-        record = read_config(file).get("training") or {}
+    if run.model is None:
+        kept, record = load_settings(run.folder).flat(), {}
+    else:
+        kept, record = vars(run.config.model), run.record(str(run.chosen))
     differing = {name: of for name, of in kept.items() if of != default[name]} | record
     shown = differing.keys() - NOT_SHOWN
     return {k: str(v) for k, v in differing.items() if k in shown and not isinstance(v, dict)}

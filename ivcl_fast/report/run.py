@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ivcl_fast.analysis.finished_runs import FinishedRun
+from ivcl_fast.analysis.finished_runs import FinishedRun, Model
 from ivcl_fast.evaluation.baselines import CONE, COUNTING, LAST_FRAME
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
 from ivcl_fast.files import write_json, write_text
@@ -43,9 +44,7 @@ def write_report(
     ]
     if config.quick:
         parts.append("A `--quick` run shows that every part runs; its scores mean nothing.")
-    sections = []
     if evaluation is not None:
-        sections.append(results_section(results, config.seed))
         curve = f"The training curve is on {run.data.measured_in_training}."
         heading = f"On `{run.data.eval_split}`; 95 % intervals in brackets. {curve}"
         parts += ["## Results", markdown(summary(results)), heading, str(results_table(results))]
@@ -53,11 +52,7 @@ def write_report(
         first = markdown(": ".join(next(iter(bad.items()))))
         parts.append(f"{len(bad)} videos could not be used, such as {first}.")
     if config.output.pictures:
-        models = run.models()
-        chosen = evaluated_clips(run, models, evaluation)
-        shown = (describe_clip(run, models, *clip) for clip in chosen)
-        page = run.folder / PAGE
-        write_page(page, [run], shown, sections, results, evaluation)
+        write_results_page(run.folder / PAGE, run, run.models(), results, evaluation)
         parts.append(f"Curves, and clips that play: [{PAGE}]({PAGE}).")
     parts.append(f"torch {torch.__version__}, {run.device}, {platform.machine()}.")
     write_text(run.folder / REPORT, "\n\n".join(parts) + "\n")
@@ -68,9 +63,21 @@ def write_report(
         write_json(run.folder / SCORES, scores)
 
 
-def results_section(results: Sequence[Result], seed: int) -> Section:
-    """Return the results with their summary, for the page."""
-    return Section("Results", summary(results), results_table(results, seed))
+def write_results_page(
+    path: Path,
+    run: FinishedRun,
+    models: Mapping[str, Model],
+    results: Sequence[Result],
+    evaluation: Evaluation | None,
+) -> None:
+    """Write a page with the table of results, if there are any, and a gallery of clips."""
+    sections = []
+    if results:
+        table = results_table(results, run.config.seed)
+        sections.append(Section("Results", summary(results), table))
+    chosen = evaluated_clips(run, models, evaluation)
+    clips = (describe_clip(run, models, *clip) for clip in chosen)
+    write_page(path, [run], clips, sections, results, evaluation)
 
 
 def summary(results: Sequence[Result]) -> str:

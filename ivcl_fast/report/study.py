@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import statistics
@@ -14,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.metrics import clustered_interval
-from ivcl_fast.files import read_bytes, write_json, write_text
+from ivcl_fast.files import read_json, write_json, write_text
 from ivcl_fast.report.page import PAGE, Section, write_study
 from ivcl_fast.report.run import CLIPS, SCORES
 from ivcl_fast.report.tables import METRIC_NAMES, Table
@@ -106,7 +104,7 @@ def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance
     chance: Chance = {}
     for label, runs in folders.items():
         for run in runs:
-            for i, (title, groups) in enumerate(read_answers(run / SCORES).items()):
+            for i, (title, groups) in enumerate(read_json(run / SCORES, "scores").items()):
                 row = results.setdefault(label if i == 0 else title, {})
                 for group, scores in groups.items():
                     for metric, score in scores.items():
@@ -114,15 +112,6 @@ def read_results(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Chance
                         if i == 0:
                             chance.setdefault(metric, score)
     return results, chance
-
-
-def read_answers(file: Path) -> Any:
-    """Read the scores or clips of a run; raise :class:`UserError` if the file is damaged."""
-    content = read_bytes(file)
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{file}: expected JSON, got a damaged file ({error})") from None
 
 
 def mean_and_deviation(values: Sequence[float], percent: bool) -> str:
@@ -186,7 +175,7 @@ def correct_shares(folders: Mapping[str, Sequence[Path]]) -> dict[str, dict[Answ
     hits: dict[str, dict[Answered, list[float]]] = {}
     for label, runs in folders.items():
         for file in (run / CLIPS for run in runs):
-            for clip in read_answers(file) if file.exists() else ():
+            for clip in read_json(file, "answers") if file.exists() else ():
                 key = clip["name"], clip["video"], clip.get("group", "all")
                 for i, (title, correct) in enumerate(clip.get("correct", {}).items()):
                     row = hits.setdefault(label if i == 0 else title, {})
