@@ -31,7 +31,7 @@ def test_budgets_are_equal_and_seeds_differ():
 
 
 def test_the_time_left_follows_from_the_clips(tmp_path):
-    study = STUDIES["slots"]
+    _, study = study_of_flag("num-slots=1,2,4,8,16")
     flags = study.flags(("--pretrain-clips", "1000", "--finetune-clips", "100"))
     first, then = plan_jobs(study, tmp_path, 2, flags)
     assert [job.clips for job in (*first, *then)] == [1000] * 5 + [100] * 10
