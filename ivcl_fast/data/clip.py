@@ -115,8 +115,8 @@ def find_media(path: Path, num_frames: int | None = None) -> Media:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the images in a folder in order, without hidden files."""
-    images = [file for file in folder.iterdir() if is_image(file) and file.name[0] != "."]
+    """Return the images in a folder in order, without hidden files; none if it does not exist."""
+    images = [file for file in folder.glob("*") if is_image(file) and file.name[0] != "."]
     return sorted(images, key=image_order)
 
 

@@ -108,8 +108,8 @@ class Dataset(Protocol):
     def clips(self, split: str) -> Sequence[Clip]:
         """Return the clips of a split in a fixed order, without opening their media.
 
-        Raises :class:`~ivcl_fast.errors.UserError` for an unknown split, and for an annotation file
-        that is missing or malformed.
+        Raises :class:`~ivcl_fast.errors.UserError` for an annotation file that is missing or
+        malformed.
         """
 
     def media(self) -> list[Media]:

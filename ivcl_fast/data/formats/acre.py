@@ -37,7 +37,6 @@ OFF, UNDETERMINED, ON = range(3)
 CONTEXT = range(6)
 PANELS = range(10)
 QUERIES = range(6, 10)
-INTERVENTIONS = range(8, 10)
 
 _ANSWERS = ("the machine is off", "undetermined", "the machine is on")
 
@@ -133,13 +132,8 @@ class Acre:
     multi_label = False
 
     def __init__(self, root: Path, task: str = "acre") -> None:
-        """Raise :class:`UserError` for an unknown task or a folder that is not a regime."""
-        self.root = Path(root)
-        self.task = task
-        if task != "acre":
-            raise UserError(f"task: expected acre, got {task!r}")
-        if not self.root.is_dir():
-            raise UserError(f"{self.root}: expected a regime of ACRE, got no such folder")
+        """Raise :class:`UserError` for a folder that is not a regime."""
+        self.root, self.task = Path(root), task
         for folder in ("config", "images"):
             if not (self.root / folder).is_dir():
                 raise UserError(
@@ -150,7 +144,7 @@ class Acre:
     def clips(self, split: str) -> list[Clip]:
         """Return four clips per problem, in the order of the file; does not open the pictures.
 
-        Raises :class:`UserError` for an unknown split and for a missing, empty or malformed file.
+        Raises :class:`UserError` for a missing or malformed file.
         """
         return [
             Clip(_clip_name(split, number, q), media_name(split, number), label, (*CONTEXT, q))
@@ -187,13 +181,14 @@ class Acre:
 
     def problems(self, split: str) -> list[Problem]:
         """Return the problems of a split; raises :class:`UserError` like :meth:`clips`."""
-        if split not in SPLITS:
-            raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         path = self._config(split)
         problems = read_json(path, "config/<split>.json of a regime of ACRE")
-        if not isinstance(problems, list) or not problems:
-            raise UserError(f"{path}: expected a list of problems")
-        return [_problem(value, f"{path}, problem {n}") for n, value in enumerate(problems)]
+        try:
+            return [_problem(panels) for panels in problems]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: expected problems of ten panels, got {type(error).__name__}: {error}"
+            ) from None
 
     def _config(self, split: str) -> Path:
         return self.root / "config" / f"{split}.json"
@@ -225,38 +220,11 @@ def _clip_name(split: str, number: int, query: int) -> str:
     return f"{media_name(split, number)}_{query:02d}"
 
 
-def _problem(value: Any, where: str) -> Problem:
-    if not isinstance(value, list) or len(value) != len(PANELS):
-        raise UserError(f"{where}: expected a list of 10 panels")
-    return tuple(_panel(value, i, f"{where}, panel {i}") for i in PANELS)
-
-
-def _panel(problem: list[Any], i: int, where: str) -> Panel:
-    panel = problem[i]
-    if not isinstance(panel, dict):
-        raise UserError(f"{where}: expected a panel with light_state and objects")
-
-    def check(name: str, is_valid: bool, expected: str) -> None:
-        if not is_valid:
-            raise UserError(f"{where}: {name}: expected {expected}, got {panel.get(name)!r}")
-
-    objects: Any = panel.get("objects")
-    light: Any = panel.get("light_state")
-    check(
-        "objects",
-        isinstance(objects, list)
-        and bool(objects)
-        and all(type(o) is int and 0 <= o < len(_ALL) for o in objects),
-        f"a list of ids from 0 to {len(_ALL) - 1}",
-    )
-    if i in CONTEXT:
-        check("light_state", light in ("on", "off"), "on or off")
-        return Panel(tuple(objects), light)
-    label, kind, ref = (panel.get(name) for name in ("label", "type", "ref"))
-    check("light_state", light == "no", "no")
-    check("label", type(label) is int and 0 <= label < len(_ANSWERS), "0, 1 or 2")
-    check("type", kind in TYPES, ", ".join(TYPES))
-    if i in INTERVENTIONS and ref is not None:
-        extended = problem[ref] if type(ref) is int and ref in CONTEXT else {}
-        check("ref", extended.get("light_state") == "off", "the number of an off panel, 0 to 5")
-    return Panel(tuple(objects), light, label, kind, ref)
+def _problem(panels: list[dict[str, Any]]) -> Problem:
+    if len(panels) != len(PANELS):
+        raise ValueError(f"{len(panels)} panels")
+    problem = []
+    for number, panel in enumerate(panels):
+        answer = () if number in CONTEXT else (panel["label"], panel["type"], panel.get("ref"))
+        problem.append(Panel(tuple(panel["objects"]), panel["light_state"], *answer))
+    return tuple(problem)

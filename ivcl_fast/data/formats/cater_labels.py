@@ -42,9 +42,6 @@ ACTION_CLASSES: tuple[tuple[str, str], ...] = (
 )
 """The 14 classes of ``actions_present``: (shape, action). ``spl`` is the snitch."""
 
-ACTIONS = {action for _, action in ACTION_CLASSES} | {"_no_op"}
-"""Names of movements."""
-
 _ORDERS = ("before", "during", "after")
 _MIRRORED = {"before": "after", "during": "during", "after": "before"}
 
@@ -81,29 +78,6 @@ def cell_label(x: float, y: float, n: int = 6) -> int:
     scale = n / (2 * GRID_HALF_WIDTH)
     column, row = (min(max(math.floor(v * scale) + n // 2, 0), n - 1) for v in (x, y))
     return row * n + column
-
-
-def scene_fault(scene: Any) -> str | None:
-    """Return why labels cannot be computed from a scene; None if they can."""
-    try:
-        shapes = {o["instance"]: o["shape"] for o in scene["objects"]}
-        if "spl" not in shapes.values():
-            return "it has no snitch (shape spl)"
-        for scene_object in scene["objects"]:
-            if not scene_object["locations"]:
-                return f"{scene_object['instance']} has no locations"
-            for frame, place in scene_object["locations"].items():
-                if int(frame) < 0 or len(place) != 3 or not all(map(math.isfinite, place)):
-                    return f"{place} in frame {frame} is not a location"
-        for instance, movements in scene["movements"].items():
-            for action, other, start, end in movements:
-                if not {instance, other} <= shapes.keys() | {None} or action not in ACTIONS:
-                    return f"{[action, other, start, end]} is not a movement of its objects"
-                if not 0 <= start <= end:
-                    return f"a movement is from frame {start} to frame {end}"
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        return f"{type(error).__name__} {error}"
-    return None
 
 
 def localize_label(scene: Scene, n: int = 6) -> int:

@@ -74,9 +74,7 @@ class LaCater(LabelledVideos):
         path = self._folder[name] / "labels" / f"{Path(name).name}_bb.json"
         found: dict[str, Any] = read_json(path, "boxes by object")
         boxes = {instance: np.array(of_object, float) for instance, of_object in found.items()}
-        for instance, sides in boxes.items():
-            if sides.ndim != 2 or sides.shape[1] != 4:
-                raise UserError(f"{path}: expected [x, y, width, height] by frame for {instance}")
+        for sides in boxes.values():
             sides[:, 2:] += sides[:, :2]
             sides /= (WIDTH, HEIGHT) * 2
         return boxes
@@ -107,12 +105,5 @@ def _listed(path: Path) -> dict[str, frozenset[int]]:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: expected LA-CATER's annotations, got no such file") from None
-    found = {}
-    for number, line in enumerate(lines, 1):
-        match = re.fullmatch(r"(.*)\t([\d, ]*)", line)
-        if not match:
-            raise UserError(
-                f"{path}, line {number}: expected '<video><tab><frame>,...', got {line!r}"
-            )
-        found[match[1]] = frozenset(map(int, match[2].replace(",", " ").split()))
-    return found
+    parts = [line.partition("\t") for line in lines]
+    return {video: frozenset(map(int, re.findall(r"\d+", frames))) for video, _, frames in parts}

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections import Counter
 from pathlib import Path
 
+from ivcl_fast.data.clip import images_in
 from ivcl_fast.data.dataset import Clip, Media
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
@@ -29,9 +28,6 @@ SPLITS = ("train", "validation")
 VIDEOS = "20bn-something-something-v2"
 FRAMES = "frames"
 
-# Without separators and dots, an id cannot name a file outside the folder.
-_ID = re.compile(r"[\w-]+")
-_FRAME = re.compile(r"(.+_)?(\d{4}|\d{6})\.jpg")
 _ENTRY = '{"id": "203403", "template": "Moving [something] up"}'
 _SPLIT_FOLDERS = ("dataset_splits", "code/dataset_splits")
 _ANNOTATION_FOLDERS = ("", "annotations", "labels")
@@ -92,15 +88,9 @@ class SomethingElse:
     def __init__(self, root: Path, task: str = "compositional") -> None:
         """Read the label file of a task of :data:`TASKS`.
 
-        Raises :class:`UserError` for an unknown task, a missing folder, and a label file that is
-        missing or malformed.
+        Raises :class:`UserError` for a label file that is missing or malformed.
         """
-        if task not in TASKS:
-            raise UserError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
-        self.root = Path(root)
-        self.task = task
-        if not self.root.is_dir():
-            raise UserError(f"{self.root}: expected a Something-Else folder, got no such folder")
+        self.root, self.task = Path(root), task
         self._labels = _read_labels(self._find("labels"))
         self._names = sorted(self._labels, key=self._labels.__getitem__)
         self.num_classes = len(self._labels)
@@ -111,8 +101,6 @@ class SomethingElse:
         Does not open the videos. Raises :class:`UserError` for a missing or malformed file, a
         template without a label, and an id with two templates.
         """
-        if split not in SPLITS:
-            raise UserError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         path = self._find(split)
         clips: dict[str, Clip] = {}
         entries = _read_split(path)
@@ -129,17 +117,13 @@ class SomethingElse:
         return list(clips.values())
 
     def media(self) -> list[Media]:
-        """Return the videos of both splits, sorted by name; they need not exist.
-
-        Frames are listed from 0001.jpg (or 0000.jpg, if it exists) to the last existing one, so a
-        missing frame between them is noticed when the media are opened.
-        """
+        """Return the videos of both splits, sorted by name; they need not exist."""
         entries = [_read_split(self._find(split)) for split in SPLITS]
-        names = {name for of_split in entries for name, _ in of_split}
-        videos = self.root / VIDEOS
-        if videos.is_dir() or not (self.root / FRAMES).is_dir():
-            return [Media(name, (videos / f"{name}.webm",)) for name in sorted(names)]
-        return [Media(name, _frame_files(self.root / FRAMES / name)) for name in sorted(names)]
+        names = sorted({name for of_split in entries for name, _ in of_split})
+        videos, frames = self.root / VIDEOS, self.root / FRAMES
+        if videos.is_dir() or not frames.is_dir():
+            return [Media(name, (videos / f"{name}.webm",)) for name in names]
+        return [Media(name, tuple(images_in(frames / name))) for name in names]
 
     def describe(self, label: int) -> str:
         """Return the template of a class without brackets."""
@@ -157,48 +141,19 @@ class SomethingElse:
 
 def _read_labels(path: Path) -> dict[str, int]:
     """Read a label file; Something-Else has classes as numbers, Something-Something as strings."""
-    expected = "a dict from templates to classes 0, 1, ..., each once"
+    expected = "a dict from templates to classes 0, 1, ..."
     labels = read_json(path, expected)
     try:
-        labels = {name: int(label) for name, label in labels.items()}
-        is_valid = bool(labels) and sorted(labels.values()) == list(range(len(labels)))
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        is_valid = False
-    if not is_valid:
-        raise UserError(f"{path}: expected {expected}")
-    return labels
+        return {name: int(label) for name, label in labels.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{path}: expected {expected}") from None
 
 
 def _read_split(path: Path) -> list[tuple[str, str]]:
     """Read the id and template of every entry."""
-    entries = read_json(path, f"a list of {_ENTRY}, ...")
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: expected a list of {_ENTRY}, ...")
-    read = []
-    for number, entry in enumerate(entries):
-        try:
-            name, template = entry["id"], entry["template"]
-        except (KeyError, TypeError):
-            raise UserError(f"{path}, entry {number}: expected {_ENTRY}") from None
-        if type(name) is int:
-            name = str(name)
-        if not (isinstance(name, str) and _ID.fullmatch(name)):
-            raise UserError(
-                f"{path}, entry {number}: id: expected letters, digits, - and _, got {name!r}"
-            )
-        read.append((name, str(template)))
-    return read
-
-
-def _frame_files(folder: Path) -> tuple[Path, ...]:
+    expected = f"a list of {_ENTRY}, ..."
+    entries = read_json(path, expected)
     try:
-        names = [match for name in os.listdir(folder) if (match := _FRAME.fullmatch(name))]
-    except OSError:
-        names = []
-    # Read the most common naming scheme.
-    kinds = Counter((match[1] or "", len(match[2])) for match in names)
-    (prefix, digits), _ = (kinds.most_common(1) or [(("", 4), 0)])[0]
-    found = [int(m[2]) for m in names if ((m[1] or ""), len(m[2])) == (prefix, digits)]
-    # Without any frame, list the first, which is reported as missing when it is opened.
-    numbers = range(0 if 0 in found else 1, max(found, default=1) + 1)
-    return tuple(folder / f"{prefix}{number:0{digits}d}.jpg" for number in numbers)
+        return [(str(entry["id"]), str(entry["template"])) for entry in entries]
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: expected {expected}") from None

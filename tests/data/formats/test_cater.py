@@ -85,14 +85,10 @@ def test_bad_lists(root, text, what):
 
 
 def test_missing_folders_and_lists(root, tmp_path):
-    with pytest.raises(UserError, match="expected a CATER package, got no such folder"):
+    with pytest.raises(UserError, match=r"expected a CATER package .* got no videos/"):
         Cater(tmp_path / "none")
-    with pytest.raises(UserError, match=r"task: expected one of localize, .* got 'localise'"):
-        Cater(root, "localise")
     with pytest.raises(UserError, match=r"expected lists/<task>/<split>\.txt"):
         Cater(root).clips("val")
-    with pytest.raises(UserError, match=r"split: expected one of train, val, .* got 'test'"):
-        Cater(root).clips("test")
     with pytest.raises(UserError, match="lists: expected lists of videos, got none"):
         Cater(root).media()
     (root / "videos").rmdir()
@@ -124,21 +120,10 @@ def test_scenes(root):
         data.scene("c")
 
 
-@pytest.mark.parametrize(
-    ("changed", "what"),
-    [
-        (SCENE | {"objects": []}, "no snitch"),
-        (
-            SCENE | {"objects": [SCENE["objects"][0] | {"locations": {"0": [1, float("nan"), 2]}}]},
-            "is not a location",
-        ),
-        (SCENE | {"movements": {"s": [["_slide", None, 20, 0]]}}, "from frame 20 to frame 0"),
-        (SCENE | {"movements": {"t": [["_slide", None, 0, 20]]}}, "is not a movement"),
-    ],
-)
-def test_a_damaged_scene_says_what_it_lacks(root, changed, what):
+@pytest.mark.parametrize("changed", [SCENE | {"objects": []}, {"objects": SCENE["objects"]}, []])
+def test_a_scene_without_a_snitch_or_movements(root, changed):
     (root / "scenes" / "a.json").write_text(json.dumps(changed))
-    with pytest.raises(UserError, match=rf"a\.json: not a CATER scene: .*{what}"):
+    with pytest.raises(UserError, match=r"a\.json: expected a CATER scene with a snitch, got "):
         Cater(root).scene("a")
 
 

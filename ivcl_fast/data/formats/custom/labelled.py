@@ -135,8 +135,6 @@ class LabelledVideos:
 
     def clips(self, split: str) -> list[Clip]:
         """Return the clips of a split; ``label`` is ``()`` where there are no classes."""
-        if split not in self._clips:
-            raise UserError(f"split: expected one of {', '.join(self.splits)}, got {split!r}")
         return list(self._clips[split].values())
 
     def media(self) -> list[Media]:
