@@ -11,20 +11,20 @@ about the video. ``python -m ivcl_fast.train`` does both. From a video file to a
     logits = model(video)  # [1, num_classes]
     print(model.class_names[logits.argmax()])
 
-IVCLConfig        sizes and options of a model; IVCLConfig.preset("tiny") and other presets
-IVCL              the pretraining model: loss, reconstruct(video), encode(video)
-IVCLClassifier    the finetuned model: logits of a video
-SlotAutoencoder   the pretraining model whose slots hold one object each, without labels
-Supervised        the pretraining model of the supervised baselines
-reference         the same models in plain PyTorch: reference.IVCL, reference.IVCLClassifier
-slot_autoencoder  slot attention in plain PyTorch: slot_autoencoder.SlotAutoencoder
-supervised        the supervised baseline in plain PyTorch: supervised.Supervised
-accelerate        swap fused kernels into an existing model, in place; returns a Report
-restore           undo accelerate
-load_clip         read a video file or images as a model's input
-show              play a video in a notebook, with a model's attention and answer
-nn                layers on the fused operations, for models of your own: nn.Block and others
-kernels           the fused operations by themselves
+* IVCLConfig: sizes and options of a model; IVCLConfig.preset("tiny") and other presets
+* IVCL: the pretraining model: loss, reconstruct(video), encode(video)
+* IVCLClassifier: the finetuned model: logits of a video
+* SlotAutoencoder: the pretraining model whose slots hold one object each, without labels
+* Supervised: the pretraining model of the supervised baselines
+* reference: the same models in plain PyTorch: reference.IVCL, reference.IVCLClassifier
+* slot_autoencoder: slot attention in plain PyTorch: slot_autoencoder.SlotAutoencoder
+* supervised: the supervised baseline in plain PyTorch: supervised.Supervised
+* accelerate: swap fused kernels into an existing model, in place; returns a Report
+* restore: undo accelerate
+* load_clip: read a video file or images as a model's input
+* show: play a video in a notebook, with a model's attention and answer
+* nn: layers on the fused operations, for models of your own: nn.Block and others
+* kernels: the fused operations by themselves
 
 Save and load models with save_pretrained and from_pretrained. help(ivcl_fast.IVCL), for example,
 lists shapes, dtypes and errors. The commands are python -m ivcl_fast.train, evaluate, prepare,

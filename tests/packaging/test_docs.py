@@ -1,9 +1,9 @@
 """The snippets of README.md, CONTRIBUTING.md and docs/: commands are parsed, Python code is run.
 
-A command runs up to its parser of flags, and names that it looks up later are looked up;
-one that ends at once is run. ``make`` lists what it would do, and scripts for Slurm are commands of
-this package. Not run: ``pip`` and ``pytest``. Python code runs as it stands, on a short run and its
-data. Other blocks, such as file listings, have no language or ``toml``.
+A command runs up to its parser of flags, and names that it looks up later are looked up. ``info``
+and commands that read a finished run are run. ``make`` lists what it would do, and scripts for
+Slurm are commands of this package. Not run: ``pip`` and ``pytest``. Python code runs as it stands,
+on a short run and its data. Other blocks, such as file listings, have no language or ``toml``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -38,6 +39,8 @@ WIDTH = 78
 """Columns of a code block that the documentation site shows without wrapping, and one more."""
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 END_AT_ONCE = {"ivcl_fast.info"}
+READ_RUNS = re.compile(r"python -m ivcl_fast\.(compare|evaluate|visualize) (?!.*(data|masks|gif))")
+"""Commands on finished runs that take seconds."""
 
 
 class Parsed(Exception):
@@ -182,17 +185,35 @@ def test_blocks_of_code_have_a_known_language_and_fit_the_page(file):
 @pytest.fixture
 def own_files(short_run, tmp_path, monkeypatch):
     """The working folder with what the pages' code names: a video, runs, and published data."""
-    (tmp_path / "runs").mkdir()
+    for name in ("synthetic-localize-tiny", "RUN", "A", "B", "four-slots"):
+        shutil.copytree(short_run.folder, tmp_path / "runs" / name)
     (data,) = short_run.home.glob("data/*")
     for name, target in {
-        "runs/synthetic-localize-tiny": short_run.folder, "runs/RUN": short_run.folder,
-        "video.avi": short_run.video, "all_actions": data,
+        "video.avi": short_run.video, "VIDEO": short_run.video, "DIR": short_run.video.parent,
+        "all_actions": data, "data": data.parent,
     }.items():  # fmt: skip
         (tmp_path / name).symlink_to(target)
     monkeypatch.chdir(tmp_path)
     objects = IVCLConfig(objective="slot_attention", embed_dim=16, depth=1, num_frames=4,
                          num_query_frames=2)  # fmt: skip
     SlotAutoencoder(objects).save_pretrained("runs/objects")
+
+
+OF_RUNS = {
+    shlex.join(shlex.split(command, comments=True)): None
+    for file in FILES
+    for command in commands(file.read_text())
+    if READ_RUNS.match(command)
+}
+
+
+@pytest.mark.parametrize("command", OF_RUNS)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_commands_on_a_finished_run(command, own_files):
+    _, _, module, *flags = shlex.split(command)
+    with pytest.raises(SystemExit) as stop:
+        run(module, flags)
+    assert not stop.value.code
 
 
 PAGES = [file for file in FILES[1:] if blocks(file.read_text(), "python")]  # README has its own
