@@ -185,7 +185,8 @@ def test_blocks_of_code_have_a_known_language_and_fit_the_page(file):
 @pytest.fixture
 def own_files(short_run, tmp_path, monkeypatch):
     """The working folder with what the pages' code names: a video, runs, and published data."""
-    for name in ("synthetic-localize-tiny", "RUN", "A", "B", "four-slots"):
+    named = {*re.findall(r"runs/([\w-]+)", " ".join(OF_RUNS))} - {"objects"}
+    for name in {"synthetic-localize-tiny", *named}:
         shutil.copytree(short_run.folder, tmp_path / "runs" / name)
     (data,) = short_run.home.glob("data/*")
     for name, target in {
