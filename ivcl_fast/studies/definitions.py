@@ -24,8 +24,8 @@ class Variant:
     """Flags of both stages."""
     finetune: str = ""
     """Flags of finetuning."""
-    data: str | None = None
-    """Value of ``--data`` for both stages; None: that of the command."""
+    data: str = ""
+    """Flags of both stages that choose the data; without, those of the command."""
     finetune_scale: int = 1
     """Clips of finetuning, as a multiple of the study's ``--finetune-clips``."""
 
@@ -55,9 +55,10 @@ class Study:
     @property
     def own_flags(self) -> set[str]:
         """Names of the flags that the variants set."""
-        own = {"data"} if any(v.data is not None for v in self.variants) else set()
+        own = set[str]()
         for v in self.variants:
-            own |= names_of(shlex.split(f"{v.model} {v.pretrain or ''} {v.finetune}"))
+            flags = v.data, v.model, v.pretrain or "", v.finetune
+            own |= names_of(shlex.split(" ".join(flags)))
         return own
 
 
@@ -155,7 +156,7 @@ STUDIES = {
         "Does pretraining help to reason about causes?",
         "pretraining",
         tuple(
-            replace(variant, data=f"synthetic:acre-{regime}")
+            replace(variant, data=f"--data synthetic:acre-{regime}")
             for regime in ("comp", "sys")
             for variant in (
                 Variant(IV_CL, finetune=COMPARED),
@@ -171,6 +172,19 @@ STUDIES = {
             "--val-videos": 1000,
             "--num-slots": 8,
         },
+    ),
+    "compositional": Study(
+        "Does pretraining help to recognise actions on objects that are new to them?",
+        "pretraining",
+        tuple(
+            replace(variant, data=f"--data synthetic:something-else --task {split}")
+            for split in ("compositional", "compositional_shuffled")
+            for variant in (
+                Variant(IV_CL),
+                Variant(IMAGE_MAE, MAE),
+                Variant(FROM_SCRATCH, None),
+            )
+        ),
     ),
 }
 

@@ -76,8 +76,7 @@ def plan_jobs(
     finetunings = []
     for variant in study.variants:
         own = folder / variant_folder(variant)
-        data = () if variant.data is None else ("--data", variant.data)
-        flags = *common, "--no-pictures", *data, *shlex.split(variant.model)
+        flags = *common, "--no-pictures", *shlex.split(f"{variant.data} {variant.model}")
         starts = ["random"]
         if variant.pretrain is not None:
             starts = []

@@ -60,6 +60,9 @@ def test_variants_share_an_equal_pretraining_of_their_data():
     first, then = plan_jobs(STUDIES["causes"], Path("x"), 2, ())
     sources = {str(job.folder / "pretrain"): parse(job.arguments).data.source for job in first}
     assert [*sources.values()] == ["synthetic:acre-comp"] * 2 + ["synthetic:acre-sys"] * 2
+    first, _ = plan_jobs(STUDIES["compositional"], Path("x"), 1, ())
+    tasks = [parse(job.arguments).data.task for job in first]
+    assert tasks == ["compositional"] * 2 + ["compositional_shuffled"] * 2
     configs = [parse(job.arguments) for job in then]
     assert len({c.folder for c in configs}) == 12
     for c in configs:

@@ -52,7 +52,7 @@ class SyntheticSomethingElse(SyntheticSpec):
 
     # Not settings: they are the same for all data sets of this kind.
     name = "synthetic-something-else-{size}-{train}-{val}"
-    format_version = 3
+    format_version = 4
     unit = "videos"
     folders = (VIDEOS,)
     index = "dataset_splits"
@@ -91,7 +91,7 @@ def write_something_else(
     """Write a synthetic Something-Else to a folder, or continue an interrupted call.
 
     Returns ``out``, with ``20bn-something-something-v2/<id>.webm`` (VP9), ``dataset_splits/``
-    (compositional, compositional_oneobject, fewshot) and ``synthetic.json``. For arguments and
+    (compositional, shuffled and one-object, fewshot) and ``synthetic.json``. For arguments and
     errors see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`; ``progress`` counts
     videos.
 
@@ -134,6 +134,8 @@ def split_files(spec: SyntheticSomethingElse) -> dict[str, Any]:
     one_object: dict[bool, list[_Clip]] = {True: [], False: []}
     for clip in clips:
         one_object[any(noun.shape == _ONE_OBJECT for noun in clip.nouns)].append(clip)
+    order = np.random.default_rng(spec.seed).permutation(len(clips))
+    shuffled = [clips[i] for i in order]
     base, novel = ([t for t in TEMPLATES if t.group == group] for group in (0, 1))
     of_novel = _entries(c for c in val if c.template in novel)
     return {
@@ -142,6 +144,9 @@ def split_files(spec: SyntheticSomethingElse) -> dict[str, Any]:
         "compositional/validation": _entries(val),
         "compositional/objectsA": [str(noun) for noun in nouns_of_set(0)],
         "compositional/objectsB": [str(noun) for noun in nouns_of_set(1)],
+        "compositional_shuffled/labels": _labels(TEMPLATES),
+        "compositional_shuffled/train": _entries(shuffled[: spec.train]),
+        "compositional_shuffled/validation": _entries(shuffled[spec.train :]),
         "compositional_oneobject/labels": _labels(TEMPLATES),
         "compositional_oneobject/train": _one_object_entries(one_object[True]),
         "compositional_oneobject/validation": _one_object_entries(one_object[False]),
