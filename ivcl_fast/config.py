@@ -101,6 +101,9 @@ class IVCLConfig:
     video_slots: bool = False
     """With slot_attention, start the slots of a frame from those of the frame before, so that they
     stay with their objects."""
+    target_dim: int = 3
+    """Values that slot attention decodes: the three colours of each pixel, or the features of each
+    patch, whose number --targets sets."""
     attention: AttentionBackend = "auto"
     """Attention backend; auto chooses by the sequence length."""
     low_precision_residual: bool = False
@@ -126,6 +129,8 @@ class IVCLConfig:
         require(query <= frames, "num_query_frames", f"at most num_frames {frames}", query)
         competes = self.objective == "slot_attention"
         require(competes or not self.video_slots, "video_slots", "objective slot_attention", "True")
+        pixels = competes or not self.decodes_features
+        require(pixels, "target_dim", "3 without objective slot_attention", self.target_dim)
         require(0.0 < self.mask_ratio < 1.0, "mask_ratio", "above 0 and below 1", self.mask_ratio)
         for name in ("mlp_ratio", "pixel_std"):
             require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
@@ -166,6 +171,11 @@ class IVCLConfig:
     def patch_dim(self) -> int:
         """Values in one patch row, ordered (channel, y, x)."""
         return 3 * self.patch_size**2
+
+    @property
+    def decodes_features(self) -> bool:
+        """Whether slot attention decodes features of patches instead of pixels."""
+        return self.target_dim != 3
 
     def residual_dtype(self, x: Tensor) -> torch.dtype:
         """Return the dtype of the residual stream that starts with ``x``."""

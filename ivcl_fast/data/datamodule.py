@@ -14,9 +14,10 @@ import torch
 from ivcl_fast.data.dataset import Clip, Dataset, Label, Media, check_all_usable, summary
 from ivcl_fast.data.decode.decoder import DecoderName, default_workers, resolve_decoder
 from ivcl_fast.data.decode.media import Square
+from ivcl_fast.data.features import FrozenFeatures
 from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.frame_labels import FrameLabels, make_frame_labels
-from ivcl_fast.data.loader import ClipLoader, StoreLoader
+from ivcl_fast.data.frame_labels import make_frame_labels
+from ivcl_fast.data.loader import ClipLoader, FrameLabels, StoreLoader
 from ivcl_fast.data.registry import (
     DatasetFormat,
     check_disjoint,
@@ -146,7 +147,7 @@ class DataModule:
         num_frames: int,
         training: bool,
         share: float = 1.0,
-        frame_labels: FrameLabelKind | None = None,
+        frame_labels: str | None = None,
         slots: Slots | None = None,
         slot_noise: float = 0.0,
         **options: Any,
@@ -225,6 +226,7 @@ def open_data(
     *,
     frame_labels: Sequence[FrameLabelKind] = (),
     needs_classes: bool = False,
+    targets: str = "pixels",
     read_only: bool = False,
 ) -> DataModule:
     """Open the data of a run: write a missing synthetic data set, and build its frame store.
@@ -236,6 +238,7 @@ def open_data(
         device: device for training; ``placement`` puts the store in its memory.
         frame_labels: kinds of frame labels that the loaders need.
         needs_classes: the run only finetunes, so data without classes is an error.
+        targets: frozen features for the loaders, ``timm:NAME``.
         read_only: do not write a data set, and check only the splits that are read.
 
     Raises:
@@ -264,6 +267,8 @@ def open_data(
         opened = _open_stream(config, model, dataset, dataset_format, device)
     else:
         opened = _open_store(config, model, dataset, dataset_format, device)
+    if targets != "pixels":
+        labels["features"] = FrozenFeatures(targets, opened[1], device)
     data = DataModule(config, dataset, *opened[:2], labels, opened[2])
     if config.clip_seconds and len(unknown := np.flatnonzero(data.index.fps == 0)):
         name = decoded(data.index.names[unknown[0]])

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from ivcl_fast.data.store.labels import frame_counts, media_names
 from ivcl_fast.data.store.table import Index
 from ivcl_fast.errors import UserError
 
-if TYPE_CHECKING:  # imports PyAV, which is not needed to read a store
-    from ivcl_fast.data.frame_labels import FrameLabels
-
 log = logging.getLogger(__name__)
+
+FrameLabels = Callable[[Clip, np.ndarray, int], torch.Tensor]
+"""Labels of frames of a clip, given the number of frames of its video: ``[T, ...]``."""
 
 PREFETCH = 2
 """Number of batches prepared in advance."""

@@ -7,7 +7,11 @@ decode the background). :class:`~ivcl_fast.reference.IVCLClassifier` then starts
 
 With ``video_slots``, the slots of a frame start from those of the frame before, and a contrastive
 loss makes a slot resemble itself in the next frame more than any other ("Temporally Consistent
-Object-Centric Learning by Contrasting Slots", Manasyan et al., CVPR 2025). Shapes are written as in
+Object-Centric Learning by Contrasting Slots", Manasyan et al., CVPR 2025).
+
+With another ``target_dim`` than 3, frozen features of patches are decoded instead of pixels
+("Bridging the Gap to Real-World Object-Centric Learning", Seitzer et al., ICLR 2023); shapes then
+have ``target_dim`` instead of 3, and 1 instead of P*P. Shapes are written as in
 :mod:`~ivcl_fast.reference`.
 """
 
@@ -61,12 +65,13 @@ class MixtureDecoder(nn.Module):
 
     def __init__(self, cfg: IVCLConfig) -> None:
         super().__init__()
-        dim, pixels = cfg.decoder_dim, cfg.patch_size**2
+        dim, self.channels = cfg.decoder_dim, cfg.target_dim
+        pixels = 1 if cfg.decodes_features else cfg.patch_size**2
         self.embed = nn.Linear(cfg.embed_dim, dim)
         self.pos_embed = nn.Parameter(grid_positions(cfg.grid, dim))
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(cfg.decoder_depth - 1))
-        self.pred = nn.Linear(dim, 4 * pixels)
-        self.background = nn.Parameter(torch.zeros(cfg.num_patches, 3, pixels))
+        self.pred = nn.Linear(dim, (self.channels + 1) * pixels)
+        self.background = nn.Parameter(torch.zeros(cfg.num_patches, self.channels, pixels))
 
     def forward(self, slots: Tensor, true: Tensor) -> Drawn:
         """Decode frames from their slots ``[F, S, D]``, with true frames ``[F, N, 3*P*P]``. The
@@ -83,8 +88,9 @@ class MixtureDecoder(nn.Module):
 
     def mix(self, drawn: Tensor, true: Tensor) -> Drawn:
         """Mix the slots' pixels with the background, and compute the loss."""
-        true, drawn = true.unflatten(-1, (3, -1)), drawn.unflatten(-1, (4, -1))
-        colors, logits = drawn[..., :3, :], drawn[..., 3, :].to(self.background.dtype)
+        true = true.unflatten(-1, (self.channels, -1))
+        drawn = drawn.unflatten(-1, (self.channels + 1, -1))
+        colors, logits = drawn[..., :-1, :], drawn[..., -1, :].to(self.background.dtype)
         logits = F.pad(logits, (0, 0, 0, 0, 0, 1), value=BACKGROUND_LOGIT)
         shares = logits.softmax(dim=1)  # [F, S+1, N, P*P]
         of_slots, of_background = shares[:, :-1].unsqueeze(-2), shares[:, -1].unsqueeze(-2)
@@ -126,11 +132,18 @@ class SlotAutoencoder(nn.Module):
         self.decoder = MixtureDecoder(cfg)
         init_linears(self)
 
-    def forward(self, video: Tensor) -> Drawn:
-        """Decode every frame of a video (see :class:`~ivcl_fast.reference.IVCL`) of any length."""
+    def forward(self, video: Tensor, targets: Tensor | None = None) -> Drawn:
+        """Decode every frame of a video (see :class:`~ivcl_fast.reference.IVCL`) of any length.
+
+        ``targets``: if features are decoded, the true ones ``[B, T, N, target_dim]``; without them
+        the loss is NaN.
+        """
         rows = self.rows(video)
         slots = self.encoder.slots(rows)
         true = (as_pixels(rows) - self.cfg.pixel_mean) / self.cfg.pixel_std
+        if self.cfg.decodes_features:
+            missing = true.new_full((*true.shape[:-1], self.cfg.target_dim), torch.nan)
+            true = missing if targets is None else targets.to(true.dtype)
         loss, *drawn = self.decoder(slots.flatten(0, 1), true.flatten(0, 1))
         if self.cfg.video_slots and slots.shape[1] > 1:
             loss = loss + CONTRAST_WEIGHT * slot_contrast(slots)
@@ -148,9 +161,22 @@ class SlotAutoencoder(nn.Module):
     @torch.no_grad()
     def draw(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """The decoded frames, float32 ``[B, T, 3, H, W]`` in [0, 1], and the share of each slot
-        and, last, of the background in every pixel, ``[B, T, S+1, H, W]``."""
+        and, last, of the background in every pixel, ``[B, T, S+1, H, W]``.
+
+        If features were decoded, a frame shows the mean colour of each slot.
+        """
         _, pred, shares = self(video)
         size = self.cfg.patch_size
+        if self.cfg.decodes_features:
+            pred = self.mean_colors(self.rows(video), shares[..., 0])
+            shares = shares.expand(*shares.shape[:-1], size**2)
         pixels = (pred.float() * self.cfg.pixel_std + self.cfg.pixel_mean).clamp(0, 1)
         thrice = shares.float().unsqueeze(-2).expand(*shares.shape[:-1], 3, -1).flatten(-2)
         return unpatchify(pixels, size), unpatchify(thrice, size)[..., 0, :, :]
+
+    def mean_colors(self, rows: Tensor, shares: Tensor) -> Tensor:
+        """Return frames whose patches mix the mean colours of slots; shares ``[B, T, S+1, N]``."""
+        true = (as_pixels(rows) - self.cfg.pixel_mean) / self.cfg.pixel_std
+        patches = true.unflatten(-1, (3, -1)).mean(dim=-1)  # [B, T, N, 3]
+        slots = shares / shares.sum(dim=-1, keepdim=True) @ patches  # [B, T, S+1, 3]
+        return (shares.mT @ slots).repeat_interleave(self.cfg.patch_size**2, dim=-1)

@@ -210,6 +210,8 @@ class MixtureDecoder(slot_autoencoder.MixtureDecoder):
         return linear(self.pred, x)
 
     def mix(self, drawn: Tensor, true: Tensor) -> slot_autoencoder.Drawn:
+        if self.channels != 3:  # features, not colors
+            return super().mix(drawn, true)
         return slot_autoencoder.Drawn(
             *kernels.mixture_loss(
                 drawn, true, self.background, slot_autoencoder.BACKGROUND_LOGIT,

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from ivcl_fast import command
 from ivcl_fast.config import IVCLConfig
+from ivcl_fast.data.features import feature_dim
 from ivcl_fast.data.registry import check_frame_labels, check_options, clip_frames, find_task
 from ivcl_fast.errors import UserError, flag
 from ivcl_fast.models.backbone import default_sizes
@@ -150,6 +151,9 @@ def checked(config: TrainConfig) -> TrainConfig:
     if config.stages.frame_labels and model.readout != "last":
         raise UserError(f"--frame-labels: expected --readout last, got {model.readout}")
     check_options(data)
+    if config.stages.targets != "pixels":
+        width = feature_dim(config.stages.targets)
+        config = config.replace(model=dataclasses.replace(model, target_dim=width))
     return config.replace(task=find_task(data.source, data.task), config=None)
 
 

@@ -68,6 +68,7 @@ class Run:
             self.device,
             frame_labels=self.config.frame_label_kinds,
             needs_classes=self.config.stages.stage == "finetune",
+            targets=self.config.stages.targets,
         )
 
     @functools.cached_property
@@ -107,7 +108,8 @@ class Run:
             return model(batch.rows, seed=clip_seeds(config.seed, step, batch.clip_ids)).loss
 
         def draw(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
-            return model(batch.rows).loss
+            targets = batch.labels if config.model.decodes_features else None
+            return model(batch.rows, targets).loss
 
         def label(model: nn.Module, batch: Batch, step: int | Tensor) -> Tensor:
             return F.binary_cross_entropy_with_logits(model(batch.rows).float(), batch.labels)
@@ -347,5 +349,7 @@ class Run:
     def _pretraining_batches(self) -> dict[str, Any]:
         """Return the options of ``DataModule.loader`` for pretraining."""
         model = self.config.model
-        labels = model.objective if model.supervised else None
+        labels: str | None = model.objective if model.supervised else None
+        if model.decodes_features:
+            labels = "features"
         return {"frame_labels": labels, "share_frames": False}

@@ -34,6 +34,9 @@ class StagesConfig:
     """Weights to start from: random, the folder of a run or of a model, a .safetensors file, a
     packaged model (ivcl_fast/tiny-pretrained), or a ViT for the image encoder (timm:NAME,
     timm:PATH)."""
+    targets: str = "pixels"
+    """What slot attention decodes: pixels, or the frozen features of a ViT (timm:NAME,
+    timm:PATH), such as timm:vit_small_patch14_dinov2."""
     pretrain_clips: int = 20_000
     """Clips seen in pretraining, including repeats."""
     finetune_clips: int = 5_000
@@ -192,6 +195,16 @@ class TrainConfig:
             raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
         for group in (self.data, self.stages, self.optim, self.output):
             group.check()
+        targets = self.stages.targets
+        if targets != "pixels":
+            if not timm_weights.is_timm(targets):
+                raise UserError(f"--targets: expected pixels or timm:NAME, got {targets!r}")
+            decodes = self.model.objective == "slot_attention" and self.data.loader == "store"
+            if not decodes or self.data.mirror:
+                raise UserError(
+                    "--targets: expected --objective slot_attention, --loader store and no "
+                    f"--mirror with {targets}"
+                )
         freezes = self.stages.freeze_encoder
         if freezes and self.model.objective == "joint":
             raise UserError(

@@ -18,6 +18,7 @@ from tests.models.test_model import SIZES, video
 
 CFG = IVCLConfig.preset("tiny", **SIZES | {"num_slots": 4}, objective="slot_attention")
 VIDEO = dataclasses.replace(CFG, video_slots=True)
+FEATURES = dataclasses.replace(CFG, target_dim=6)
 PACKAGES = pytest.mark.parametrize("package", [slot_autoencoder, ivcl_fast])
 
 
@@ -43,6 +44,24 @@ def test_a_frame_is_a_mixture_of_what_its_slots_draw_and_a_background(package):
     of_parts = (shares * (parts - true.unsqueeze(2)).square()).sum(dim=2).mean()
     of_background = (background - true).abs().mean()
     torch.testing.assert_close(out.loss, 0.9 * of_mixture + 0.1 * of_parts + 0.1 * of_background)
+
+
+@PACKAGES
+def test_features_are_a_mixture_too(package):
+    torch.manual_seed(0)
+    model = package.SlotAutoencoder(FEATURES)
+    torch.nn.init.normal_(model.decoder.background)
+    targets = torch.randn(2, 3, 16, 6)
+    out = model(video(), targets.half())
+    assert out.pred.shape == targets.shape and out.shares.shape == (2, 3, 5, 16, 1)
+    drawn = model.decoder.draw(model.encode(video()).flatten(0, 1))
+    shares = F.pad(drawn[..., 6], (0, 0, 0, 1), value=3.0).softmax(dim=1)  # [F, S+1, N]
+    torch.testing.assert_close(out.shares.flatten(0, 1)[..., 0], shares)
+    background = model.decoder.background[None, None, ..., 0].expand(6, -1, -1, -1)
+    parts = torch.cat([drawn[..., :6], background], dim=1)
+    torch.testing.assert_close(out.pred.flatten(0, 1), (shares[..., None] * parts).sum(dim=1))
+    assert out.loss > (out.pred - targets).square().mean() > 0
+    assert model(video()).loss.isnan()
 
 
 @PACKAGES
@@ -126,13 +145,16 @@ def test_the_update_is_pytorchs():
 
 
 @PACKAGES
-def test_what_is_drawn_is_a_picture(package):
-    model = package.SlotAutoencoder(CFG)
+@pytest.mark.parametrize("cfg", [CFG, FEATURES])
+def test_what_is_drawn_is_a_picture(package, cfg):
+    model = package.SlotAutoencoder(cfg)
     frames, shares = model.draw(video())
     assert frames.shape == (2, 3, 3, 16, 16) and shares.shape == (2, 3, 5, 16, 16)
     assert frames.dtype == shares.dtype == torch.float32
     assert 0 <= frames.min() <= frames.max() <= 1
     torch.testing.assert_close(shares.sum(dim=2), torch.ones(2, 3, 16, 16))
+    if cfg is FEATURES:
+        return
     out = model(video())
     whole = reference.patchify(frames, CFG.patch_size)
     torch.testing.assert_close(whole, (out.pred * CFG.pixel_std + CFG.pixel_mean).clamp(0, 1))
