@@ -2,8 +2,9 @@
 
 ``videos:DIR``, ``csv:FILE``, ``cater:DIR``, ``acre:DIR``, ``something-else:DIR``,
 ``la-cater:DIR``, ``davis:DIR`` and ``movi:DIR`` decode the media of a data set into a frame store;
-``synthetic:cater`` and others write a synthetic data set in a published format. Run an interrupted command again to continue it. Under torchrun the ranks share the work;
-the jobs of a job array share it with ``--part 1/8`` to ``--part 8/8`` in a shared folder.
+``synthetic:cater`` and others write a synthetic data set in a published format. Run an interrupted
+command again to continue it. Under torchrun the ranks share the work; the jobs of a job array share
+it with ``--part 1/8`` to ``--part 8/8`` in a shared folder.
 """
 
 from __future__ import annotations
