@@ -290,7 +290,8 @@ def load_settings(folder: Path, **changes: Any) -> TrainConfig:
         folder = folder.resolve()
     file = folder / CONFIG
     if not file.is_file():
-        raise UserError(f"{folder}: expected the folder of a run, got one without {CONFIG}")
+        found = f"one without {CONFIG}" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: expected the folder of a run, got {found}")
     return read_settings(file, **{"out": folder.parent, "name": folder.name} | changes)
 
 

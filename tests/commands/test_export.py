@@ -105,7 +105,7 @@ def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
 def test_what_cannot_be_exported(tmp_path, command, monkeypatch):
     run = finished_run(tmp_path)
     code, _, err = command(main, tmp_path / "none", "--format", "pt2")
-    assert code == 2 and "expected the folder of a run" in err
+    assert code == 2 and "expected the folder of a run, got no such folder" in err
     for stage in ("pretrain", "finetune"):
         (run / stage / "model.safetensors").unlink()
     code, _, err = command(main, run, "--format", "pt2")
