@@ -5,7 +5,9 @@ from __future__ import annotations
 import faulthandler
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch.distributed as dist
 from ivcl_fast.data.loader import Batch
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
 from ivcl_fast.distributed import group as distributed
+from ivcl_fast.distributed import rendezvous
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.weights import read_weights
 from ivcl_fast.train import train as run_train
@@ -203,3 +206,23 @@ def test_a_lone_world_size_is_refused(monkeypatch):
         distributed.process_group(torch.device("cpu")),
     ):
         pass
+
+
+@pytest.fixture
+def store(monkeypatch) -> dist.Store:
+    monkeypatch.setattr(rendezvous, "ANSWER_TIMEOUT", timedelta(seconds=0.05))
+    return dist.HashStore()
+
+
+def start(store: dist.Store, ranks: list[int], world_size: int = 3) -> list[dist.Store]:
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        return list(pool.map(lambda rank: rendezvous.unused_store(store, rank, world_size), ranks))
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_ranks_share_what_earlier_attempts_did_not_write(store, order):
+    for attempt in range(3):
+        fresh = start(store, order)
+        assert not any(part.check(["address"]) for part in fresh)
+        fresh[0].set("address", str(attempt))
+        assert all(part.get("address") == str(attempt).encode() for part in fresh)

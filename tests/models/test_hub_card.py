@@ -1,15 +1,19 @@
-"""The model card in the folder of a model."""
+"""Models to and from the hub, and their cards."""
 
 from __future__ import annotations
 
 import re
 import socket
+from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 import ivcl_fast
-from ivcl_fast import IVCLConfig
+from ivcl_fast import IVCL, IVCLConfig
+from ivcl_fast.models import hub
+from ivcl_fast.models.weights import CONFIG, MODEL
 from tests.models.test_model import CFG, SIZES
 from tests.support.painted import write_painted
 
@@ -70,3 +74,24 @@ def test_the_card_tells_of_training_and_classes(tmp_path):
         assert f"\n{row}\n" in card
     assert 'load_clip("VIDEO", model.cfg, frame_stride=4, crop="center")' in card
     assert "2 classes: no, yes \\| maybe?# Heading (`model.class_names`" in card
+
+
+@pytest.mark.parametrize("revision", ["v1", "v2"])
+def test_what_is_asked_of_the_hub_reaches_it(revision, tmp_path, monkeypatch):
+    """The revision that is loaded, and by whom and whereto it is fetched."""
+    saved = {name: IVCL(CFG) for name in ("v1", "v2")}
+    for name, model in saved.items():
+        model.save_pretrained(tmp_path / name)
+    fetched = set()
+
+    def download(repository: str, name: str, *, revision: str, **options: object) -> str:
+        assert repository == "OWNER/NAME" and options == asked
+        fetched.add(name)
+        return str(tmp_path / revision / name)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    asked = dict(cache_dir=Path("x"), token="secret", force_download=True, local_files_only=False)
+    loaded = IVCL.from_pretrained("OWNER/NAME", revision=revision, **asked)
+    assert fetched == {CONFIG, MODEL}
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, saved[revision].state_dict()[key]), key

@@ -9,6 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from docs import tables
+from docs.markers import written_anew
 from ivcl_fast import kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,3 +41,8 @@ def test_the_search_runs_from_a_folder(browser: Any, tmp_path: Path) -> None:
     )
     page.close()
     assert answer == "there and back"
+
+
+@pytest.mark.parametrize("path", tables.pages(), ids=lambda path: path.name)
+def test_writing_the_tables_again_changes_nothing(path):
+    assert written_anew(path.read_text(), tables.KINDS) == path.read_text()

@@ -110,21 +110,18 @@ SCENE = {
 
 
 def test_scenes(root):
-    (root / "scenes" / "a.json").write_text(json.dumps(SCENE))
-    (root / "scenes" / "b.json").write_text("{")
-    data = Cater(root)
+    data, file = Cater(root), root / "scenes" / "a.json"
+    with pytest.raises(UserError, match=r"a\.json: .*; expected a CATER scene"):
+        data.scene("a")
+    file.write_text(json.dumps(SCENE))
     assert data.scene("a") == SCENE
-    with pytest.raises(UserError, match=r"b\.json: not a JSON file"):
-        data.scene("b")
-    with pytest.raises(UserError, match=r"c\.json: .*; expected a CATER scene"):
-        data.scene("c")
-
-
-@pytest.mark.parametrize("changed", [SCENE | {"objects": []}, {"objects": SCENE["objects"]}, []])
-def test_a_scene_without_a_snitch_or_movements(root, changed):
-    (root / "scenes" / "a.json").write_text(json.dumps(changed))
-    with pytest.raises(UserError, match=r"a\.json: expected a CATER scene with a snitch, got "):
-        Cater(root).scene("a")
+    file.write_text("{")
+    with pytest.raises(UserError, match=r"a\.json: not a JSON file"):
+        data.scene("a")
+    for changed in (SCENE | {"objects": []}, {"objects": SCENE["objects"]}, []):
+        file.write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=r"a\.json: expected a CATER scene with a snitch, got "):
+            data.scene("a")
 
 
 def test_a_package_as_the_generator_writes_it(root):
