@@ -11,7 +11,7 @@ from benchmarks.results import RESULTS as FOLDER
 from benchmarks.results import Results, read
 from docs.markers import written_anew
 
-RESULTS = sorted(file for file in FOLDER.glob("*.json") if not file.name.startswith("crossovers"))
+RESULTS = sorted(FOLDER.glob("*.json"))
 MARKER = rf"<!-- ({'|'.join(report.KINDS)})(: .*)? -->\n"
 
 
