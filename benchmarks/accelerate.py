@@ -68,7 +68,6 @@ def benchmarks() -> Iterator[Benchmark]:
     """Yield all benchmarks; the limits of fused attention are off from this call on."""
     require("timm")
     crossovers.LIMITS.update(dict.fromkeys(crossovers.LIMITS, (1 << 30, 1 << 30)))
-    crossovers.LEAST.clear()
     for mode in MODES:
         for tokens in GRIDS:
             for images in (1, 8, 64):
