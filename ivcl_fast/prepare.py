@@ -111,8 +111,7 @@ class PrepareConfig:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """videos:DIR, csv:FILE, cater:DIR, acre:DIR, something-else:DIR, la-cater:DIR,
     davis:DIR, movi:DIR, synthetic:cater, synthetic:moving (CATER with a moving camera),
-    synthetic:states, synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys or
-    synthetic:something-else."""
+    synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys or synthetic:something-else."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder to write to; by default one inside DIR, or in --data-dir. For a frame store also a
     URL, such as s3://BUCKET/DIR."""
@@ -149,8 +148,7 @@ def prepare(config: PrepareConfig) -> None:
                 "--task, --image-size, --patch-size, --crop, --decoder, --verify, --require-all, "
                 "--part, --engine: expected a folder, such as cater:DIR, got synthetic data"
             )
-        drawable = place.format in ("cater", "acre") and source != "synthetic:states"
-        if config.synthetic.renderer == "blender" and not drawable:
+        if config.synthetic.renderer == "blender" and place.format == "something-else":
             raise UserError(f"--renderer: expected fast for {source}, got blender")
         prepare_synthetic(config, place)
     else:

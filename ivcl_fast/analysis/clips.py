@@ -135,7 +135,7 @@ class ClipReader:
         scene, grid = clip.aligned_scene, self.run.config.model.grid
         spec = spec_of(self.run.dataset.root) if scene and self.trajectories else None
         crop = self.run.config.data.crop
-        if scene is None or spec is None or spec.camera == "none" or crop != "none":
+        if scene is None or spec is None or crop != "none":
             return ()
         number = [thing["shape"] for thing in scene["objects"]].index("spl")
         visible = np.zeros((cater_frames.frame_count(scene), len(scene["objects"])), dtype=bool)

@@ -99,7 +99,7 @@ def score_segments(run: FinishedRun, count: int, models: Models) -> SegmentScore
     patches that attend most to one slot, in the model's frames.
     """
     spec, split = spec_of(run.data.dataset.root), run.data.eval_split
-    if spec is None or spec.camera == "none":
+    if spec is None:
         return {}
     drawing: Models = {name: model for name, model in models.items() if hasattr(model, "draw")}
     models, frames = (drawing, MOST_FRAMES) if drawing else (models, None)

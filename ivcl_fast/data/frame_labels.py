@@ -165,8 +165,7 @@ def make_frame_labels(dataset: Dataset, kind: FrameLabelKind, grid: int) -> Fram
         return FrameLabels(dataset, (len(OBJECTS), 2 * FLOOR), visible_objects)
     spec = spec_of(dataset.root)
     names = dataset.root.name, dataset.root.resolve().name  # the folder may be "." or a link
-    is_table = spec is not None and spec.camera == "none"
-    if is_table or (spec is None and any("cameramotion" in name for name in names)):
+    if spec is None and any("cameramotion" in name for name in names):
         raise UserError(
             f"{flag}: expected CATER with a static camera, synthetic or synthetic:moving, got "
             f"{dataset.root}, whose camera is unknown"

@@ -121,7 +121,6 @@ _SYNTHETIC = {
     "cater": Synthetic("cater", SyntheticCater),
     "static": Synthetic("cater", SyntheticCater),
     "moving": Synthetic("cater", partial(SyntheticCater, camera="moving")),
-    "states": Synthetic("cater", partial(SyntheticCater, camera="none")),
     "acre-iid": _synthetic_acre("iid"),
     "acre-comp": _synthetic_acre("comp"),
     "acre-sys": _synthetic_acre("sys"),
@@ -203,12 +202,7 @@ def check_options(config: DataConfig) -> None:
         ("--crop", config.crop != "none", found.parts, "may depend on the border of a frame"),
         ("--frame-stride", config.frame_stride, found.parts, "describe the whole video"),
         ("--clip-seconds", config.clip_seconds, found.parts, "describe the whole video"),
-        (
-            "--mirror",
-            config.mirror,
-            found.mirror and config.source != "synthetic:states",
-            "distinguish left and right",
-        ),
+        ("--mirror", config.mirror, found.mirror, "distinguish left and right"),
     ):
         if is_asked and not is_allowed:
             raise UserError(

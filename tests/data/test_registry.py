@@ -58,7 +58,6 @@ def test_the_documented_class_trains(site, tmp_path, command):
     [
         ("cater:x", {"frame_stride", "clip_seconds", "crop"}),
         ("synthetic", {"frame_stride", "clip_seconds", "crop"}),
-        ("synthetic:states", {"mirror", "frame_stride", "clip_seconds", "crop"}),
         ("acre:x", {"mirror", "frame_stride", "clip_seconds", "crop"}),
         ("something-else:x", {"mirror"}),
         ("videos:x", set()),

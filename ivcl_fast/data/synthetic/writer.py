@@ -107,7 +107,7 @@ class DrawnSpec(SyntheticSpec):
     def draw_item(self, out: Path, number: int, width: int, height: int) -> Iterator[np.ndarray]:
         """Render an item, some frames at a time: uint8 RGB ``[F, height, width, 3]``.
 
-        Tables of states ignore the size. Writes the scene of the item if it is missing in ``out``.
+        Writes the scene of the item if it is missing in ``out``.
         """
 
 

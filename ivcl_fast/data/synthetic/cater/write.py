@@ -13,7 +13,6 @@ import numpy as np
 
 from ivcl_fast.data.formats import cater_labels
 from ivcl_fast.data.synthetic.cater.scene_file import frame_times, scene_dict, video_name
-from ivcl_fast.data.synthetic.cater.states import draw_states
 from ivcl_fast.data.synthetic.cater.video import Video, draw_camera_path, draw_video
 from ivcl_fast.data.synthetic.render import render
 from ivcl_fast.data.synthetic.renderers import Renderer, choose_renderer
@@ -21,7 +20,7 @@ from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import DrawnSpec, Size, read_spec, write_dataset
 from ivcl_fast.files import atomic_write, read_json, write_text
 
-CameraMotion = Literal["static", "moving", "none"]
+CameraMotion = Literal["static", "moving"]
 
 
 class _Format(NamedTuple):
@@ -64,8 +63,7 @@ class SyntheticCater(DrawnSpec):
     timeline at 96 x 72 pixels in 38 frames (3 fps); ``small``: at 128 x 96 pixels in 16 frames, a
     clip of the presets, for a slow renderer."""
     camera: CameraMotion = "static"
-    """``static``; ``moving`` as in CATER's ``cameramotion`` sets; ``none``: frames are tables of
-    object states (:mod:`ivcl_fast.data.synthetic.cater.states`)."""
+    """``static``, or ``moving`` as in CATER's ``cameramotion`` sets."""
     train: int = 3000
     """Number of training videos (CATER has 3,850)."""
     val: int = 600
@@ -126,9 +124,6 @@ class SyntheticCater(DrawnSpec):
     def _pictures(self, video: Video, width: int, height: int) -> Iterator[np.ndarray]:
         """Render a video, some frames at a time: uint8 RGB ``[F, height, width, 3]``."""
         times = frame_times(_FORMATS[self.size].frames)
-        if self.camera == "none":
-            yield np.stack(list(draw_states(video, times)))
-            return
         scene = video.scene(times)
         draw = choose_renderer(self.renderer, self.samples or _PUBLISHED_SAMPLES)
         for first in range(0, len(times), _CHUNK):
@@ -142,10 +137,7 @@ class SyntheticCater(DrawnSpec):
         return draw_video(self.seed, number, self.camera == "moving")
 
     def camera_path(self, number: int, frames: int) -> np.ndarray:
-        """Return the positions of a video's camera: float64 ``[frames, 3]``, or ``[1, 3]``.
-
-        Scenes of tables of states have the static camera.
-        """
+        """Return the positions of a video's camera: float64 ``[frames, 3]``, or ``[1, 3]``."""
         path = draw_camera_path(self.seed, number, self.camera == "moving")
         return path if len(path) == 1 else path[frame_times(frames)]
 
