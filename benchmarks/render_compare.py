@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +20,9 @@ from scipy.ndimage import gaussian_filter
 from ivcl_fast.data.formats.acre import PANELS, object_table
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import draw_panel
-from ivcl_fast.data.synthetic.blender.process import Blender, Frame
+from ivcl_fast.data.synthetic.blender.process import Blender
 from ivcl_fast.data.synthetic.cater.video import draw_video
-from ivcl_fast.data.synthetic.render import FLOOR, MACHINE, render
+from ivcl_fast.data.synthetic.render import FLOOR, MACHINE, Rendering, render
 from ivcl_fast.data.synthetic.scene import Scene
 
 ROOT = Path(__file__).parents[1]
@@ -35,10 +35,16 @@ STABLE = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 SHEET = (128, 96)
 
 
+class Frame(NamedTuple):
+    """A rendered frame: uint8 [h, w, 3] and int16 [h, w]."""
+
+    picture: np.ndarray
+    segments: np.ndarray
+
+
 class Case(NamedTuple):
     """A scene of one frame in both renderers."""
 
-    name: str
     scene: Scene
     blender: Frame
     fast: Frame
@@ -181,13 +187,17 @@ def draw_both(
     file = cache / f"{name}-{width}x{height}-{blender.samples}.npz"
     if file.is_file():
         with np.load(file) as arrays:
-            theirs = Frame(arrays["picture"], arrays["segments"], arrays["depth"])
+            theirs = Frame(arrays["picture"], arrays["segments"])
     else:
-        (theirs,) = blender.draw(scene, [0], width, height)
+        theirs = draw(blender.render, scene, width, height)
         np.savez(file, **theirs._asdict())
         print(f"rendered: {file.name}", flush=True)
-    ours = render(scene, [0], width, height, segments=True, depth=True)
-    return Case(name, scene, theirs, Frame(ours.pictures[0], ours.segments[0], ours.depth[0]))
+    return Case(scene, theirs, draw(render, scene, width, height))
+
+
+def draw(renderer: Callable[..., Rendering], scene: Scene, width: int, height: int) -> Frame:
+    drawn = renderer(scene, [0], width, height, segments=True)
+    return Frame(drawn.pictures[0], drawn.segments[0])
 
 
 def main() -> None:
@@ -197,7 +207,6 @@ def main() -> None:
     parser.add_argument("--acre", type=int, default=20, help="panels of ACRE, ten of a problem")
     parser.add_argument("--size", type=int, default=64, help="image size in pixels")
     parser.add_argument("--samples", type=int, default=1024, help="Blender's samples per pixel")
-    parser.add_argument("--threads", type=int, default=0, help="Blender's threads; 0: one per core")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "render_compare")
     flags = parser.parse_args()
     flags.cache.mkdir(parents=True, exist_ok=True)
@@ -206,7 +215,7 @@ def main() -> None:
         "CATER, other scenes": list(cater_scenes(flags.held_out, HELD_OUT_SEED)),
         "ACRE": list(acre_scenes(flags.acre)),
     }
-    with Blender(flags.samples, threads=flags.threads) as blender:
+    with Blender(flags.samples) as blender:
         groups = {
             title: [draw_both(blender, flags.cache, *one, flags.size, flags.size) for one in group]
             for title, group in scenes.items()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.render_compare import Case, overlaps, ssim
-from ivcl_fast.data.synthetic.blender.process import Frame
+from benchmarks.render_compare import Case, Frame, overlaps, ssim
 from ivcl_fast.data.synthetic.render import FLOOR
 from ivcl_fast.data.synthetic.scene import MATERIALS
 from tests.data.synthetic.test_render import make_scene, thing
@@ -19,7 +18,8 @@ def case(fast: np.ndarray, blender: np.ndarray) -> Case:
     """A snitch, a rubber and a metal cube, with given segments."""
     cubes = (thing("cube", material=material, size="small") for material in MATERIALS)
     scene = make_scene(*((one, 0.0, 0.0) for one in (thing("spl"), *cubes)))
-    return Case("case", scene, Frame(None, blender, None), Frame(None, fast, None))
+    none = np.zeros(0, dtype=np.uint8)
+    return Case(scene, Frame(none, blender), Frame(none, fast))
 
 
 def test_ssim_is_one_for_equal_pictures_and_near_zero_for_unrelated_ones() -> None:

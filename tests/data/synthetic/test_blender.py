@@ -77,7 +77,6 @@ def test_a_job_places_objects_as_published() -> None:
     ("source", "flags", "reason"),
     [
         ("cater", {"renderer": "blender"}, r"--renderer.*ivcl_fast\[blender\]"),
-        ("states", {"renderer": "blender"}, "--renderer.*synthetic:states"),
         ("something-else", {"renderer": "blender"}, "--renderer.*synthetic:something-else"),
         ("cater", {"samples": 8}, "--samples.*--renderer"),
     ],
@@ -109,16 +108,15 @@ def blender() -> Iterator[Blender]:
         process.find_python()
     except UserError as error:
         pytest.skip(str(error))
-    with Blender(samples=4, device="cpu", threads=1) as running:
+    with Blender(samples=4, threads=1) as running:
         yield running
 
 
 def test_blender_draws_objects_where_they_project(blender: Blender) -> None:
     scene = two_objects()
-    frames = list(blender.draw(scene, [0, 1], WIDTH, HEIGHT))
-    assert len(frames) == 2
+    drawn = blender.render(scene, [0, 1], WIDTH, HEIGHT, segments=True, depth=True)
+    frames = zip(drawn.pictures, drawn.segments, drawn.depth, strict=True)
     for frame, (picture, segments, depth) in enumerate(frames):
-        assert picture is not None and segments is not None and depth is not None
         assert picture.shape == (HEIGHT, WIDTH, 3) and picture.dtype == np.uint8
         assert set(np.unique(segments)) == {FLOOR, 0, 1}
         for k in range(2):
@@ -136,16 +134,14 @@ def test_blender_draws_objects_where_they_project(blender: Blender) -> None:
 
 def test_blender_draws_scenes_one_after_another(blender: Blender) -> None:
     machine, plain = (
-        next(blender.draw(two_objects(ground), [0], WIDTH, HEIGHT))
+        blender.render(two_objects(ground), [0], WIDTH, HEIGHT, segments=True)
         for ground in ("machine_on", "plain")
     )
-    assert machine.segments is not None and plain.segments is not None
     assert (machine.segments == MACHINE).mean() > 0.2
     assert not (plain.segments == MACHINE).any()
     again = blender.render(two_objects("machine_on"), [0], WIDTH, HEIGHT, depth=True)
-    np.testing.assert_array_equal(again.pictures, machine.picture[None])
-    np.testing.assert_array_equal(again.depth, machine.depth[None])
-    assert again.segments is None
+    np.testing.assert_array_equal(again.pictures, machine.pictures)
+    assert again.depth.shape == (1, HEIGHT, WIDTH) and again.segments is None
 
 
 def test_a_data_set_continues_after_blender_was_killed(blender: Blender, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,26 +21,12 @@ from ivcl_fast.data.synthetic.render import MACHINE, Rendering
 from ivcl_fast.data.synthetic.scene import Scene
 from ivcl_fast.errors import UserError
 
-Device = Literal["auto", "cpu", "gpu"]
-
 PYTHON = "IVCL_FAST_BLENDER"
 """Environment variable with a Python that has ``bpy``; by default the current one."""
 _SCRIPT = Path(__file__).with_name("script.py")
 _HAS_BPY = "import importlib.util, sys; sys.exit(importlib.util.find_spec('bpy') is None)"
 
 _own: dict[int, Blender] = {}
-
-
-class Frame(NamedTuple):
-    """A rendered frame; outputs that were not requested are None."""
-
-    picture: np.ndarray | None
-    """uint8 [height, width, 3], sRGB."""
-    segments: np.ndarray | None
-    """int16 [height, width]: index of the thing at most of the pixel's four points, else FLOOR or
-    MACHINE."""
-    depth: np.ndarray | None
-    """float32 [height, width]: distance along the camera's axis, infinite for the background."""
 
 
 class Blender:
@@ -51,18 +37,15 @@ class Blender:
     Example::
 
         >>> with Blender(samples=128) as blender:
-        ...     for picture, segments, depth in blender.draw(scene, [0, 300], 320, 240):
-        ...         print(picture.shape)
-        (240, 320, 3)
-        (240, 320, 3)
+        ...     print(blender.render(scene, [0, 300], 320, 240).pictures.shape)
+        (2, 240, 320, 3)
     """
 
-    def __init__(self, samples: int, device: Device = "auto", threads: int = 0) -> None:
-        """Start the process.
+    def __init__(self, samples: int, threads: int = 0) -> None:
+        """Start the process, on the GPUs that Cycles finds, else on the CPU.
 
         Args:
             samples: paths per pixel; the published pictures of CATER have 128, of ACRE 512.
-            device: ``auto`` uses the GPUs that Cycles finds, else the CPU.
             threads: number of CPU threads; 0 for one per core.
         """
         self.samples = samples
@@ -76,7 +59,7 @@ class Blender:
         write_meshes(folder / "meshes.npz")
         self._log = open(folder / "log", "w+")  # noqa: SIM115
         ours, theirs = os.pipe()
-        arguments = [str(folder / "meshes.npz"), device, str(threads), str(theirs)]
+        arguments = [str(folder / "meshes.npz"), str(threads), str(theirs)]
         self._answers = os.fdopen(ours)
         self._process = subprocess.Popen(
             [python, "-P", str(_SCRIPT), *arguments],  # -P: its folder is not searched for modules
@@ -88,55 +71,12 @@ class Blender:
             start_new_session=True,  # Ctrl-C reaches only this process, which ends Blender
         )
         os.close(theirs)
-        self.device: str = self._answer()["device"]
-        """``CPU`` or ``GPU``."""
+        self._answer()  # it has started
 
     @property
     def pid(self) -> int:
         """Id of the process."""
         return self._process.pid
-
-    def draw(
-        self,
-        scene: Scene,
-        frames: Sequence[int],
-        width: int,
-        height: int,
-        *,
-        pictures: bool = True,
-        segments: bool = True,
-    ) -> Iterator[Frame]:
-        """Render frames of a scene in the published 4:3 view, at any size.
-
-        The caller must iterate over all of them.
-
-        Args:
-            scene: the objects, the camera and the lamps.
-            frames: indices of the frames.
-            width, height: size of the pictures in pixels.
-            pictures, segments: whether to return pictures, and segments with their depth.
-        """
-        job = describe_job(scene, frames) | {
-            "size": (width, height),
-            "samples": self.samples,
-            "folder": str(self.folder),
-            "pictures": pictures,
-            "segments": segments,
-        }
-        try:
-            self._input.write(json.dumps(job) + "\n")
-            self._input.flush()
-        except BrokenPipeError:
-            raise self._ended() from None
-        for k in range(len(job["camera"])):
-            self._answer()
-            picture = index = depth = None
-            if pictures:
-                picture = self._read(f"frame-{k}.png", read_picture)
-            if segments:
-                numbers = self._read(f"frame-{k}.npy", np.load)
-                index, depth = vote(numbers, len(scene.things))
-            yield Frame(picture, index, depth)
 
     def render(
         self,
@@ -150,11 +90,30 @@ class Blender:
         depth: bool = False,
     ) -> Rendering:
         """Like :func:`ivcl_fast.data.synthetic.render.render`, with Blender."""
-        numbers = segments or depth
-        drawn = self.draw(scene, frames, width, height, pictures=pictures, segments=numbers)
-        arrays = [None if one[0] is None else np.stack(one) for one in zip(*drawn, strict=True)]
-        wanted = pictures, segments, depth
-        return Rendering(*(a if want else None for a, want in zip(arrays, wanted, strict=True)))
+        job = describe_job(scene, frames) | {
+            "size": (width, height),
+            "samples": self.samples,
+            "folder": str(self.folder),
+            "pictures": pictures,
+            "numbers": segments or depth,
+        }
+        try:
+            self._input.write(json.dumps(job) + "\n")
+            self._input.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+        drawn, numbers = [], []
+        for k in range(len(job["camera"])):
+            self._answer()
+            if pictures:
+                drawn.append(self._read(f"frame-{k}.png", read_picture))
+            if segments or depth:
+                numbers.append(vote(self._read(f"frame-{k}.npy", np.load), len(scene.things)))
+        return Rendering(
+            np.stack(drawn) if pictures else None,
+            np.stack([index for index, _ in numbers]) if segments else None,
+            np.stack([distance for _, distance in numbers]) if depth else None,
+        )
 
     def close(self) -> None:
         """End the process."""

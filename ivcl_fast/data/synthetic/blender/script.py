@@ -1,6 +1,6 @@
 """Script for a Python that has ``bpy``: renders frames described in JSON.
 
-``python -P script.py MESHES DEVICE THREADS ANSWERS`` reads a job, a JSON object, from each line of
+``python -P script.py MESHES THREADS ANSWERS`` reads a job, a JSON object, from each line of
 its input (see :mod:`.job`). For each frame it writes ``frame-K.png``, the picture, or
 ``frame-K.npy``, float32 [2 height, 2 width, 2] with the number of the object and the depth at the
 centers of quarter pixels, or both, into the job's folder. Then it writes a line with a JSON object
@@ -30,9 +30,9 @@ FLAT_FILTER = 0.01
 class Studio:
     """Two Blender scenes of the same objects: for the picture, and for object numbers and depth."""
 
-    def __init__(self, meshes: Path, device: str, threads: int) -> None:
+    def __init__(self, meshes: Path, threads: int) -> None:
         bpy.ops.wm.read_factory_settings(use_empty=True)
-        self.device = "CPU" if device == "cpu" or not use_gpu(device) else "GPU"
+        self.device = "GPU" if use_gpu() else "CPU"
         self.threads = threads
         with np.load(meshes) as arrays:
             names = {name.split(".")[0] for name in arrays}
@@ -75,7 +75,7 @@ class Studio:
                 thing.location, thing.rotation_euler = location, rotation
             if job["pictures"]:
                 render(self.picture, folder / f"frame-{k}.png")
-            if job["segments"]:
+            if job["numbers"]:
                 render(self.flat, folder / "flat.exr")
                 np.save(folder / f"frame-{k}.npy", read_flat(folder / "flat.exr"))
             yield k
@@ -123,7 +123,7 @@ class Studio:
 # --- Settings ------------------------------------------------------------------------------------
 
 
-def use_gpu(device: str) -> bool:
+def use_gpu() -> bool:
     """Select the first kind of GPU that Cycles finds; return whether there is one."""
     preferences = bpy.context.preferences.addons["cycles"].preferences
     for kind in GPU_KINDS:
@@ -137,8 +137,6 @@ def use_gpu(device: str) -> bool:
             one.use = one.type == kind
         if gpus:
             return True
-    if device == "gpu":
-        raise RuntimeError("no GPU that Cycles can use")
     return False
 
 
@@ -317,7 +315,7 @@ def remove_exchange(folder: Path) -> None:
 
 
 def main() -> None:
-    meshes, device, threads, descriptor = sys.argv[1:]
+    meshes, threads, descriptor = sys.argv[1:]
     with os.fdopen(int(descriptor), "w") as answers:
 
         def answer(**message: Any) -> None:
@@ -325,7 +323,7 @@ def main() -> None:
             answers.flush()
 
         try:
-            studio = Studio(Path(meshes), device, int(threads))
+            studio = Studio(Path(meshes), int(threads))
             answer(device=studio.device)
             for line in sys.stdin:
                 for k in studio.draw(json.loads(line)):
