@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+from ivcl_fast.data.synthetic.scene import MACHINE
+
+if TYPE_CHECKING:
+    from scipy.interpolate import CubicHermiteSpline
 
 PROFILE = (
     (-23.56, 0.0), (-18.6, 0.0), (-13.7, 0.0), (-8.89, 0.05), (-6.10, 0.14), (-2.66, 0.50),
@@ -14,40 +22,33 @@ WIDTH, POSITION, TURN = 56.48, (-24.0628, -17.9967), 2.698
 """Width along its local y axis, from 0 down; position of its origin, and rotation about z."""
 CELLS_PER_UNIT = 16
 AXIS_LENGTH, TICK, AXIS_RADIUS = 3.0, 0.25, 0.012
-MACHINE_HALF, MACHINE_HEIGHT, EDGE = 2.8, 1.0, 0.012
+MACHINE_HALF, MACHINE_HEIGHT = MACHINE
+EDGE = 0.012
 _NEWTON, _EXACT = 9, 2e-3
 
 
-def _table() -> np.ndarray:
-    """Height and slope of the profile, float32 [2, N], sampled from its lower end.
+@cache
+def curve() -> CubicHermiteSpline:
+    """Return the profile as a cubic curve through its points, as monotonic as they are."""
+    from scipy.interpolate import CubicHermiteSpline  # takes half a second to import
 
-    A cubic curve interpolates the points and preserves their monotonicity.
-    """
     x, z = np.array(PROFILE).T
     width, slope = np.diff(x), np.diff(z) / np.diff(x)
     first, second = 2 * width[1:] + width[:-1], width[1:] + 2 * width[:-1]
     with np.errstate(divide="ignore"):
         middle = (first + second) / (first / slope[:-1] + second / slope[1:])
-    tangent = np.concatenate([[0.0], middle, slope[-1:]])
-    at = x[0] + np.arange(int((x[-1] - x[0]) * CELLS_PER_UNIT) + 3) / CELLS_PER_UNIT
-    i = np.minimum(np.searchsorted(x, at, side="right") - 1, len(width) - 1)
-    s, w = (at - x[i]) / width[i], width[i]
-    height = (
-        (2 * s**3 - 3 * s**2 + 1) * z[i]
-        + (3 * s**2 - 2 * s**3) * z[i + 1]
-        + w * ((s**3 - 2 * s**2 + s) * tangent[i] + (s**3 - s**2) * tangent[i + 1])
-    )
-    steep = (
-        (6 * s**2 - 6 * s) * (z[i] - z[i + 1]) / w
-        + (3 * s**2 - 4 * s + 1) * tangent[i]
-        + (3 * s**2 - 2 * s) * tangent[i + 1]
-    )
-    beyond = at > x[-1]
-    height[beyond], steep[beyond] = z[-1] + (at[beyond] - x[-1]) * slope[-1], slope[-1]
-    return np.stack([height, steep]).astype(np.float32)
+    return CubicHermiteSpline(x, z, np.concatenate([[0.0], middle, slope[-1:]]))
 
 
-TABLE = _table()
+@cache
+def table() -> np.ndarray:
+    """Height and slope of the profile, float32 [2, N], sampled from its lower end."""
+    at = START + np.arange(int((END - START) * CELLS_PER_UNIT) + 3) / CELLS_PER_UNIT
+    inside, beyond = np.minimum(at, END), np.maximum(at - END, 0)
+    height, steep = curve()(inside), curve()(inside, 1)
+    return np.stack([height + beyond * steep, steep]).astype(np.float32)
+
+
 START, END = PROFILE[0][0], PROFILE[-1][0]
 COS, SIN = np.cos(TURN), np.sin(TURN)
 
@@ -55,12 +56,13 @@ COS, SIN = np.cos(TURN), np.sin(TURN)
 def _profile(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Height, and slope of the line between two cells."""
     cell, share = _cells(x)
-    low, rise = TABLE[0, cell], TABLE[0, cell + 1] - TABLE[0, cell]
+    heights = table()[0]
+    low, rise = heights[cell], heights[cell + 1] - heights[cell]
     return low + share * rise, rise * CELLS_PER_UNIT
 
 
 def _cells(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    at = np.clip((x - START) * CELLS_PER_UNIT, 0, TABLE.shape[1] - 2)
+    at = np.clip((x - START) * CELLS_PER_UNIT, 0, table().shape[1] - 2)
     cell = at.astype(np.int64)
     return cell, (at - cell).astype(np.float32)
 
@@ -85,7 +87,8 @@ def backdrop(o: np.ndarray, d: np.ndarray, level: float) -> tuple[np.ndarray, np
         t = np.where(above < -_EXACT, t - above / np.minimum(dz - slope * dx, -1e-6), t)
     height, _ = _profile(ox + t * dx)
     cell, share = _cells(ox + t * dx)
-    slope = TABLE[1, cell] + share * (TABLE[1, cell + 1] - TABLE[1, cell])
+    slopes = table()[1]
+    slope = slopes[cell] + share * (slopes[cell + 1] - slopes[cell])
     x, y = ox + t * dx, oy + t * dy
     found &= (oz + t * dz - height < 0.02) & (x >= START) & (y <= 0) & (y >= -WIDTH) & (t > 0)
     size = 1 / np.sqrt(1 + slope * slope)

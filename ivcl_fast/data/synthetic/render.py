@@ -14,7 +14,7 @@ import torch
 
 from ivcl_fast.data.synthetic import ray_casting
 from ivcl_fast.data.synthetic import scene as world
-from ivcl_fast.data.synthetic.ground import TABLE
+from ivcl_fast.data.synthetic.ground import table
 from ivcl_fast.data.synthetic.ray_casting import FLOOR, MACHINE, Numbers
 from ivcl_fast.data.synthetic.scene import Scene
 from ivcl_fast.kernels import render_scene as render_op
@@ -74,7 +74,7 @@ def _draw_by_op(
     kinds = np.stack([numbers.shapes, numbers.metal], axis=1)
     sizes = np.stack([numbers.radii, numbers.halves], axis=1)
     arrays = (
-        kinds, sizes, numbers.colors, numbers.poses, numbers.cameras, numbers.lamps, TABLE,
+        kinds, sizes, numbers.colors, numbers.poses, numbers.cameras, numbers.lamps, table(),
         _float(list(ray_casting.LOOK.values())),
     )  # fmt: skip
     tensors = [torch.from_numpy(array) for array in arrays]

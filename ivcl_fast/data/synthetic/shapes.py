@@ -18,15 +18,17 @@ RING_FACETS, TUBE_FACETS = 48, 12
 """Number of flat faces around a ring and around its tube; only normals depend on them."""
 
 
-def _ring_frame(axis: tuple[float, float, float]) -> np.ndarray:
-    """Return unit vectors as rows: two in the plane of the ring; facets begin at the first."""
+def frame_along(axis: tuple[float, float, float] | np.ndarray) -> np.ndarray:
+    """Return three right-handed orthogonal unit vectors as rows; the last points along ``axis``."""
     z = np.array(axis) / np.linalg.norm(axis)
     x = np.cross(np.eye(3)[np.argmin(np.abs(z))], z)
     x /= np.linalg.norm(x)
-    return np.stack([x, np.cross(z, x), z]).astype(np.float32)
+    return np.stack([x, np.cross(z, x), z])
 
 
-RING_FRAMES = tuple(map(_ring_frame, ((0, 0, 1), (0.80, -0.58, 0.14), (0.58, 0.82, 0))))
+RING_AXES = ((0.0, 0.0, 1.0), (0.80, -0.58, 0.14), (0.58, 0.82, 0.0))
+RING_FRAMES = [frame_along(axis).astype(np.float32) for axis in RING_AXES]
+"""Facets of a ring begin at the first vector."""
 STEPS = {"cube": 12, "cylinder": 8, "spl": 32}
 """Number of steps of sphere tracing after a ray enters the bounding shape."""
 _NEAR, _STILL, _COARSE = 4e-3, 1e-3, 0.02

@@ -9,6 +9,7 @@ import numpy as np
 
 from ivcl_fast.data.synthetic import scene as world
 from ivcl_fast.data.synthetic.blender import meshes
+from ivcl_fast.data.synthetic.ground import POSITION, TURN
 from ivcl_fast.data.synthetic.scene import Scene, Thing
 
 
@@ -63,11 +64,11 @@ def _object(
 def _still(ground: world.Ground, machine: int) -> list[dict[str, Any]]:
     """Describe the static objects; ``machine`` is the number of the machine."""
     gray = (0.8, 0.8, 0.8)
-    backdrop = np.array(meshes.GROUND_POSITION)
+    backdrop = [*POSITION, 0.0]
     has_machine = ground in ("machine_on", "machine_off")
     if has_machine:
         backdrop[2] = world.MACHINE_GROUND
-    still = [_object("ground", "diffuse", gray, location=backdrop, turn=meshes.GROUND_TURN)]
+    still = [_object("ground", "diffuse", gray, location=backdrop, turn=TURN)]
     if ground == "axes":
         still.append(_object("axes", "metal", np.array(world.COLORS["gold"]) / 255))
     if has_machine:

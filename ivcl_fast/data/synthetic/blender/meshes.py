@@ -8,31 +8,25 @@ from math import pi
 
 import numpy as np
 
+from ivcl_fast.data.synthetic import ground as backdrop
+from ivcl_fast.data.synthetic.ground import AXIS_LENGTH, AXIS_RADIUS, TICK
 from ivcl_fast.data.synthetic.scene import MACHINE
+from ivcl_fast.data.synthetic.shapes import (
+    CUBE_ROUNDING,
+    FACETS,
+    RIM_ROUNDING,
+    RING_AXES,
+    RING_FACETS,
+    TUBE_FACETS,
+    frame_along,
+)
 
-CUBE_FLAT = 0.768
+CUBE_FLAT = 1 - CUBE_ROUNDING
 """Half the width of a cube's flat faces; the edges are rounded from there to 1."""
-CYLINDER_RIM = 0.08
-"""Radius of the rounded rims of a cylinder."""
-CONE_SIDES = 32
 TORUS_RADIUS = 0.25
 """Radius of the tube of the snitch's rings, whose major radius is 1."""
-TORUS_AXES = ((0.0, 0.0, 1.0), (0.80, -0.58, 0.14), (0.58, 0.82, 0.0))
-AXIS_LENGTH, AXIS_TICK, AXIS_RADIUS = 3.0, 0.25, 0.012
-"""Half-length of the axes on the floor, length of their ticks, radius of the tubes."""
 WIRE = 0.02
 """Thickness of the machine's edges."""
-
-GROUND_PROFILE = (
-    (-23.56, 0.0), (-18.6, 0.0), (-13.7, 0.0), (-8.89, 0.05), (-6.10, 0.14), (-2.66, 0.50),
-    (-1.17, 0.93), (-0.02, 1.58), (1.11, 2.92), (2.09, 5.64), (2.82, 9.92), (3.49, 16.26),
-    (4.08, 23.21),
-)  # fmt: skip
-"""Height of the backdrop along its local x axis."""
-GROUND_WIDTH = 56.48
-GROUND_POSITION = (-24.0628, -17.9967, 0.0)
-GROUND_TURN = 2.698
-"""Rotation of the backdrop about z, in radians."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +86,8 @@ def sphere(segments: int = 128, rings: int = 120) -> Mesh:
 def cylinder(segments: int = 192, bends: int = 12) -> Mesh:
     """Cylinder of radius and half-height 1, with rounded rims and flat faces."""
     angle = np.linspace(0, pi / 2, bends + 1)
-    rim_radius = 1 - CYLINDER_RIM + CYLINDER_RIM * np.cos(angle)
-    rim_height = 1 - CYLINDER_RIM + CYLINDER_RIM * np.sin(angle)
+    rim_radius = 1 - RIM_ROUNDING + RIM_ROUNDING * np.cos(angle)
+    rim_height = 1 - RIM_ROUNDING + RIM_ROUNDING * np.sin(angle)
     radius = np.concatenate([[0.0], rim_radius[::-1], rim_radius, [0.0]])
     height = np.concatenate([[-1.0], -rim_height[::-1], rim_height, [1.0]])
     return _turned(radius, height, segments)
@@ -101,12 +95,12 @@ def cylinder(segments: int = 192, bends: int = 12) -> Mesh:
 
 def cone() -> Mesh:
     """Cone of radius 1 and height 2 with flat sides; closed below."""
-    return _turned(np.array([0.0, 1.0, 0.0]), np.array([-1.0, -1.0, 1.0]), CONE_SIDES)
+    return _turned(np.array([0.0, 1.0, 0.0]), np.array([-1.0, -1.0, 1.0]), FACETS)
 
 
 def snitch() -> Mesh:
     """Three rings of radius 1 about nearly orthogonal axes, with flat faces."""
-    return _joined([_torus(np.array(axis)) for axis in TORUS_AXES])
+    return _joined([_torus(np.array(axis)) for axis in RING_AXES])
 
 
 def axes() -> Mesh:
@@ -116,15 +110,17 @@ def axes() -> Mesh:
         direction, across = np.eye(3)[along], np.eye(3)[1 - along]
         tubes.append(_tube(-AXIS_LENGTH * direction, AXIS_LENGTH * direction))
         for place in (-3, -2, -1, 1, 2, 3):
-            middle, half = place * direction, AXIS_TICK / 2 * across
+            middle, half = place * direction, TICK / 2 * across
             tubes.append(_tube(middle - half, middle + half))
     return _joined(tubes)
 
 
 def ground(steps: int = 8, strips: int = 8) -> Mesh:
     """Backdrop in its own coordinates: a flat strip that rises smoothly at one end."""
-    x, z = _smooth_profile(np.array(GROUND_PROFILE), steps)
-    y = np.linspace(0, -GROUND_WIDTH, strips + 1)
+    ends = np.array(backdrop.PROFILE)[:, 0]
+    parts = ends[:-1, None] + np.diff(ends)[:, None] * np.arange(steps) / steps
+    x = np.append(parts, ends[-1])
+    z, y = backdrop.curve()(x), np.linspace(0, -backdrop.WIDTH, strips + 1)
     points = np.stack(np.broadcast_arrays(x[:, None], y, z[:, None]), axis=-1)
     return Mesh(points.reshape(-1, 3), _grid(len(x), len(y))[:, ::-1])
 
@@ -164,8 +160,8 @@ def _turned(radius: np.ndarray, height: np.ndarray, segments: int) -> Mesh:
     return Mesh(np.concatenate(vertices), np.concatenate(faces))
 
 
-def _torus(axis: np.ndarray, segments: int = 48, sides: int = 12) -> Mesh:
-    first, second, axis = _frame(axis)
+def _torus(axis: np.ndarray, segments: int = RING_FACETS, sides: int = TUBE_FACETS) -> Mesh:
+    first, second, axis = frame_along(axis)
     angle = 2 * pi * np.arange(segments) / segments
     tube = 2 * pi * np.arange(sides) / sides
     out = np.cos(angle)[:, None] * first + np.sin(angle)[:, None] * second  # [segments, 3]
@@ -180,18 +176,9 @@ def _torus(axis: np.ndarray, segments: int = 48, sides: int = 12) -> Mesh:
 def _tube(start: np.ndarray, end: np.ndarray, sides: int = 12) -> Mesh:
     """Closed tube of the axes' radius."""
     length = float(np.linalg.norm(end - start))
-    first, second, axis = _frame(end - start)
     radius, height = np.array([0.0, 1, 1, 0]) * AXIS_RADIUS, np.array([0.0, 0, 1, 1]) * length
     mesh = _turned(radius, height, sides)
-    return Mesh(start + mesh.vertices @ np.stack([first, second, axis]), mesh.faces)
-
-
-def _frame(axis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return three right-handed orthogonal unit vectors; the last points along ``axis``."""
-    axis = axis / np.linalg.norm(axis)
-    first = np.cross(np.eye(3)[np.argmin(np.abs(axis))], axis)
-    first /= np.linalg.norm(first)
-    return first, np.cross(axis, first), axis
+    return Mesh(start + mesh.vertices @ frame_along(end - start), mesh.faces)
 
 
 def _joined(parts: list[Mesh]) -> Mesh:
@@ -202,24 +189,3 @@ def _joined(parts: list[Mesh]) -> Mesh:
         np.concatenate([part.faces + start for part, start in zip(parts, starts, strict=False)]),
         np.concatenate(normals) if normals else None,
     )
-
-
-def _smooth_profile(points: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Interpolate heights by a cubic curve through all points that never overshoots them."""
-    x, z = points.T
-    width, slope = np.diff(x), np.diff(z) / np.diff(x)
-    with np.errstate(divide="ignore"):
-        first, second = 2 * width[1:] + width[:-1], width[1:] + 2 * width[:-1]
-        middle = (first + second) / (first / slope[:-1] + second / slope[1:])
-    tangent = np.concatenate([[0.0], middle, slope[-1:]])
-    share = np.arange(steps) / steps
-    cube, square = share**3, share**2
-    weights = 2 * cube - 3 * square + 1, 3 * square - 2 * cube, cube - 2 * square + share
-    rise = cube - square
-    fine = (
-        weights[0] * z[:-1, None]
-        + weights[1] * z[1:, None]
-        + width[:, None] * (weights[2] * tangent[:-1, None] + rise * tangent[1:, None])
-    )
-    at = x[:-1, None] + width[:, None] * share
-    return np.append(at, x[-1]), np.append(fine, z[-1])
