@@ -44,10 +44,11 @@ def folder() -> tempfile.TemporaryDirectory[str]:
 def videos() -> list[Media]:
     """Write synthetic CATER videos: Motion-JPEG, 320x240, 301 frames each."""
     require("av")
-    from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+    from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+    from ivcl_fast.data.synthetic.writer import write_dataset
 
     data = Path(folder().name) / "cater"
-    write_cater(data, SyntheticCater("full", train=VIDEOS, val=0), workers=1)
+    write_dataset(data, SyntheticCater("full", train=VIDEOS, val=0), workers=1)
     files = sorted((data / "videos").iterdir())
     return [Media(file.stem, (file,)) for file in files]
 

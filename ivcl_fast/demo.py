@@ -27,8 +27,9 @@ from ivcl_fast.analysis.clips import ClipReader, DecodedClip
 from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Model
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.clip import FilePath
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
 from ivcl_fast.data.synthetic.video import encode_video
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.errors import UserError, require_above
 from ivcl_fast.evaluate import videos_in
 from ivcl_fast.models.ivcl import IVCLClassifier
@@ -110,7 +111,7 @@ def with_drawn_scenes(run: FinishedRun, config: DemoConfig, folder: Path) -> Fin
     if not run.localizes:
         raise UserError(f"VIDEO: expected a video for {config.model}, got none")
     spec = SyntheticCater(train=1, val=DRAWN, seed=config.seed)
-    data = write_cater(folder / "cater", spec, workers=1, media=False)
+    data = write_dataset(folder / "cater", spec, workers=1, media=False)
     return FinishedRun.open(config.model, config.device, DataFlags(data=f"cater:{data}"))
 
 

@@ -16,7 +16,8 @@ from ivcl_fast.analysis import linear_probes
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.synthetic.cater.scene_file import scene_dict
 from ivcl_fast.data.synthetic.cater.video import draw_video
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.evaluation import metrics
 from ivcl_fast.evaluation.baselines import CONE
 from ivcl_fast.train import main as train_main
@@ -185,7 +186,7 @@ TINY = (*RUN_FLAGS, "--no-compare-memoryless", "--no-pictures")
 
 
 def test_from_run_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any) -> None:
-    data = write_cater(tmp_path / "cater", SyntheticCater(train=20, val=10), 1)
+    data = write_dataset(tmp_path / "cater", SyntheticCater(train=20, val=10), 1)
     where = ["--data", f"cater:{data}", "--out", tmp_path, "--name", "run"]
     assert command(train_main, *where, *TINY, *FRAME_FLAGS)[0] == 0
     run = tmp_path / "run"

@@ -22,7 +22,8 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.formats.cater import Cater
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.evaluation import metrics
 from ivcl_fast.train import main as train_main
 from tests.support.small_models import RUN_FLAGS
@@ -59,7 +60,7 @@ def test_an_object_alone_is_also_seen_where_others_hide_it() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cater(tmp_path_factory.mktemp("cater"), SyntheticCater(train=12, val=10), 1)
+    return write_dataset(tmp_path_factory.mktemp("cater"), SyntheticCater(train=12, val=10), 1)
 
 
 def test_segments_are_compared_with_the_objects_of_their_frames(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ivcl_fast.analysis.clips import ClipReader, DecodedClip, follow_snitch
 from ivcl_fast.analysis.finished_runs import FinishedRun
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.training.settings import TrainConfig
 
 
@@ -61,7 +62,7 @@ def test_a_scene_of_other_frames_is_not_compared_frame_by_frame(last: int, known
 
 
 def test_the_patch_of_the_snitch_is_golden_where_it_can_be_seen(tmp_path: Path) -> None:
-    data = write_cater(tmp_path / "cater", SyntheticCater(train=1, val=6), 1)
+    data = write_dataset(tmp_path / "cater", SyntheticCater(train=1, val=6), 1)
     settings = TrainConfig().replace(source=f"cater:{data}", task="localize", device="cpu")
     reader = ClipReader(FinishedRun(settings), trajectories=True)
     golden = []

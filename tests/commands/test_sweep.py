@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.errors import UserError
 from ivcl_fast.studies import runner
 from ivcl_fast.studies.definitions import STUDIES, Study, Variant
@@ -41,7 +42,7 @@ SLOTS = Study("How many?", "slots per frame", (Variant("1", model="--num-slots 1
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("data") / "cater"
-    return f"cater:{write_cater(folder, SyntheticCater(train=20, val=6), 1)}"
+    return f"cater:{write_dataset(folder, SyntheticCater(train=20, val=6), 1)}"
 
 
 def test_a_study_from_data_to_table_and_again(data, tmp_path, monkeypatch, capfd):

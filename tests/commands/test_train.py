@@ -14,7 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from ivcl_fast import IVCL, IVCLClassifier
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.files import LOCK
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.arguments import parse
@@ -46,7 +47,7 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def cater(tmp_path_factory) -> Path:
-    return write_cater(tmp_path_factory.mktemp("cater"), SyntheticCater(train=12, val=6), 1)
+    return write_dataset(tmp_path_factory.mktemp("cater"), SyntheticCater(train=12, val=6), 1)
 
 
 def test_quick_run_does_everything(short_run, tmp_path, command, monkeypatch):

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
-from ivcl_fast.data.synthetic.something_else.write import (
-    SyntheticSomethingElse,
-    write_something_else,
-)
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.something_else.write import SyntheticSomethingElse
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.train import main
 from tests.support.small_models import RUN_FLAGS
@@ -24,11 +22,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("data")
     small = dict(train=8, val=4)
     return {
-        "cater": write_cater(root / "cater", SyntheticCater(**small), 1),
-        "acre": write_acre(root / "acre", SyntheticAcre("comp", **small, test=4), 1),
-        "something-else": write_something_else(
-            root / "sse", SyntheticSomethingElse(train=90, val=18), 1
-        ),
+        "cater": write_dataset(root / "cater", SyntheticCater(**small), 1),
+        "acre": write_dataset(root / "acre", SyntheticAcre("comp", **small, test=4), 1),
+        "something-else": write_dataset(root / "sse", SyntheticSomethingElse(train=90, val=18), 1),
     }
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ivcl_fast import IVCLClassifier, SlotAutoencoder
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.train import main as train_main
 from ivcl_fast.visualize import main
 from tests.report.test_page import data_of
@@ -44,7 +45,9 @@ def visualize(command: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def cater(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_cater(tmp_path_factory.mktemp("data") / "cater", SyntheticCater(train=8, val=6), 1)
+    return write_dataset(
+        tmp_path_factory.mktemp("data") / "cater", SyntheticCater(train=8, val=6), 1
+    )
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from ivcl_fast.data.dataset import Clip
 from ivcl_fast.data.formats import cater_frames
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.frame_labels import CLASSES, OBJECTS, SHAPES, make_frame_labels
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, spec_of, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater, spec_of
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.errors import UserError
 from ivcl_fast.train import main
 from ivcl_fast.training.arguments import parse
@@ -33,7 +34,7 @@ FRAMES = 38
 @pytest.fixture(scope="module", params=["static", "moving"])
 def cater(request, tmp_path_factory) -> Cater:
     folder = tmp_path_factory.mktemp("cater") / request.param
-    return Cater(write_cater(folder, SyntheticCater(train=8, val=4, camera=request.param), 1))
+    return Cater(write_dataset(folder, SyntheticCater(train=8, val=4, camera=request.param), 1))
 
 
 # --- Against pictures and the scenes' own numbers -------------------------------------------------
@@ -174,7 +175,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def learnable(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("learnable")
-    return write_cater(folder / "cater", SyntheticCater(train=60, val=20), 1)
+    return write_dataset(folder / "cater", SyntheticCater(train=60, val=20), 1)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from ivcl_fast.data.loader import Batch
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.distributed import rendezvous
 from ivcl_fast.errors import UserError
@@ -110,7 +111,7 @@ def run_the_command(arguments: list[str]) -> list[bool]:
 
 def test_the_command_does_on_two_ranks_what_it_does_on_one(tmp_path):
     """All stages, to finished models that any number of ranks can continue with."""
-    write_cater(tmp_path / "cater", SyntheticCater(train=12, val=6), workers=1)
+    write_dataset(tmp_path / "cater", SyntheticCater(train=12, val=6), workers=1)
     arguments = ["--data", f"cater:{tmp_path / 'cater'}", "--out", str(tmp_path), *SMALL]
     arguments += ["--pretrain-clips", "40", "--finetune-clips", "20", "--amp", "off"]
     arguments += ["--device", "cpu", "--no-compare-memoryless", "--no-pictures"]

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.training.metrics_log import MetricsLog
 from tests.support.short_run import ENVIRONMENT, ROOT
 
@@ -121,7 +122,7 @@ def is_done(job: str, environment: dict[str, str]) -> bool:
 @pytest.mark.parametrize("reason", ["time limit", "preemption"])
 def test_training_that_is_stopped_continues_by_itself(slurm, tmp_path, reason):
     """After the signal that precedes the time limit, and after a job of a better partition."""
-    write_cater(tmp_path / "cater", SyntheticCater(train=4, val=2), workers=1)
+    write_dataset(tmp_path / "cater", SyntheticCater(train=4, val=2), workers=1)
     flags = "--quick", "--stage", "pretrain", "--name", "run", "--pretrain-clips", "640"
     more = "--data", "cater:cater", "--save-every", "10", "--batch-size", "4"
     job = submit(slurm, tmp_path, SCRIPTS / "train.sbatch", *flags, *more)
@@ -146,7 +147,7 @@ def has_lines(file: Path, count: int) -> bool:
 
 
 def test_an_array_of_jobs_builds_a_store(slurm, tmp_path):
-    write_cater(tmp_path / "cater", SyntheticCater(train=4, val=2), workers=1)
+    write_dataset(tmp_path / "cater", SyntheticCater(train=4, val=2), workers=1)
     job = submit(
         slurm, tmp_path, "--array=1-2", SCRIPTS / "prepare.sbatch", "cater:cater", "--out", "store"
     )

@@ -13,12 +13,10 @@ import pytest
 import torch
 
 from ivcl_fast.analysis.clips import DecodedClip
-from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
-from ivcl_fast.data.synthetic.something_else.write import (
-    SyntheticSomethingElse,
-    write_something_else,
-)
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.something_else.write import SyntheticSomethingElse
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.evaluation.evaluate import Result
 from ivcl_fast.report import study
 from ivcl_fast.report.clips import describe_clip
@@ -115,11 +113,11 @@ def train_quickly(kind: str, folder: Path) -> Path:
     flags: tuple[str, ...] = FRAME_FLAGS
     if kind == "acre":
         flags = ()  # clips have seven panels
-        data = write_acre(folder / "data", SyntheticAcre("comp", train=8, val=4, test=4), 1)
+        data = write_dataset(folder / "data", SyntheticAcre("comp", train=8, val=4, test=4), 1)
     elif kind == "something-else":
-        data = write_something_else(folder / "data", SyntheticSomethingElse(train=32, val=8), 1)
+        data = write_dataset(folder / "data", SyntheticSomethingElse(train=32, val=8), 1)
     elif kind == "slot attention":
-        data = write_cater(folder / "data", SyntheticCater(train=8, val=4), 1)
+        data = write_dataset(folder / "data", SyntheticCater(train=8, val=4), 1)
         flags += ("--objective", "slot_attention")
     else:
         data = folder / "data"

@@ -54,8 +54,9 @@ def make_short_run(home: Path) -> ShortRun:
             )
             assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
             # Needs PyAV, which the tests of kernels on a GPU do without.
-            from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+            from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+            from ivcl_fast.data.synthetic.writer import write_dataset
 
-            write_cater(home / "kept", SyntheticCater(train=1, val=0), 1)
+            write_dataset(home / "kept", SyntheticCater(train=1, val=0), 1)
             (home / "said").write_text(done.stdout)
     return run

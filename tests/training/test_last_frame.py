@@ -10,7 +10,8 @@ import torch
 
 from ivcl_fast import IVCL, IVCLClassifier, IVCLConfig
 from ivcl_fast.data.formats.cater_frames import snitch_cell
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.models import backbone
 from ivcl_fast.training.loop import Stage
 from ivcl_fast.training.run import Run
@@ -37,7 +38,7 @@ def test_a_model_of_clips_takes_all_but_the_times_of_other_frames(objective):
 
 
 def run_with(tmp_path, **settings) -> Run:
-    data = write_cater(tmp_path / "data", SyntheticCater(train=6, val=2), 1)
+    data = write_dataset(tmp_path / "data", SyntheticCater(train=6, val=2), 1)
     plain = dict(
         source=f"cater:{data}", task="localize", model=IVCLConfig(**SIZES), device="cpu",
         stage="finetune", batch_size=2, finetune_clips=4, out=tmp_path, pictures=False,

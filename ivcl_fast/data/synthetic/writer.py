@@ -114,13 +114,26 @@ class DrawnSpec(SyntheticSpec):
 def write_dataset(
     out: Path,
     spec: SyntheticSpec,
-    workers: int | None,
-    progress: Callable[[int, int], None] | None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
     media: bool = True,
 ) -> Path:
-    """Write a data set to the folder ``out``, or continue an interrupted call.
+    """Write a data set to the folder ``out``, or continue an interrupted call; return ``out``.
 
-    Arguments and errors: see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`.
+    Args:
+        out: the folder, created if missing.
+        spec: what to write; a folder begun with another spec is an error.
+        workers: number of single-threaded processes; default one per CPU.
+        progress: called with (items done, items in total), including those found complete.
+        media: whether to write the media, which can be rendered on demand for a ``DrawnSpec``.
+
+    Raises:
+        UserError: the folder contains other files, or ``workers`` is less than 1.
+        KeyboardInterrupt: stopped by the user; the message says how to continue.
+
+    Example::
+
+        >>> write_dataset(Path("data/cater"), SyntheticCater(train=100, val=20))
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers: expected at least 1, got {workers}")

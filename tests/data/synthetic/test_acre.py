@@ -10,7 +10,8 @@ from PIL import Image
 
 from ivcl_fast.data.formats.acre import Acre, media_name, object_table
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
-from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, run_lengths, write_acre
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, run_lengths
+from ivcl_fast.data.synthetic.writer import write_dataset
 
 
 def test_the_reader_reads_what_the_writer_wrote(acre: Path) -> None:
@@ -85,7 +86,7 @@ def test_scenes(acre: Path) -> None:
 
 def test_full_size_and_a_split_without_problems(tmp_path: Path) -> None:
     spec = SyntheticAcre(regime="sys", size="full", train=1, val=0, test=1)
-    out = write_acre(tmp_path / "full", spec, workers=1)
+    out = write_dataset(tmp_path / "full", spec, workers=1)
     assert sorted(p.name for p in (out / "config").iterdir()) == ["test.json", "train.json"]
     assert len(Acre(out).media()) == 2
     with Image.open(out / "images" / "ACRE_train_000000_09.png") as picture:

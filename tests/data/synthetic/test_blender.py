@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from ivcl_fast.data.synthetic import scene as world
-from ivcl_fast.data.synthetic.acre.write import SyntheticAcre, write_acre
+from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
 from ivcl_fast.data.synthetic.blender import meshes, process
 from ivcl_fast.data.synthetic.blender.job import describe_job
 from ivcl_fast.data.synthetic.blender.process import Blender, own_blender
 from ivcl_fast.data.synthetic.render import FLOOR, MACHINE
 from ivcl_fast.data.synthetic.scene import Scene, Thing
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.errors import UserError
 from ivcl_fast.prepare import PrepareConfig, SyntheticFlags, prepare
 from tests.data.synthetic.test_render import project
@@ -152,10 +153,10 @@ def test_a_data_set_continues_after_blender_was_killed(blender: Blender, tmp_pat
             os.kill(own_blender(1).pid, signal.SIGKILL)
 
     with pytest.raises(UserError, match="same command continues"):
-        write_acre(tmp_path / "acre", spec, 1, kill)
+        write_dataset(tmp_path / "acre", spec, 1, kill)
     first = tmp_path / "acre/images/ACRE_train_000000_00.png"
     before = first.stat().st_mtime_ns
-    write_acre(tmp_path / "acre", spec, 1)
+    write_dataset(tmp_path / "acre", spec, 1)
     assert first.stat().st_mtime_ns == before
     assert len(list((tmp_path / "acre/images").iterdir())) == 20
     scene = json.loads((tmp_path / "acre/scenes/ACRE_train_000000_00.json").read_text())

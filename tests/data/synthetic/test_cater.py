@@ -9,7 +9,8 @@ import av
 import numpy as np
 
 from ivcl_fast.data.formats import cater_labels as labels
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
+from ivcl_fast.data.synthetic.writer import write_dataset
 
 TASKS = ("localize", "localize_4x4", "localize_8x8", "actions_present", "actions_order_uniq")
 
@@ -29,7 +30,7 @@ def check_video(path: Path, size: tuple[int, int], fps: int, frames: int) -> Non
 
 
 def test_small_videos_have_few_frames(tmp_path: Path) -> None:
-    out = write_cater(tmp_path / "small", SyntheticCater(size="small", train=1, val=0), workers=1)
+    out = write_dataset(tmp_path / "small", SyntheticCater(size="small", train=1, val=0), workers=1)
     check_video(out / "videos" / "CATER_new_000000.avi", (128, 96), 1, 16)
 
 
@@ -91,7 +92,7 @@ def test_lists(cater: Path) -> None:
 def test_full_size_with_a_moving_camera(tmp_path: Path, cater: Path) -> None:
     """Full size shows the same worlds as embedded size; labels do not depend on the camera."""
     spec = SyntheticCater(size="full", camera="moving", train=1, val=0, seed=7)
-    out = write_cater(tmp_path / "full", spec, workers=1)
+    out = write_dataset(tmp_path / "full", spec, workers=1)
     check_video(out / "videos" / "CATER_new_000000.avi", (320, 240), 24, 301)
     full, small = (
         json.loads((root / "scenes" / "CATER_new_000000.json").read_text()) for root in (out, cater)

@@ -12,8 +12,9 @@ import torch
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import DataModule, open_data
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater, write_cater
+from ivcl_fast.data.synthetic.cater.write import SyntheticCater
 from ivcl_fast.data.synthetic.drawn import drawn_media
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 from tests.data.synthetic.test_writer import contents
@@ -33,7 +34,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> DataModule:
 
 def test_the_data_set_is_complete_but_for_its_videos(drawn: DataModule, tmp_path: Path) -> None:
     found = contents(drawn.dataset.root)
-    made = contents(write_cater(tmp_path / "made", SyntheticCater(train=3, val=2), 1))
+    made = contents(write_dataset(tmp_path / "made", SyntheticCater(train=3, val=2), 1))
     videos = {name for name in made if name.startswith("videos/")}
     assert {name: content for name, content in made.items() if name not in videos} == {
         name: content for name, content in found.items() if not name.startswith("store-")

@@ -20,11 +20,8 @@ from ivcl_fast.data.synthetic.something_else.actions import (
     nouns_of_set,
     play,
 )
-from ivcl_fast.data.synthetic.something_else.write import (
-    SyntheticSomethingElse,
-    split_files,
-    write_something_else,
-)
+from ivcl_fast.data.synthetic.something_else.write import SyntheticSomethingElse, split_files
+from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.files import LOCK
 
 VIDEOS = "20bn-something-something-v2"
@@ -137,7 +134,7 @@ def test_things_stay_in_the_frame_and_hands_come_and_go(template) -> None:
 def test_full_size(tmp_path: Path, something_else: Path) -> None:
     """Full size shows the same acts as embedded size, larger and in more frames."""
     spec = SyntheticSomethingElse(train=1, val=0, seed=7, size="full")
-    out = write_something_else(tmp_path / "full", spec, workers=1)
+    out = write_dataset(tmp_path / "full", spec, workers=1)
     video = decode(out / VIDEOS / "1.webm", (427, 240), 12)
     small = decode(something_else / VIDEOS / "1.webm", (142, 80), 8)
     assert 24 <= len(video) <= 60

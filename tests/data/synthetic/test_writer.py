@@ -18,9 +18,9 @@ import pytest
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import read_spec
+from ivcl_fast.data.synthetic.writer import read_spec, write_dataset
 from ivcl_fast.errors import UserError
-from tests.data.synthetic.conftest import WRITERS
+from tests.data.synthetic.conftest import SPECS
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture(params=WRITERS)
+@pytest.fixture(params=SPECS)
 def made(request: pytest.FixtureRequest) -> tuple[str, Path]:
     return request.param, request.getfixturevalue(request.param.replace("-", "_"))
 
@@ -40,16 +40,16 @@ def made(request: pytest.FixtureRequest) -> tuple[str, Path]:
 @pytest.mark.parametrize("made", ["cater", "acre"], indirect=True)
 def test_workers_do_not_change_a_byte(tmp_path: Path, made: tuple[str, Path]) -> None:
     name, folder = made
-    write, spec = WRITERS[name]
+    spec = SPECS[name]
     calls: list[tuple[int, int]] = []
-    out = write(tmp_path / "two", spec, 2, lambda *call: calls.append(call))
+    out = write_dataset(tmp_path / "two", spec, 2, lambda *call: calls.append(call))
     assert contents(out) == contents(folder)
     assert calls == [(done, 8) for done in range(9)]
 
 
 def test_the_folder_records_its_spec(made: tuple[str, Path], tmp_path: Path) -> None:
     name, folder = made
-    _, spec = WRITERS[name]
+    spec = SPECS[name]
     assert type(spec)(**read_spec(folder)) == spec  # type: ignore[arg-type]
     assert read_spec(tmp_path) is None
     (tmp_path / "synthetic.json").write_text("[]")
@@ -59,36 +59,36 @@ def test_the_folder_records_its_spec(made: tuple[str, Path], tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("forked_workers")
 def test_killed_and_continued(tmp_path: Path, cater: Path) -> None:
-    write, spec = WRITERS["cater"]
+    spec = SPECS["cater"]
 
     def kill(done: int, total: int) -> None:
         if done == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    killed = ForkContext().Process(target=write, args=(tmp_path, spec, 2, kill))
+    killed = ForkContext().Process(target=write_dataset, args=(tmp_path, spec, 2, kill))
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL and not (tmp_path / "lists").exists()
-    assert contents(write(tmp_path, spec, workers=1)) == contents(cater)
+    assert contents(write_dataset(tmp_path, spec, workers=1)) == contents(cater)
 
 
 def test_one_command_writes_and_another_waits(tmp_path: Path, cater: Path) -> None:
     """Threads stand for processes: a lock is of an open file."""
-    write, spec = WRITERS["cater"]
+    spec = SPECS["cater"]
     with ThreadPoolExecutor() as pool:
-        both = [pool.submit(write, tmp_path / "out", spec, 1) for _ in range(2)]
+        both = [pool.submit(write_dataset, tmp_path / "out", spec, 1) for _ in range(2)]
     assert all(one.result() == tmp_path / "out" for one in both)
     assert contents(tmp_path / "out") == contents(cater)
 
 
 def test_a_complete_folder_is_left_alone(made: tuple[str, Path]) -> None:
     name, folder = made
-    write, spec = WRITERS[name]
+    spec = SPECS[name]
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     calls: list[tuple[int, int]] = []
-    write(folder, spec, 2, lambda *call: calls.append(call))
+    write_dataset(folder, spec, 2, lambda *call: calls.append(call))
     with pytest.raises(UserError, match="other settings"):
-        write(folder, replace(spec, seed=8))
+        write_dataset(folder, replace(spec, seed=8))
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
     assert calls == []
 
@@ -98,10 +98,10 @@ def test_a_folder_of_another_version_is_not_completed(
 ) -> None:
     """Half of its videos would have other pictures."""
     name, folder = made
-    write, spec = WRITERS[name]
+    spec = SPECS[name]
     monkeypatch.setattr(type(spec), "format_version", 99)
     with pytest.raises(UserError, match="another version of ivcl_fast"):
-        write(folder, spec, workers=1)
+        write_dataset(folder, spec, workers=1)
     assert read_spec(folder) is not None
     with pytest.raises(UserError, match="another version of ivcl_fast"):
         read_spec(folder, 99)
@@ -112,17 +112,17 @@ def test_a_folder_of_another_version_is_not_completed(
     [("cater", "videos"), ("acre", "config"), ("something-else", "dataset_splits")],
 )
 def test_a_folder_with_other_content_is_refused(tmp_path: Path, name: str, entry: str) -> None:
-    write, spec = WRITERS[name]
+    spec = SPECS[name]
     (tmp_path / "real" / entry).mkdir(parents=True)
     with pytest.raises(UserError, match="expected a new or empty folder"):
-        write(tmp_path / "real", spec)
+        write_dataset(tmp_path / "real", spec)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="expected a new or empty folder"):
-        write(tmp_path / "file", spec)
+        write_dataset(tmp_path / "file", spec)
     with pytest.raises(UserError, match="cannot write"):
-        write(tmp_path / "file" / "below", spec)
+        write_dataset(tmp_path / "file" / "below", spec)
     with pytest.raises(UserError, match=r"workers: .* got 0"):
-        write(tmp_path / "out", spec, workers=0)
+        write_dataset(tmp_path / "out", spec, workers=0)
     assert not (tmp_path / "out").exists()
 
 

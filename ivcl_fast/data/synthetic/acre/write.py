@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ivcl_fast.data.synthetic.render import MACHINE, render
 from ivcl_fast.data.synthetic.renderers import Renderer, choose_renderer
 from ivcl_fast.data.synthetic.scene import CAMERA, Scene
 from ivcl_fast.data.synthetic.view import directions, project
-from ivcl_fast.data.synthetic.writer import DrawnSpec, Size, write_dataset
+from ivcl_fast.data.synthetic.writer import DrawnSpec, Size
 from ivcl_fast.files import atomic_write, write_text
 
 _PUBLISHED_SAMPLES = 512
@@ -35,7 +35,8 @@ _SIZES = {"small": (128, 96), "embedded": (96, 72), "full": (320, 240)}
 
 @dataclass(frozen=True)
 class SyntheticAcre(DrawnSpec):
-    """Describes a synthetic ACRE.
+    """Describes a synthetic ACRE: RGBA ``images/*.png``, ``scenes/*.json`` and
+    ``config/{train,val,test}.json`` (none for a split without problems).
 
     Raises :class:`~ivcl_fast.errors.UserError` for an invalid value.
     """
@@ -123,27 +124,6 @@ class SyntheticAcre(DrawnSpec):
                 panels = [[panel_dict(panel) for panel in problem] for problem in problems]
                 configs[f"{split}.json"] = json.dumps(panels) + "\n"
         return configs
-
-
-def write_acre(
-    out: Path,
-    spec: SyntheticAcre,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    media: bool = True,
-) -> Path:
-    """Write a synthetic ACRE to a folder, or continue an interrupted call.
-
-    Returns ``out``, with ``images/*.png`` (RGBA), ``scenes/*.json``,
-    ``config/{train,val,test}.json`` (none for a split without problems) and ``synthetic.json``.
-    For arguments and errors see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`;
-    ``progress`` counts problems.
-
-    Example::
-
-        >>> write_acre(Path("data/acre"), SyntheticAcre(regime="comp", train=100, val=20, test=20))
-    """
-    return write_dataset(out, spec, workers, progress, media)
 
 
 def _panel_files(split: str, number: int, panel: int) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from ivcl_fast.data.synthetic.cater.video import Video, draw_camera_path, draw_v
 from ivcl_fast.data.synthetic.render import render
 from ivcl_fast.data.synthetic.renderers import Renderer, choose_renderer
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import DrawnSpec, Size, read_spec, write_dataset
+from ivcl_fast.data.synthetic.writer import DrawnSpec, Size, read_spec
 from ivcl_fast.files import atomic_write, read_json, write_text
 
 CameraMotion = Literal["static", "moving"]
@@ -53,7 +53,8 @@ _TASKS: dict[str, Callable[[cater_labels.Scene], int | list[int]]] = {
 
 @dataclass(frozen=True)
 class SyntheticCater(DrawnSpec):
-    """Describes a synthetic CATER.
+    """Describes a synthetic CATER: Motion-JPEG ``videos/*.avi``, ``scenes/*.json`` and
+    ``lists/<task>/{train,val,train_subsetT,train_subsetV}.txt``.
 
     Raises :class:`~ivcl_fast.errors.UserError` for an invalid value.
     """
@@ -189,43 +190,12 @@ class SyntheticCater(DrawnSpec):
         }
 
 
-def write_cater(
-    out: Path,
-    spec: SyntheticCater,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    media: bool = True,
-) -> Path:
-    """Write a synthetic CATER to a folder, or continue an interrupted call.
-
-    Args:
-        out: the folder, created if missing.
-        spec: what to write; a folder begun with another spec is an error.
-        workers: number of single-threaded processes; default one per CPU.
-        progress: called with (videos done, videos in total), including those found complete.
-        media: whether to write the videos, which can also be rendered on demand.
-
-    Returns:
-        ``out``, with ``videos/*.avi`` (Motion-JPEG), ``scenes/*.json``,
-        ``lists/<task>/{train,val,train_subsetT,train_subsetV}.txt`` and ``synthetic.json``.
-
-    Raises:
-        UserError: the folder contains other files, or ``workers`` is less than 1.
-        KeyboardInterrupt: stopped by the user; the message says how to continue.
-
-    Example::
-
-        >>> write_cater(Path("data/cater"), SyntheticCater(train=100, val=20))
-    """
-    return write_dataset(out, spec, workers, progress, media)
-
-
 def scene_name(number: int) -> str:
     """Return the file of a scene in the data set."""
     return f"scenes/{Path(video_name(number)).stem}.json"
 
 
 def spec_of(folder: Path) -> SyntheticCater | None:
-    """Read the spec that :func:`write_cater` wrote a folder with; None for other CATER folders."""
+    """Read the spec that a synthetic folder was written with; None for other CATER folders."""
     fields = read_spec(folder, SyntheticCater.format_version)
     return None if fields is None else SyntheticCater(**fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from ivcl_fast.data.synthetic.something_else.actions import (
 )
 from ivcl_fast.data.synthetic.something_else.render import render
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import SyntheticSpec, write_dataset
+from ivcl_fast.data.synthetic.writer import SyntheticSpec
 from ivcl_fast.files import atomic_write
 
 _SECONDS = 2.0, 5.0
@@ -35,7 +35,8 @@ _FORMATS = {"embedded": (142, 80, 8), "full": (427, 240, 12)}
 
 @dataclass(frozen=True)
 class SyntheticSomethingElse(SyntheticSpec):
-    """Describes a synthetic Something-Else.
+    """Describes a synthetic Something-Else: VP9 ``20bn-something-something-v2/<id>.webm`` and
+    ``dataset_splits/`` (compositional, shuffled and one-object, fewshot).
 
     Raises :class:`~ivcl_fast.errors.UserError` for an invalid value.
     """
@@ -80,26 +81,6 @@ class SyntheticSomethingElse(SyntheticSpec):
 
     def index_files(self, out: Path) -> dict[str, str]:
         return {f"{name}.json": json.dumps(content) for name, content in split_files(self).items()}
-
-
-def write_something_else(
-    out: Path,
-    spec: SyntheticSomethingElse,
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Write a synthetic Something-Else to a folder, or continue an interrupted call.
-
-    Returns ``out``, with ``20bn-something-something-v2/<id>.webm`` (VP9), ``dataset_splits/``
-    (compositional, shuffled and one-object, fewshot) and ``synthetic.json``. For arguments and
-    errors see :func:`~ivcl_fast.data.synthetic.cater.write.write_cater`; ``progress`` counts
-    videos.
-
-    Example::
-
-        >>> write_something_else(Path("data/sse"), SyntheticSomethingElse(train=180, val=36))
-    """
-    return write_dataset(out, spec, workers, progress)
 
 
 @dataclass(frozen=True)
