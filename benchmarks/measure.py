@@ -230,11 +230,6 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def cache_bytes() -> int:
-    """Return the size of the GPU's second-level cache, or 0 on a CPU."""
-    return torch.cuda.get_device_properties(DEVICE).L2_cache_size if DEVICE.type == "cuda" else 0
-
-
 def input_sets(num_bytes: int) -> int:
     """Return the number of input sets of ``num_bytes`` that overflow the cache: 2 to 32 on a GPU.
 
@@ -242,7 +237,8 @@ def input_sets(num_bytes: int) -> int:
     """
     if DEVICE.type != "cuda":
         return 1
-    return min(32, max(2, -(-4 * cache_bytes() // max(1, num_bytes))))
+    cache = torch.cuda.get_device_properties(DEVICE).L2_cache_size
+    return min(32, max(2, -(-4 * cache // max(1, num_bytes))))
 
 
 def reset_peak() -> None:

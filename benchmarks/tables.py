@@ -69,12 +69,9 @@ def share_of_best(row: Row, amount: str, unit: str, machine: Machine) -> str:
     """Return the bytes or FLOPs per second of a row, and their share of the machine's peak."""
     if not row.get(amount):
         return ""
-    per_second, notes = row[amount] / row["seconds"], []
-    if ceilings := machine.get("ceilings"):
-        notes.append(f"{per_second / ceilings[f'{amount}_per_s']:.0%}")
-    if amount == "bytes" and row.get("beyond_cache") is False:
-        notes.append("in the cache")
-    return rate(per_second, unit) + (f" ({', '.join(notes)})" if notes else "")
+    per_second, ceilings = row[amount] / row["seconds"], machine.get("ceilings")
+    share = f" ({per_second / ceilings[f'{amount}_per_s']:.0%})" if ceilings else ""
+    return rate(per_second, unit) + share
 
 
 def describe_machine(machine: Machine) -> str:

@@ -120,9 +120,6 @@ class Blender:
         if self.closed:
             return
         self.closed = True
-        # Delete the files before killing Blender: should this process be killed in between, neither
-        # of the two could delete them.
-        self._temporary.cleanup()
         self._process.kill()
         self._process.wait()
         self._answers.close()

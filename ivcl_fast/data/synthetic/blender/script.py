@@ -5,16 +5,16 @@ its input (see :mod:`.job`). For each frame it writes ``frame-K.png``, the pictu
 ``frame-K.npy``, float32 [2 height, 2 width, 2] with the number of the object and the depth at the
 centers of quarter pixels, or both, into the job's folder. Then it writes a line with a JSON object
 to the file descriptor ANSWERS, because Blender itself prints to the output. At the end of its
-input, it deletes the files of the exchange. It imports nothing of this project.
+input, it deletes the folder with MESHES. It imports nothing of this project.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -305,15 +305,6 @@ def numbers_material() -> bpy.types.Material:
 # --- Protocol ------------------------------------------------------------------------------------
 
 
-def remove_exchange(folder: Path) -> None:
-    """Delete the files of the exchange, and the folder if nothing else is in it."""
-    for pattern in ("frame-*.png", "frame-*.npy", "flat.exr", "meshes.npz", "log"):
-        for file in folder.glob(pattern):
-            file.unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
-
-
 def main() -> None:
     meshes, threads, descriptor = sys.argv[1:]
     with os.fdopen(int(descriptor), "w") as answers:
@@ -333,7 +324,7 @@ def main() -> None:
         except (RuntimeError, OSError) as error:
             answer(error=str(error).strip().splitlines()[-1])
         finally:  # the parent process may have been killed
-            remove_exchange(Path(meshes).parent)
+            shutil.rmtree(Path(meshes).parent, ignore_errors=True)
 
 
 if __name__ == "__main__":
