@@ -34,7 +34,7 @@ CELLS = (3, 1, 2, 0)
 JITTER = np.array([(-1, -1), (1, 1), (1, -1), (-1, 1)]) / 8
 """Offset of the sampled points of a lamp, for the pixel of index ``x % 2 + 2 * (y % 2)``."""
 FLOOR_COLOR = 0.8
-MACHINE_COLOR = np.array([0.8, 0.6, 0.6], dtype=np.float32)[:, None]
+MACHINE_COLOR = np.array(world.MACHINE_COLOR, dtype=np.float32)[:, None]
 EDGE_COLOR = 0.2
 GOLD = np.array([1.0, 0.843, 0.0], dtype=np.float32)[:, None]
 LOOK = {
@@ -52,6 +52,8 @@ LOOK = {
     "curve": 0.21,  # how much curvature within a pixel widens them
     "mirror": 0.88,  # share of the light that metal reflects
 }
+LOBES = (LOOK["tight"], LOOK["smooth"]), (1 - LOOK["tight"], LOOK["rough"])
+"""Share and width of metal's lobes."""
 GLOSS_COLOR = 0.8
 CURVES = 0.0, 1.0, 0.5, 0.0, 1.0
 """Curvature of shapes of radius 1: of cubes, spheres, cylinders, cones and the snitch."""
@@ -323,10 +325,8 @@ class _Frame:
         mirrored = unit(d + 2 * facing * n)
         lights, directions = self.lit(p, n, own, rays)
         curve = np.choose(self.n.shapes[own], CURVES).astype(np.float32) / self.n.radii[own]
-        lobes = (LOOK["tight"], LOOK["smooth"]), (1 - LOOK["tight"], LOOK["rough"])
-        shine = self.shine(
-            d, n, facing, lights, directions, lobes, LOOK["curve"] * self.pixel[rays] * curve
-        )
+        spread = LOOK["curve"] * self.pixel[rays] * curve
+        shine = self.shine(d, n, facing, lights, directions, LOBES, spread)
         if bounce == 0:
             hits = self.trace(p + _EPSILON * n, mirrored, own)
             seen = self.shade(mirrored, hits, rays, 1)
@@ -367,10 +367,7 @@ class _Frame:
             shine = ground
             for power, toward in zip(lights, directions, strict=True):
                 tilt = unit(toward - ray)[along] ** 2
-                for share, width in (
-                    (LOOK["tight"], LOOK["smooth"]),
-                    (1 - LOOK["tight"], LOOK["rough"]),
-                ):
+                for share, width in LOBES:
                     a2 = width * width + LAMP_WIDTH**2
                     shine = shine + power * (LOOK["glint"] * share * a2 / (a2 + tilt) ** 1.5)
             light[:, rays] = lerp(light[:, rays], GOLD * shine, cover)

@@ -102,7 +102,8 @@ class Blender:
             self._input.flush()
         except BrokenPipeError:
             raise self._ended() from None
-        drawn, numbers = [], []
+        drawn: list[np.ndarray] = []
+        numbers: list[tuple[np.ndarray, np.ndarray]] = []
         for k in range(len(job["camera"])):
             self._answer()
             if pictures:
