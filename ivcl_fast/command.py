@@ -4,7 +4,6 @@ pipes."""
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import logging
 import os
@@ -24,11 +23,6 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, print_error
 from ivcl_fast.text import first_line, printable
 
-REFUSALS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
-}  # fmt: skip
-"""Operating-system errors that the user can fix: no access to a folder, a full or broken disk."""
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
 """Substrings of PyTorch's out-of-memory messages, for a GPU or a CPU."""
 
@@ -112,7 +106,7 @@ def run_command(main: Callable[[], None], continues: bool = False) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
-        if error.errno not in REFUSALS and not error.filename:
+        if error.errno is None:  # of a library
             raise
         end(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
     except (MemoryError, RuntimeError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import tyro
 
@@ -23,7 +23,8 @@ from ivcl_fast.report.run import write_results_page
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.text import printable
 
-Classifier = Literal["finetune", "last-frame"]
+CLASSIFIERS = "finetune", "last-frame"
+"""Folders of a run's classifiers."""
 ANSWERS = 5
 """Number of top answers to print."""
 
@@ -35,8 +36,6 @@ class EvaluateConfig:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run or of a model, a packaged model (ivcl_fast/tiny-localize), or OWNER/NAME on
     the Hugging Face hub."""
-    model: Classifier | None = None
-    """Which of the run's classifiers: finetune (the default) or last-frame."""
     split: str | None = None
     """Split to evaluate on; by default the one used for reports (CATER: val; ACRE: test;
     Something-Else: validation; your own videos: test if there is one, else val)."""
@@ -55,7 +54,7 @@ def evaluate(config: EvaluateConfig) -> None:
     """Print a classifier's scores with chance and baselines, or its answers for new videos."""
     check_flags(config)
     run = FinishedRun.open(config.run, config.device, config.where)
-    name = chosen_model(run, config.model)
+    name = chosen_classifier(run)
     if config.predict is not None:
         predict(run, name, config.predict, config.out)
         return
@@ -151,21 +150,19 @@ def check_flags(config: EvaluateConfig) -> None:
         raise UserError(f"--out: expected a file that ends in .json, got {out}")
 
 
-def chosen_model(run: FinishedRun, flag: Classifier | None) -> str:
-    """Return the folder of the classifier selected by ``--model`` or by the run's argument.
+def chosen_classifier(run: FinishedRun) -> str:
+    """Return the name of the run's classifier, by default ``finetune``.
 
     Raises :class:`UserError` if it is unfinished or not a classifier.
     """
-    name = flag or run.chosen or "finetune"
-    finished = [name for name in get_args(Classifier) if run.finished(name)]
-    if name in finished:
-        return name
-    if not finished:
+    name = run.chosen or "finetune"
+    if name not in CLASSIFIERS or not run.finished(name):
         raise UserError(
-            f"{run.folder}: expected a finetuned run; continue it with python -m ivcl_fast.train "
-            f"--resume, or finetune it with --stage finetune --init {run.folder}"
+            f"{run.folder}: expected a finished {' or '.join(CLASSIFIERS)} model; continue the run "
+            "with python -m ivcl_fast.train --resume, or finetune it with --stage finetune --init "
+            f"{run.folder}"
         )
-    raise UserError(f"--model: expected one of {', '.join(finished)}, got {name} of {run.folder}")
+    return name
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from importlib import metadata
 import torch
 
 from ivcl_fast.command import parse, run_command
-from ivcl_fast.errors import UserError, require_at_least
+from ivcl_fast.errors import require_at_least
 from ivcl_fast.kernels import _ext, _triton, attention, unsupported_reason
 from ivcl_fast.training import hardware
 from ivcl_fast.training.arguments import parse as parse_run
@@ -102,20 +102,8 @@ class InfoConfig:
     """For --plan: GPUs that share the batch."""
 
 
-def check_flags(config: InfoConfig) -> None:
-    """Raise :class:`UserError` for an invalid value or a flag without effect."""
-    require_at_least(config, 1, "ranks")
-    if config.ranks != InfoConfig.ranks and not config.plan:
-        raise UserError("--ranks: expected together with --plan, got it alone")
-
-
-def show(config: InfoConfig, flags: list[str] | None = None) -> None:
-    """Print all tables, or the plan of a run with ``flags``."""
-    if config.plan:
-        from ivcl_fast.report import plan  # the models take seconds to import
-
-        plan.show(parse_run(flags or []), config.ranks)
-        return
+def show() -> None:
+    """Print all tables."""
     for title, rows in sections().items():
         print(title)
         width = max(map(len, rows))
@@ -124,12 +112,15 @@ def show(config: InfoConfig, flags: list[str] | None = None) -> None:
 
 
 def main() -> None:
-    if "--plan" in sys.argv:
-        config, flags = parse(InfoConfig, "info", __doc__, return_unknown_args=True)
-    else:
-        config, flags = parse(InfoConfig, "info", __doc__), []
-    check_flags(config)
-    show(config, flags)
+    if "--plan" not in sys.argv:
+        parse(InfoConfig, "info", __doc__)
+        show()
+        return
+    from ivcl_fast.report import plan  # the models take seconds to import
+
+    config, flags = parse(InfoConfig, "info", __doc__, return_unknown_args=True)
+    require_at_least(config, 1, "ranks")
+    plan.show(parse_run(flags), config.ranks)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from ivcl_fast.evaluation.targets import TARGETS
 from ivcl_fast.models import backbone
 from ivcl_fast.models.hub import find_model
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, pretraining_class
-from ivcl_fast.models.weights import MODEL, read_config, weights_file
+from ivcl_fast.models.weights import CONFIG, MODEL, read_config, weights_file
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.run import Run
-from ivcl_fast.training.settings import CONFIG, TrainConfig, load_settings
+from ivcl_fast.training.settings import TrainConfig, load_settings
 
 Model = PretrainingModel | IVCLClassifier
 Models = dict[str, Model]

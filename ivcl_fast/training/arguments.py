@@ -14,9 +14,9 @@ from ivcl_fast.data.features import feature_dim
 from ivcl_fast.data.registry import check_frame_labels, check_options, clip_frames, find_task
 from ivcl_fast.errors import UserError, flag
 from ivcl_fast.models.backbone import default_sizes
+from ivcl_fast.models.weights import CONFIG
 from ivcl_fast.training.settings import (
     CHANGEABLE,
-    CONFIG,
     OutputConfig,
     TrainConfig,
     load_settings,

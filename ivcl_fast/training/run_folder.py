@@ -12,15 +12,9 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import locked
 from ivcl_fast.models import timm_weights
-from ivcl_fast.models.weights import CHECKSUMS, MODEL
+from ivcl_fast.models.weights import CHECKSUMS, CONFIG, MODEL
 from ivcl_fast.training.classes import ANSWERS
-from ivcl_fast.training.settings import (
-    CHANGEABLE,
-    CONFIG,
-    TrainConfig,
-    load_settings,
-    write_settings,
-)
+from ivcl_fast.training.settings import CHANGEABLE, TrainConfig, load_settings, write_settings
 
 CHECKPOINTS = "checkpoints"
 """Folder of training checkpoints inside a stage's folder."""

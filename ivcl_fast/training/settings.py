@@ -16,12 +16,11 @@ from ivcl_fast.data.config import DataConfig
 from ivcl_fast.errors import UserError, require_above, require_at_least
 from ivcl_fast.files import read_json, write_text
 from ivcl_fast.models import timm_weights
+from ivcl_fast.models.weights import CONFIG
 from ivcl_fast.training.metrics_log import Viewer
 
 MOST_CLIPS = 1_000_000
 """Maximum number of clips per step."""
-CONFIG = "config.json"
-"""File in a run's folder with its settings."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,7 @@ class StagesConfig:
     def check(self) -> None:
         require_at_least(self, 1, "pretrain_clips", "finetune_clips")
         require_at_least(self, 0, "slot_noise", "last_frame_clips")
-        if not 0 < self.label_fraction <= 1:
-            raise UserError(
-                f"--label-fraction: expected above 0, at most 1, got {self.label_fraction}"
-            )
+        require_above(self, 0, "label_fraction", most=1)
 
     @property
     def clips(self) -> dict[str, int]:
@@ -191,8 +187,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise :class:`UserError`, naming the flag, for an invalid value."""
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed: expected 0 to 2^63 - 1, got {self.seed}")
+        require_at_least(self, 0, "seed", most=2**63 - 1)
         for group in (self.data, self.stages, self.optim, self.output):
             group.check()
         targets = self.stages.targets

@@ -162,7 +162,7 @@ def test_a_models_folder_names_the_run_and_the_model(
     data = "--data-dir", cater.parent.parent / "data"
     assert command(evaluate, cater / "finetune", *data) == command(evaluate, cater, *data)
     said = command(evaluate, cater / "pretrain", *data)
-    assert refused(said, "--model: expected one of finetune")
+    assert refused(said, "expected a finished finetune or last-frame model")
     shutil.copytree(cater / "finetune", tmp_path / "model")
     video = cater.parent.parent / "data" / CATER / "videos" / "CATER_new_000012.avi"
     alone = command(evaluate, tmp_path / "model", "--predict", video)

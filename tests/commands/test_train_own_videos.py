@@ -161,7 +161,7 @@ def test_answers_for_videos_are_those_of_the_results(videos, tmp_path, command):
     code, _, err = command(main, *FLAGS, *flags)
     assert code == 0, err
     for model in ("finetune", "last-frame"):
-        asked = (tmp_path / "run", "--model", model, "--device", "cpu", "--out")
+        asked = (tmp_path / "run" / model, "--device", "cpu", "--out")
         assert command(evaluate_main, *asked, tmp_path / "a.json")[0] == 0
         assert command(evaluate_main, *asked, tmp_path / "b.json", "--predict", videos)[0] == 0
         measured = json.loads((tmp_path / "a.json").read_text())
