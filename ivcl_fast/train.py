@@ -106,7 +106,7 @@ def train(config: TrainConfig) -> None:
                 if config.output.viewer != "none":
                     stage = "finetune" if run.finetunes else "pretrain"
                     clips = config.stages.clips[stage]
-                    run.metrics.write_films(stage, clips, films(finished, evaluation))
+                    run.metrics.show(stage, clips, films(finished, evaluation))
                 print(f"open: {run.folder / 'report.html'}")
 
 

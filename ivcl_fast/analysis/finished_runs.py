@@ -86,11 +86,8 @@ class FinishedRun(Run):
             folder, chosen = place.resolve().parent, place.resolve().name
         kept = load_settings(folder, device=device, placement="disk")
         run = cls(with_data(kept, flags), chosen=chosen)
-        answers = Classes.read(folder)
-        if answers is not None:
-            run.classes = answers
-            if run.config.data.source != kept.data.source:
-                answers.check_same(run.config.data.source, run.dataset)
+        if run.config.data.source != kept.data.source and (classes := Classes.read(folder)):
+            classes.check_same(run.config.data.source, run.dataset)
         return run
 
     @classmethod
@@ -117,12 +114,8 @@ class FinishedRun(Run):
 
     @cached_property
     def classes(self) -> Classes:
-        """Class names; raises :class:`UserError` if there are none."""
-        if kept := Classes.read(self.folder):
-            return kept
-        if not self.dataset.num_classes:
-            raise UserError(f"{self.config.data.source} has no classes; choose --data with classes")
-        return Classes.of(self.dataset)
+        """The classes of the run or, before finetuning, of its data."""
+        return Classes.read(self.folder) or Classes.of(self.dataset)
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -29,8 +29,6 @@ Answered = tuple[str, str, str]
 """A clip's name, video and group."""
 
 RESULTS, TEXT = "results.json", "study.md"
-FILES = (RESULTS, TEXT, PAGE)
-"""Files that :func:`write` makes."""
 
 
 def write(

@@ -189,13 +189,6 @@ STUDIES = {
 }
 
 
-def find_study(name: str) -> Study:
-    """Return the study of this name; raises :class:`UserError` if there is none."""
-    if name not in STUDIES:
-        raise UserError(f"study: expected one of {', '.join(STUDIES)}, got {name!r}")
-    return STUDIES[name]
-
-
 FINETUNING = {
     "finetune-clips", "last-frame-clips", "label-fraction", "freeze-encoder", "slot-noise",
     "frame-labels", "finetune-lr", "backbone-lr-scale", "whole-clip-lr-scale", "readout", "task",

@@ -23,12 +23,12 @@ import tyro
 
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least
-from ivcl_fast.files import locked, remove_temporaries
+from ivcl_fast.files import locked
 from ivcl_fast.models.weights import MODEL
 from ivcl_fast.progress import duration
 from ivcl_fast.report import study as study_report
 from ivcl_fast.report.run import REPORT, SCORES
-from ivcl_fast.studies.definitions import Study, Variant, find_study, flag_name, study_of_flag
+from ivcl_fast.studies.definitions import STUDIES, Study, Variant, flag_name, study_of_flag
 from ivcl_fast.training.arguments import parse
 from ivcl_fast.training.run_folder import changed_settings, has_progress
 from ivcl_fast.training.settings import TrainConfig, load_settings
@@ -229,7 +229,6 @@ def run_study(config: SweepConfig, common: tuple[str, ...]) -> Path:
             )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, busy="run"):
-        remove_temporaries(folder, study_report.FILES)
         start, jobs = time.monotonic(), [*chain(*stages)]
         seconds: dict[Job, float] = {}
         for stage in stages:
@@ -258,7 +257,10 @@ def chosen_study(config: SweepConfig) -> tuple[str, Study]:
         return name, study
     if config.vary is not None or len(config.study) != 1:
         raise UserError("STUDY: expected the name of one study, or --vary FLAG=A,B,...")
-    return config.study[0], find_study(config.study[0])
+    name = config.study[0]
+    if name not in STUDIES:
+        raise UserError(f"STUDY: expected one of {', '.join(STUDIES)}, got {name!r}")
+    return name, STUDIES[name]
 
 
 def check_flags(name: str, study: Study, common: tuple[str, ...]) -> None:

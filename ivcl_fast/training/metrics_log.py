@@ -92,14 +92,10 @@ class MetricsLog:
         line = {"stage": stage, "step": step, "clips": clips, **values}
         with errors_name(self.path), open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
-        self._to_viewer(stage, clips, values)
+        self.show(stage, clips, values)
 
-    def write_films(self, stage: str, clips: int, films: Mapping[str, bytes]) -> None:
-        """Send GIF files to the viewer, by name."""
-        if distributed.is_main():
-            self._to_viewer(stage, clips, films)
-
-    def _to_viewer(self, stage: str, clips: int, values: Mapping[str, float | bytes]) -> None:
+    def show(self, stage: str, clips: int, values: Mapping[str, float | bytes]) -> None:
+        """Send numbers and GIF files to the viewer, by name; on rank 0 only."""
         if self._viewer == "none":
             return
         with self._viewer_errors_logged():

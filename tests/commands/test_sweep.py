@@ -167,7 +167,7 @@ def test_a_scheduler_stops_runs_at_once(data, tmp_path, started, command):
         ([], "STUDY: expected the name of one study, or --vary FLAG=A,B,..."),
         (["--vary", "depht=1,2"], "--vary: expected a flag of ivcl_fast.train and its values"),
         (["--vary", "seed=1,2"], "--vary: expected no flag that studies set"),
-        (["nothing"], "study: expected one of pretraining, supervision"),
+        (["nothing"], "STUDY: expected one of pretraining, supervision"),
         (["causes", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
         (["causes", "--pretrainings", "4"], "--pretrainings: expected at most --seeds (3), got 4"),
         (["pretraining", "--objective", "mae"], "--objective: the study pretraining sets this"),

@@ -18,7 +18,7 @@ def write_two(folder, viewer: str) -> MetricsLog:
     with MetricsLog(folder, viewer) as log:
         log.write("pretrain", step=20, clips=320, loss=0.5)
         log.write("finetune", step=20, clips=160, val_top1=0.25)
-        log.write_films("finetune", 160, {"clip": GIF})
+        log.show("finetune", 160, {"clip": GIF})
     assert [r["clips"] for r in log.read()] == [320, 160]
     return log
 
