@@ -1,12 +1,14 @@
-"""The rivals of image MAE: their weights in our model give the same loss."""
+"""Models of other packages: image MAE's weights in our model, and timm's ViT-B on one image."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
 
-from benchmarks import mae, sizes
-from benchmarks.measure import measure
+from benchmarks import accelerate, mae, sizes
+from benchmarks.measure import Benchmark, measure
 from ivcl_fast import reference
 from tests.benchmarks.conftest import rehearsal
 
@@ -41,3 +43,11 @@ def test_hugging_face_vit_mae():
     with torch.compiler.set_stance("force_eager"):
         measure(mae.hugging_face_benchmark(), rows.append)
     assert len(rows) >= 3 and all(row["seconds"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("mode", accelerate.MODES)
+def test_a_short_sequence(mode: str) -> None:
+    setup, rows = partial(accelerate.setup, mode, 17, 1), []
+    measure(Benchmark("ViT-B", accelerate.NAMES, setup, rounds=1), rows.append)
+    assert [row["name"] for row in rows] == [*accelerate.NAMES]
+    assert all(row["seconds"] > 0 for row in rows)

@@ -1,18 +1,22 @@
-"""The op tests again, in Triton's interpreter and on the other C++ objects.
+"""The op tests again, in Triton's interpreter and on the other C++ objects; docstring examples.
 
-They run in processes of their own, because neither the interpreter's changes to Triton nor the
-loading of an object can be undone.
+The op tests run in processes of their own, because neither the interpreter's changes to Triton nor
+the loading of an object can be undone.
 """
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from ivcl_fast import kernels
 from ivcl_fast.kernels import _ext
 from ivcl_fast.kernels._objects import module
 from tests.support import thin
@@ -47,3 +51,16 @@ def test_ops_on_another_instruction_set(isa):
 def test_ops_in_pytorch():
     """What a machine without a C++ compiler runs. Shapes do not matter to plain PyTorch."""
     run_op_tests("-p", thin.__name__, **{thin.PER_FUNCTION: "3", "IVCL_FAST_ISA": "none"})
+
+
+MODULES = sorted(
+    path.stem for path in Path(kernels.__file__).parent.glob("*.py") if ">>>" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name):
+    module = importlib.import_module(f"ivcl_fast.kernels.{name}")
+    names = {"torch": torch} | {key: getattr(kernels, key) for key in kernels.__all__}
+    result = doctest.testmod(module, extraglobs=names)
+    assert result.attempted and not result.failed
