@@ -31,7 +31,6 @@ from ivcl_fast.data.decode.decoder import (
     resolve_decoder,
 )
 from ivcl_fast.data.decode.media import Square
-from ivcl_fast.data.store.ray_pool import RayPool
 from ivcl_fast.data.store.table import INDEX, VERSION, Columns, Index, encoded, table_bytes
 from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
@@ -67,37 +66,29 @@ class Part(NamedTuple):
     total: int
 
 
-class Shard(NamedTuple):
-    """Clips that are stored together."""
-
-    id: str
-    names: list[str]
-
-
 @dataclass(frozen=True)
 class Task:
     """A shard to build in a worker process."""
 
-    shard: Shard
-    folder: Path
+    path: Path
+    """The files of the shard, without their suffix."""
     source: Source
     """The clips of the shard."""
     settings: dict[str, Any]
     append: Append
 
     def __str__(self) -> str:
-        return f"videos {self.shard.names[0]} to {self.shard.names[-1]}"
+        return f"videos {self.source.names[0]} to {self.source.names[-1]}"
 
 
 def build_shard(task: Task) -> int:
     """Build a shard; return its number of clips, 0 if another process builds or has built it."""
-    shard, folder = task.shard, task.folder
-    with locked(folder / f"{shard.id}.lock", wait=False) as held:
-        if not held or read_record(folder, shard):
+    with locked(task.path.with_suffix(".lock"), wait=False) as held:
+        if not held or read_record(task.path):
             return 0
         clips, bad_files = list[tuple[str, int, str]](), dict[str, str]()
-        with atomic_write(folder / f"{shard.id}.u8") as file:
-            for name in shard.names:
+        with atomic_write(task.path.with_suffix(".u8")) as file:
+            for name in task.source.names:
                 start = file.tell()
                 try:
                     clips.append((name, *task.append(task.source, name, task.settings, file)))
@@ -109,24 +100,19 @@ def build_shard(task: Task) -> int:
             file.flush()
             checksum = sha256(Path(file.name))
         record = {"bytes": size, "sha256": checksum, "clips": clips, "bad_files": bad_files}
-        write_json(folder / f"{shard.id}.json", record)
-    return len(shard.names)
+        write_json(task.path.with_suffix(".json"), record)
+    return len(task.source.names)
 
 
-def read_record(folder: Path, shard: Shard) -> Record | None:
-    """Return the description of a shard, or None if it is missing or has another size."""
+def read_record(path: Path) -> Record | None:
+    """Return the description of a shard, or None if it is missing or has another size.
+
+    ``path``: without a suffix.
+    """
     try:
-        record: Record = json.loads((folder / f"{shard.id}.json").read_bytes())
+        record: Record = json.loads(path.with_suffix(".json").read_bytes())
+        return record if path.with_suffix(".u8").stat().st_size == record["bytes"] else None
     except (FileNotFoundError, ValueError):
-        return None
-    return record if file_size(folder / f"{shard.id}.u8") == record["bytes"] else None
-
-
-def file_size(path: Path) -> int | None:
-    """Return the size of a file in bytes, or None if it does not exist."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
         return None
 
 
@@ -145,20 +131,21 @@ class Build:
             raise UserError(f"{count} videos have the name {name}")
         self.source, self.out, self.append = source, out, append
         self.settings = {"version": VERSION, **settings}
-        self.shards = list[Shard]()
+        self.shards = dict[str, list[str]]()
+        """The names of the clips of each shard."""
         for names in grouped(source.names):
             content = repr((self.settings, names, [source.state(name) for name in names]))
             digest = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:16]
-            self.shards.append(Shard(f"shard-{digest}", names))
+            self.shards[f"shard-{digest}"] = names
 
     def is_current(self, index: Index) -> bool:
         """Whether an index describes these shards, and their files are complete."""
-        sizes = {id: size for id, size, _ in index.about["shards"]}
-        return list(sizes) == [shard.id for shard in self.shards] and all(
-            file_size(self.out / f"{id}.u8") == size for id, size in sizes.items()
-        )
+        sizes = {f"{shard}.u8": size for shard, size, _ in index.about["shards"]}
+        with os.scandir(self.out) as entries:
+            found = {one.name: one.stat().st_size for one in entries if one.name in sizes}
+        return found == sizes and list(sizes) == [f"{shard}.u8" for shard in self.shards]
 
-    def run(self, part: Part, pool: WorkerPool | RayPool, progress: Progress) -> int:
+    def run(self, part: Part, pool: WorkerPool, progress: Progress) -> int:
         """Build the missing shards of a part, together with other processes.
 
         Returns the number of clips left to other parts; if it is 0, writes the index. Raises
@@ -167,12 +154,12 @@ class Build:
         self._claim()
         total, waits = len(self.source.names), False
         count = len(self.shards)
-        mine = {s.id for i, s in enumerate(self.shards) if i * part.total // count == part.number}
+        mine = {s for i, s in enumerate(self.shards) if i * part.total // count == part.number}
         while True:
-            missing = [shard for shard in self.shards if not read_record(self.out, shard)]
-            left = sum(len(shard.names) for shard in missing)
+            missing = [shard for shard in self.shards if not self._record(shard)]
+            left = sum(len(self.shards[shard]) for shard in missing)
             progress(total - left, total)
-            todo = [shard for shard in missing if shard.id in mine]
+            todo = [shard for shard in missing if shard in mine]
             if not todo:
                 break
             if waits:
@@ -189,10 +176,6 @@ class Build:
             self._finish()
         return left
 
-    def _task(self, shard: Shard) -> Task:
-        source = self.source.only(shard.names)
-        return Task(shard, self.out, source, self.settings, self.append)
-
     def _claim(self) -> None:
         """Create the folder; raises :class:`UserError` if it contains other files."""
         if self.out.exists() and not self.out.is_dir():
@@ -202,9 +185,16 @@ class Build:
         if names and INDEX not in names and not any(map(SHARD_FILE.match, names)):
             raise UserError(f"{self.out}: expected an empty folder or a store, got other files")
 
+    def _task(self, shard: str) -> Task:
+        source = self.source.only(self.shards[shard])
+        return Task(self.out / shard, source, self.settings, self.append)
+
+    def _record(self, shard: str) -> Record | None:
+        return read_record(self.out / shard)
+
     def _finish(self) -> None:
         """Write the index, and delete the files of shards that it does not list."""
-        records = [record for shard in self.shards if (record := read_record(self.out, shard))]
+        records = [record for shard in self.shards if (record := self._record(shard))]
         clips = [clip for record in records for clip in record["clips"]]
         names, counts, facts = zip(*clips, strict=True) if clips else ((), (), ())
         frames = np.array(counts, np.int64)
@@ -220,14 +210,14 @@ class Build:
         bad = {name: why for record in records for name, why in record["bad_files"].items()}
         bad = dict(sorted(bad.items()))
         files = [
-            (shard.id, record["bytes"], record["sha256"])
+            (shard, record["bytes"], record["sha256"])
             for shard, record in zip(self.shards, records, strict=True)
         ]
         write_json(self.out / BAD_FILES, bad)
         with atomic_write(self.out / INDEX) as file:
             about = {"settings": self.settings, "shards": files, "bad_files": bad}
             file.write(table_bytes(columns, about))
-        kept = {f"{shard.id}{suffix}" for shard in self.shards for suffix in (".u8", ".json")}
+        kept = {f"{shard}{suffix}" for shard in self.shards for suffix in (".u8", ".json")}
         for name in os.listdir(self.out):
             if SHARD_FILE.match(name) and name not in kept:
                 (self.out / name).unlink(missing_ok=True)
