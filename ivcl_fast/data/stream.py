@@ -27,7 +27,7 @@ from ivcl_fast.data.decode.media import Square, VideoInfo
 from ivcl_fast.data.loader import PREFETCH, Batch, ClipLoader, Sampled
 from ivcl_fast.data.store.shards import Build, Part, Progress, Source, VideoSource
 from ivcl_fast.data.store.table import Index, decoded, read_index
-from ivcl_fast.data.workers import WorkerPool, result_of
+from ivcl_fast.data.workers import WorkerPool
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 
@@ -148,7 +148,10 @@ class StreamLoader(ClipLoader):
                 if not ahead:
                     return
                 sampled, decoding = ahead.popleft()
-                rows = [result_of(f, str(request.media.files[0])) for request, f in decoding]
+                rows = [
+                    self._processes.result(future, str(request.media.files[0]))
+                    for request, future in decoding
+                ]
                 yield self._labelled(torch.from_numpy(np.stack(rows)), sampled)
         finally:
             for _, decoding in ahead:

@@ -83,18 +83,17 @@ class WorkerPool:
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield result_of(future, str(running.pop(future)))
+                yield self.result(future, str(running.pop(future)))
 
-
-def result_of(future: Future[Result], what: str) -> Result:
-    """Return the result of a task; :class:`UserError` names ``what`` if its worker died."""
-    try:
-        return future.result()
-    except ProcessExpired as error:
-        code = error.exitcode
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        advice = "; perhaps memory ran out: try fewer --workers" * (code == -signal.SIGKILL)
-        raise UserError(f"{what}: a worker process died ({how}){advice}") from None
+    def result(self, future: Future[Result], what: str) -> Result:
+        """Return the result of a task; :class:`UserError` names ``what`` if its worker died."""
+        try:
+            return future.result()
+        except ProcessExpired as error:
+            code = error.exitcode
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            advice = "; perhaps memory ran out: try fewer --workers" * (code == -signal.SIGKILL)
+            raise UserError(f"{what}: a worker process died ({how}){advice}") from None
 
 
 def _start() -> None:
