@@ -92,26 +92,23 @@ def find_media(path: Path, num_frames: int | None = None) -> Media:
     With ``num_frames``, it must be a folder of exactly that many images. Raises
     :class:`VideoError` for anything else.
     """
-    expected = "expected a video file, or a folder of images, one per frame"
+    expected = "a video file, or a folder of images, one per frame"
     if num_frames is not None:
-        expected = (
-            f"expected a folder of {num_frames} images ordered by name: {num_frames - 1} of "
-            "context, then the query"
-        )
+        context = num_frames - 1
+        expected = f"a folder of {num_frames} images in order: {context} of context, then the query"
     if path == SAMPLE and not path.exists():
         path = Path(__file__).parents[1] / SAMPLE.name
     if path.is_dir():
-        files = images_in(path)
-        if not files or num_frames not in (None, len(files)):
-            raise VideoError(f"{expected}, got {len(files)} images")
-        return Media(path.resolve().name, tuple(files))
-    if not path.exists():
-        raise VideoError(f"{expected}, got no such file or folder")
-    if not path.is_file():
-        raise VideoError(f"{expected}, got a special file")
-    if num_frames is not None or is_image(path):
-        raise VideoError(f"{expected}, got a single {'image' if is_image(path) else 'file'}")
-    return Media(path.stem, (path,))
+        media = Media(path.resolve().name, tuple(images_in(path)))
+        got = f"{len(media.files)} images"
+        is_valid = bool(media.files) and num_frames in (None, len(media.files))
+    else:
+        media = Media(path.stem, (path,))
+        got = "a single file" if path.exists() else "no such file or folder"
+        is_valid = path.is_file() and num_frames is None and not is_image(path)
+    if not is_valid:
+        raise VideoError(f"expected {expected}, got {got}")
+    return media
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -73,21 +73,6 @@ def append_info(
     return info.frames, json.dumps(asdict(info))
 
 
-@dataclass(frozen=True)
-class Request:
-    """A clip to decode."""
-
-    media: Media
-    info: VideoInfo
-    frames: np.ndarray
-    square: Square
-    decoder: ChosenDecoder
-    image_size: int
-    patch_size: int
-    device: torch.device | None
-    """See :func:`~ivcl_fast.data.decode.decoder.make_decoder`."""
-
-
 class StreamLoader(ClipLoader):
     """Decodes frames when they are needed.
 
@@ -121,7 +106,7 @@ class StreamLoader(ClipLoader):
             options: for :class:`ClipLoader`.
         """
         self._media = {one.name: one for one in media}
-        self._how = square, decoder, image_size, patch_size, device
+        self._how = square, patch_size, decoder, image_size, device
         self.workers = workers
         self._in_processes = decoder == "pyav" and workers > 1
         self._processes = WorkerPool(workers)
@@ -138,48 +123,50 @@ class StreamLoader(ClipLoader):
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[Batch]:
         batches = self._sample(epoch, start_batch)
-        ahead = deque[tuple[list[Sampled], list[tuple[Request, Future[Any]]]]]()
+        ahead = deque[tuple[list[Sampled], list[tuple[str, Future[Any]]]]]()
         most = PREFETCH + -(-self.workers // self.batch_size)
         try:
             while True:
                 for sampled in itertools.islice(batches, most - len(ahead)):
-                    requests = [self._request(one) for one in sampled]
-                    ahead.append((sampled, [(one, self._submit(one)) for one in requests]))
+                    ahead.append((sampled, [self._submit(one) for one in sampled]))
                 if not ahead:
                     return
                 sampled, decoding = ahead.popleft()
-                rows = [
-                    self._processes.result(future, str(request.media.files[0]))
-                    for request, future in decoding
-                ]
+                rows = [self._processes.result(future, file) for file, future in decoding]
                 yield self._labelled(torch.from_numpy(np.stack(rows)), sampled)
         finally:
             for _, decoding in ahead:
                 for _, future in decoding:
                     future.cancel()
 
-    def _request(self, sampled: Sampled) -> Request:
+    def _submit(self, sampled: Sampled) -> tuple[str, Future[Any]]:
+        """Begin to decode a clip; return the file and the future rows."""
         first = int(sampled.clip_ids[0])
         media = self._media[self.clips[first].media]
-        info = info_of(self.index, int(self._rows[first]))
-        return Request(media, info, sampled.frames, *self._how)
-
-    def _submit(self, request: Request) -> Future[Any]:
-        """Begin to decode a clip."""
+        task = media, info_of(self.index, int(self._rows[first])), sampled.frames, *self._how
         if self._in_processes:
-            return self._processes.submit(decode_clip, request)
+            return str(media.files[0]), self._processes.submit(decode_clip, *task)
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.workers, "decode")
-        return self._threads.submit(decode_clip, request)
+        return str(media.files[0]), self._threads.submit(decode_clip, *task)
 
 
-def decode_clip(request: Request) -> np.ndarray:
-    """Decode uint8 rows ``[T, N, 3PP]``; raises :class:`UserError`, naming the file."""
+def decode_clip(
+    media: Media,
+    info: VideoInfo,
+    frames: np.ndarray,
+    square: Square,
+    patch_size: int,
+    *decoder: Any,
+) -> np.ndarray:
+    """Decode uint8 rows ``[T, N, 3PP]``; raises :class:`UserError`, naming the file.
+
+    ``decoder``: for :func:`~ivcl_fast.data.decode.decoder.make_decoder`.
+    """
     try:
-        decoder = make_decoder(request.decoder, request.image_size, request.device)
-        opened = open_media(request.media)
-        opened.info = request.info
-        frames = decoder.decode_open(opened, request.frames, request.square)
-        return patchify(frames, request.patch_size).numpy()  # processes exchange arrays faster
+        opened = open_media(media)
+        opened.info = info
+        decoded = make_decoder(*decoder).decode_open(opened, frames, square)
+        return patchify(decoded, patch_size).numpy()  # processes exchange arrays faster
     except (VideoError, IndexError) as error:
-        raise UserError(f"{request.media.files[0]}: cannot be decoded any more: {error}") from None
+        raise UserError(f"{media.files[0]}: cannot be decoded any more: {error}") from None

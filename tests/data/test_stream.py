@@ -116,7 +116,7 @@ def test_a_file_that_breaks_later_is_named(videos, tmp_path):
         list(loader.epoch(0))
 
 
-def crash(_):
+def crash(*_):
     os._exit(7)
 
 

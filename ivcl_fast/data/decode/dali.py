@@ -150,7 +150,7 @@ def _agree(frames: torch.Tensor, expected: torch.Tensor) -> bool:
     flat, flat_expected = (x.float().flatten(1) for x in (frames, expected))
     differences = torch.cdist(flat, flat_expected, p=1) / flat.shape[1]  # [F, F]
     same = differences.diagonal()
-    moved = (same > TOLERANCE.mean) & (same > 2 * differences.amin(1))
+    moved = (same > TOLERANCE["mean"]) & (same > 2 * differences.amin(1))
     return bool(same.mean() <= TRIAL_DIFFERENCE and not moved.any())
 
 

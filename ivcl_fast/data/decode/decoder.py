@@ -14,7 +14,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import av
 import numpy as np
@@ -43,14 +43,8 @@ DecoderName = Literal["auto", "dali", "pyav"]
 ChosenDecoder = Literal["dali", "pyav"]
 
 
-class Tolerance(NamedTuple):
-    """Largest difference between the frames of the decoders, in levels of 255."""
-
-    mean: float
-    maximum: int
-
-
-TOLERANCE = Tolerance(mean=0.6, maximum=48)
+TOLERANCE = {"mean": 0.6, "maximum": 48}
+"""Largest difference between the frames of the decoders, in levels of 255."""
 
 
 def open_media(media: Media) -> OpenMedia:

@@ -6,8 +6,8 @@ Incomplete media are refused, because labels may describe the last frame. Video 
 
 from __future__ import annotations
 
-import io
 import stat
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,6 @@ class Orientation(NamedTuple):
         return (width, height) if self.rotation % 2 else (height, width)
 
 
-UPRIGHT = Orientation()
 FrameIds = Sequence[int] | np.ndarray | None
 """Indices of frames; None selects all."""
 MAX_PIXELS = 2**26
@@ -49,11 +48,6 @@ JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 MAX_PADDING = 3
 """Writers of Motion-JPEG pad a packet to a multiple of 2 (FFmpeg) or 4 (Blender) bytes."""
 DEFINE_HUFFMAN_TABLES, START_OF_SCAN = 0xC4, 0xDA
-EXIF_ORIENTATIONS = {
-    1: UPRIGHT, 2: Orientation(0, True), 3: Orientation(2), 4: Orientation(2, True),
-    5: Orientation(1, True), 6: Orientation(3), 7: Orientation(3, True), 8: Orientation(1),
-}  # fmt: skip
-
 # Marker and length, then the tables of ITU-T T.81, Annex K.3: class and id, number of codes of 1 to
 # 16 bits, values.
 STANDARD_HUFFMAN_TABLES = bytes.fromhex("""
@@ -122,9 +116,14 @@ class OpenMedia(ABC):
     def _read_info(self) -> VideoInfo: ...
 
     @property
-    @abstractmethod
     def orientation(self) -> Orientation:
         """The rotation and mirroring that make the frames upright, from the first frame."""
+        return frame_orientation(self.first)
+
+    @cached_property
+    def first(self) -> VideoFrame:
+        """The first frame."""
+        return next(self.frames([0]))[1]
 
     def warning(self, frames: int) -> str:
         """Describe anomalies of media of ``frames`` frames; empty if there are none."""
@@ -177,13 +176,9 @@ class OpenImages(OpenMedia):
     def _read_info(self) -> VideoInfo:
         for path in self.files:
             check_file(path, f"{path.name} ")
-        (_, image), (_, frame) = next(self.images([0])), next(self.frames([0]))
-        what = len(self.files), 0.0, image_codec(image), frame.width, frame.height
+        codec = image_codec(next(self.images([0]))[1])
+        what = len(self.files), 0.0, codec, self.first.width, self.first.height
         return VideoInfo(*what, *self.orientation)
-
-    @property
-    def orientation(self) -> Orientation:
-        return exif_orientation(next(self.images([0]))[1])
 
     def images(self, frame_ids: FrameIds = None) -> Iterator[tuple[int, bytes]]:
         for number in sorted({*map(int, checked_frame_ids(frame_ids, len(self.files)))}):
@@ -257,19 +252,21 @@ def check_image(image: bytes, name: str) -> None:
         raise VideoError(f"{name} is not a complete JPEG or PNG image")
 
 
-def exif_orientation(image: bytes, otherwise: Orientation = UPRIGHT) -> Orientation:
-    """Read the orientation from the EXIF data; return ``otherwise`` if that is impossible.
+def frame_orientation(frame: VideoFrame) -> Orientation:
+    """Return the orientation of a frame from its display matrix, or from its EXIF data.
 
-    FFmpeg reads it too, but PyAV does not report whether it mirrors the image.
+    FFmpeg reads EXIF data, but PyAV reports only the rotation, so mirrored images are not mirrored
+    back.
     """
-    from PIL import ExifTags, Image  # late: training from a store needs no Pillow
-
+    turns = round(frame.rotation / 90)
     try:
-        opened = Image.open(io.BytesIO(image), formats=("JPEG", "PNG"))
-        value = opened.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Pillow has many errors for damaged data, which FFmpeg may decode
-        value = None
-    return EXIF_ORIENTATIONS.get(value or 0, otherwise)
+        data: Any = frame.side_data
+        a, b, _, c, d = struct.unpack_from("=5i", data["DISPLAYMATRIX"])
+    except (KeyError, ValueError):  # no matrix, or side data that PyAV does not know
+        return Orientation(turns % 4)
+    mirrored = a * d < b * c
+    # FFmpeg's angle refers to the stored rows, which mirroring reverses.
+    return Orientation((turns + 2 * mirrored) % 4, mirrored)
 
 
 def with_huffman_tables(jpeg: bytes) -> bytes:

@@ -14,7 +14,6 @@ In other videos, decoding starts at the key frame before a frame, if timestamps 
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,12 +34,10 @@ from ivcl_fast.data.decode.media import (
     UNDECODABLE,
     FrameIds,
     OpenMedia,
-    Orientation,
     VideoInfo,
     check_file,
     check_image,
     checked_frame_ids,
-    exif_orientation,
 )
 
 FORMATS = "avi,matroska,webm,mov,mp4,mpeg,mpegts,flv,ogg,gif,ivf,m4v,mjpeg,asf,h264,hevc,obu"
@@ -100,22 +97,14 @@ class OpenVideo(OpenMedia):
     def _read_info(self) -> VideoInfo:
         packets = self.packets
         frames = packets.slots[-1] + 1 if packets.slots else sum(packets.shown)
-        is_unclear = self._first.interlaced_frame or (packets.small and not packets.slots)
+        is_unclear = self.first.interlaced_frame or (packets.small and not packets.slots)
         if not self.has_images and (is_unclear or self._codec not in ONE_FRAME_PER_PACKET):
             frames = sum(1 for _ in self._all_frames())
         what = frames, self.fps, self._codec, *self._shape, *self.orientation
         return VideoInfo(*what, self.warning(frames))
 
-    @property
-    def orientation(self) -> Orientation:
-        orientation = frame_orientation(self._first)
-        if self.has_images:
-            orientation = exif_orientation(next(self.images([0]))[1], orientation)
-        return orientation
-
     @cached_property
-    def _first(self) -> VideoFrame:
-        """The first frame."""
+    def first(self) -> VideoFrame:
         first = next(self._decoded(), None)
         if first is None:
             raise VideoError("holds no frames")
@@ -368,19 +357,6 @@ def open_stream(path: Path, **options: str) -> tuple[InputContainer, VideoStream
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return container, stream
-
-
-def frame_orientation(frame: VideoFrame) -> Orientation:
-    """Return the orientation of a video frame from its display matrix."""
-    turns = round(frame.rotation / 90)
-    try:
-        data: Any = frame.side_data
-        a, b, _, c, d = struct.unpack_from("=5i", data["DISPLAYMATRIX"])
-    except (KeyError, ValueError):  # no matrix, or side data that PyAV does not know
-        return Orientation(turns % 4)
-    mirrored = a * d < b * c
-    # FFmpeg's angle refers to the stored rows, which mirroring reverses.
-    return Orientation((turns + 2 * mirrored) % 4, mirrored)
 
 
 def _slots(dts: Sequence[int | None], chunks: int) -> list[int]:

@@ -319,7 +319,7 @@ def test_a_list_of_other_files_is_refused(tmp_path, text):
 
 def test_a_pipe_is_refused_without_opening_it(tmp_path):
     os.mkfifo(tmp_path / "pipe.avi")
-    with pytest.raises(VideoError, match="got a special file"):
+    with pytest.raises(VideoError, match="got a single file"):
         find_media(tmp_path / "pipe.avi")
     with pytest.raises(VideoError, match="is not a regular file"):
         probe(media(tmp_path / "pipe.avi"))

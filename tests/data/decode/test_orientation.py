@@ -92,13 +92,13 @@ def assert_as_by_pillow(decoded: torch.Tensor, images: Sequence[bytes], square: 
         resized = upright.resize((width, height), Image.Resampling.BILINEAR)
         expected = np.asarray(resized, int)[top : top + size, left : left + size]
         difference = abs(frame - expected.transpose(2, 0, 1))
-        assert difference.mean() <= TOLERANCE.mean and difference.max() <= TOLERANCE.maximum
+        assert difference.mean() <= TOLERANCE["mean"] and difference.max() <= TOLERANCE["maximum"]
 
 
 @pytest.mark.parametrize("name", ["pyav", DALI])
 @pytest.mark.parametrize(
     ("suffix", "orientation"),
-    [*((".jpg", n) for n in range(1, 9)), (".png", 6), (".avi", 6), (".mov", 5)],
+    [*((".jpg", n) for n in (1, 3, 6, 8)), (".png", 6), (".avi", 6), (".mov", 8)],
 )
 def test_exif_orientations_are_followed(tmp_path, name, suffix, orientation):
     """Of image files and of the images of Motion-JPEG."""
