@@ -18,24 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
-from ivcl_fast.analysis.attention_maps import slot_attention, slot_collapse
 from ivcl_fast.analysis.clips import ClipReader, DecodedClip
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
+from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.report.clips import describe_clip
+from ivcl_fast.report.collapse import measure_collapse
 from ivcl_fast.report.film import Format, film, write_film, write_masks
-from ivcl_fast.report.page import PAGE, Section, run_names, write_page
+from ivcl_fast.report.page import PAGE, run_names, write_page
 from ivcl_fast.report.run import SCORES
 from ivcl_fast.report.study import compared_runs
-from ivcl_fast.report.tables import Table
 from ivcl_fast.text import printable
 
-MEASURED_CLIPS = 32
-"""Number of clips used to measure slot collapse."""
 ANSWERS = 3
 """Number of top answers to show."""
 
@@ -79,7 +75,9 @@ def visualize(config: VisualizeConfig) -> Path:
     out = config.out or runs[0].folder / "visualize"
     out.mkdir(parents=True, exist_ok=True)
     shown = []
-    for clips in zip(*chosen_clips(config, runs), strict=True):
+    chosen = chosen_clips(config, runs)
+    videos = chosen[0] if config.video is not None else []
+    for clips in zip(*chosen, strict=True):
         clip, described = clips[0], [*map(describe_clip, runs, models, clips)]
         if config.format is not None:
             write_film(film(runs[0], models[0], clip), out / f"{clip.name}.{config.format}")
@@ -90,8 +88,12 @@ def visualize(config: VisualizeConfig) -> Path:
             print(printable(f"{clip.name}: {likeliest or one['answer'] or 'no answer'}"))
         shown.append(described[0] | ({"other": described[1]} if len(runs) > 1 else {}))
     folders, sections = [run.folder for run in runs], []
-    if config.video is None and len(runs) == 1:
-        sections.append(measure_collapse(runs[0], models[0]))
+    if len(runs) == 1:
+        section, warning = measure_collapse(runs[0], models[0], videos)
+        section.table.print("slot collapse, 95 % intervals in brackets")
+        if warning:
+            print(warning)
+        sections.append(section)
     elif config.video is None and all((folder / SCORES).is_file() for folder in folders):
         sections.append(compared_runs(dict(zip(run_names(folders), folders, strict=True))))
     data = None if config.video is None else config.video.name
@@ -111,25 +113,6 @@ def chosen_clips(config: VisualizeConfig, runs: list[FinishedRun]) -> list[list[
     chosen = [*clips]
     names = [clip.name for clip in chosen]
     return [chosen, *([*reader.named(names)] for reader in others)]
-
-
-def measure_collapse(run: FinishedRun, models: Models) -> Section:
-    """Measure and print how similar the slots of each model are."""
-    clips = list(ClipReader(run).mixed(MEASURED_CLIPS))
-    rows = []
-    for name, model in {"untrained": run.untrained(), **models}.items():
-        maps = [slot_attention(model, clip.frames[None]).cpu() for clip in clips]
-        scores = slot_collapse(torch.cat(maps))
-        rows.append([name, *(str(scores.get(measure, "")) for measure in ("overlap", "entropy"))])
-    table = Table(["model", "overlap of the slots", "entropy of a slot's map"], rows)
-    table.print(f"slot collapse on {len(clips)} clips, 95 % intervals in brackets")
-    about = (
-        f"Measured on {len(clips)} clips of the evaluation split. "
-        "Overlap: 0 where the slots of a frame attend to different patches, 1 where all attend to "
-        "the same (collapse). Entropy: 0 where a slot attends to one patch, 1 where it attends to "
-        "all patches equally. Maps with an entropy near 1 overlap because they are all uniform."
-    )
-    return Section("Have the slots collapsed?", about, table)
 
 
 def main() -> None:

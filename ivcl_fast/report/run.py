@@ -14,6 +14,7 @@ from ivcl_fast.evaluation.baselines import CONE, COUNTING, LAST_FRAME
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, scores_as_json
 from ivcl_fast.files import write_json, write_text
 from ivcl_fast.report.clips import describe_clip, evaluated_clips
+from ivcl_fast.report.collapse import measure_collapse
 from ivcl_fast.report.page import PAGE, Section, write_page
 from ivcl_fast.report.tables import METRIC_NAMES, results_table
 from ivcl_fast.text import markdown
@@ -51,8 +52,15 @@ def write_report(
     if bad := run.data.bad_files:
         first = markdown(": ".join(next(iter(bad.items()))))
         parts.append(f"{len(bad)} videos could not be used, such as {first}.")
+    others = list[Section]()
+    if config.model.objective == "slot_attention" and run.finished("pretrain"):
+        section, warning = measure_collapse(run, {"pretrained": run.load("pretrain")})
+        others.append(section)
+        if warning:
+            print(warning)
+            parts.append(warning)
     if config.output.pictures:
-        write_results_page(run.folder / PAGE, run, run.models(), results, evaluation)
+        write_results_page(run.folder / PAGE, run, run.models(), results, evaluation, others)
         parts.append(f"Curves, and clips that play: [{PAGE}]({PAGE}).")
     parts.append(f"torch {torch.__version__}, {run.device}, {platform.machine()}.")
     write_text(run.folder / REPORT, "\n\n".join(parts) + "\n")
@@ -69,12 +77,14 @@ def write_results_page(
     models: Mapping[str, Model],
     results: Sequence[Result],
     evaluation: Evaluation | None,
+    others: Sequence[Section] = (),
 ) -> None:
-    """Write a page with the table of results, if there are any, and a gallery of clips."""
-    sections = []
+    """Write a page with the table of results, if there are any, others, and a gallery of clips."""
+    sections = list[Section]()
     if results:
         table = results_table(results, run.config.seed)
         sections.append(Section("Results", summary(results), table))
+    sections += others
     chosen = evaluated_clips(run, models, evaluation)
     clips = (describe_clip(run, models, *clip) for clip in chosen)
     write_page(path, [run], clips, sections, results, evaluation)

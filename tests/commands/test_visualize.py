@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from ivcl_fast import IVCLClassifier, SlotAutoencoder
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater
 from ivcl_fast.data.synthetic.writer import write_dataset
+from ivcl_fast.report.collapse import measure_collapse
 from ivcl_fast.train import main as train_main
 from ivcl_fast.visualize import main
 from tests.report.test_page import data_of
@@ -85,17 +87,29 @@ def test_two_runs_side_by_side(run: Path, tmp_path: Path, visualize: Any) -> Non
     assert {"run pretrain", "other pretrain"} <= {*lines}
 
 
-def test_slots_that_compete_and_their_masks(cater: Path, tmp_path: Path, visualize: Any) -> None:
+def test_slots_that_compete_and_their_masks(
+    cater: Path, tmp_path: Path, visualize: Any, capsys: Any
+) -> None:
     flags = "--objective", "slot_attention", "--freeze-encoder", *FRAME_FLAGS
     run = train(tmp_path, "--data", f"cater:{cater}", *flags)
+    warning = "The slots have collapsed (pretrained: overlap "
+    assert warning in capsys.readouterr().out and warning in (run / "report.md").read_text()
     assert [type(model) for model in models_of(run).values()] == [SlotAutoencoder, IVCLClassifier]
     status, said = visualize(run, "--clips", 1, "--masks", tmp_path / "masks")
-    assert status == 0, said
+    assert status == 0 and warning in said, said
+    assert warning in (run / "visualize" / "report.html").read_text()
     (clip,) = data_of(run / "visualize" / "report.html")["clips"]
     assert "last round of slot attention" in clip["layers"][1]["note"]
     assert "segments" in [layer["name"] for layer in clip["layers"]]
     assert len([*(tmp_path / "masks" / clip["name"]).iterdir()]) == 4
     assert (tmp_path / "masks" / f"{clip['name']}.json").is_file()
+
+    opened = FinishedRun.open(run, "cpu")
+    models = opened.models()
+    with torch.no_grad():  # each patch goes to one slot
+        models["pretrained"].encoder.slot_attention.query[1].weight.mul_(1000)
+    section, warning = measure_collapse(opened, {"pretrained": models["pretrained"]})
+    assert not warning and [row[0] for row in section.table.rows] == ["untrained", "pretrained"]
 
 
 def test_one_clip_by_name_and_one_file(

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import tyro
+from PIL import Image
 
 from ivcl_fast import IVCLConfig, SlotAutoencoder
 from ivcl_fast.data import registry as catalog
@@ -198,6 +199,8 @@ def own_files(short_run, tmp_path, monkeypatch):
     objects = IVCLConfig(objective="slot_attention", embed_dim=16, depth=1, num_frames=4,
                          num_query_frames=2)  # fmt: skip
     SlotAutoencoder(objects).save_pretrained("runs/objects")
+    (strips := tmp_path / "mocogan" / "data" / "actions" / "4").mkdir(parents=True)
+    Image.new("RGB", (128, 64)).save(strips / "00000006.jpg")
 
 
 OF_RUNS = {
