@@ -22,8 +22,10 @@ enum Parameter {
 };
 
 constexpr int64_t kChunkTokens = 72;   // of a chunk of several sequences
-constexpr int64_t kGroupTokens = 512;  // whose parameters' gradients are worth a sum of their own
-constexpr int64_t kMaxGroups = 64;
+// Tokens whose parameters' gradients are worth a sum of their own: for work of a few cores, or of
+// more. Every sum takes the memory of all parameters.
+constexpr int64_t kFewGroupTokens = 128, kGroupTokens = 512;
+constexpr int64_t kFewGroups = 8, kMaxGroups = 64;
 
 // The distance between rows of `cols` values such that neither a column of them nor a register
 // behind the last value causes trouble: an odd number of pairs of cache lines, so that rows do not
@@ -47,9 +49,10 @@ struct BlockSizes {
   // power of two, which most numbers of threads divide.
   int64_t groups() const {
     int64_t groups = 1;
-    while (groups < kMaxGroups && groups < chunks() &&
-           frames * tokens >= 2 * groups * kGroupTokens)
-      groups *= 2;
+    const auto enough = [&] {
+      return frames * tokens >= 2 * groups * (groups < kFewGroups ? kFewGroupTokens : kGroupTokens);
+    };
+    while (groups < kMaxGroups && groups < chunks() && enough()) groups *= 2;
     return groups;
   }
   int64_t count(int parameter) const {
