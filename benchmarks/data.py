@@ -128,12 +128,12 @@ def long_video(codec: str, gop: int) -> Path:
 def long_clip(codec: str, gop: int) -> Setup:
     """Set up every fourth frame in the middle of a long video, with and without seeking."""
     from ivcl_fast.data import stream
-    from ivcl_fast.data.decode import pyav, video
+    from ivcl_fast.data.decode import decoder, video
 
     path = long_video(codec, gop)
-    info = pyav.probe(media := Media(path.stem, (path,)))
+    info = decoder.probe(media := Media(path.stem, (path,)))
     ids = frame_ids(info.frames, CFG.num_frames, stride=STRIDE)
-    how = "none", "pyav", CFG.image_size, CFG.patch_size, None
+    how = "none", CFG.patch_size, "pyav", CFG.image_size
 
     class FromTheStart(video.OpenVideo):
         def __init__(self, path: Path) -> None:
@@ -144,13 +144,13 @@ def long_clip(codec: str, gop: int) -> Setup:
             return []
 
     def streamed() -> Tensor:
-        return stream.decode_clip(stream.Request(media, info, ids, *how))
+        return torch.from_numpy(stream.decode_clip(media, info, ids, *how))
 
     def loaded() -> Tensor:
         return patchify(load_clip(path, CFG, "pyav", STRIDE)[0], CFG.patch_size)
 
     def without_seeking(call: Callable[[], Tensor]) -> Tensor:
-        with mock.patch.object(pyav, "OpenVideo", FromTheStart):
+        with mock.patch.object(decoder, "OpenVideo", FromTheStart):
             return call()
 
     return Setup(
