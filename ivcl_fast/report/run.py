@@ -111,14 +111,15 @@ def summary(results: Sequence[Result]) -> str:
         how = "level with" if is_inside else "better than" if better else "worse than"
         comparisons.append(f"{how} {title} ({score.format(value)})")
     best = max(guesses, key=lambda title: sign * guesses[title])
-    rest = " and than every baseline without memory or reasoning" * (len(guesses) > 1)
-    meaning = f"This is better than chance{rest}."
+    meaning = ""
+    if len(guesses) > 1:
+        meaning = " This is better than chance and than every baseline without memory or reasoning."
     if min(sign * score.low, sign * score.high) <= sign * guesses[best]:
-        meaning = f"This is not clearly better than {best}, so it does not show reasoning."
+        meaning = f" This is not clearly better than {best}, so it does not show reasoning."
     clips = "all clips" if group == "all" else "clips that end with a hidden snitch"
     return (
         f"On {clips}, “{first.title}” has {METRIC_NAMES[metric]} "
-        f"{score.format(score.value)}: {', '.join(comparisons)}. "
+        f"{score.format(score.value)}: {', '.join(comparisons)}."
     ) + meaning
 
 
