@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from ivcl_fast.data.dataset import Clip, Dataset, Media, target_of
-from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.store.table import (
     VERSION,
     Columns,
@@ -26,6 +25,9 @@ from ivcl_fast.data.store.table import (
 )
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import atomic_write
+
+if TYPE_CHECKING:  # imports PyAV
+    from ivcl_fast.data.decode.media import Square
 
 
 def labels_file(task: str) -> str:
