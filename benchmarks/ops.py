@@ -194,7 +194,7 @@ def our_mixture(drawn: Tensor, true: Tensor, background: Tensor) -> Tensor:
 
 def plain_mixture(drawn: Tensor, true: Tensor, background: Tensor) -> Tensor:
     """Like :class:`~ivcl_fast.slot_autoencoder.MixtureDecoder`."""
-    decoder = SimpleNamespace(background=background)
+    decoder = SimpleNamespace(background=background, channels=3)
     return slot_autoencoder.MixtureDecoder.mix(decoder, drawn, true).loss
 
 
