@@ -3,7 +3,7 @@
 A clip has a few *layers*, things and hands, each with a position in every frame. Lengths are in
 frame heights; x points right and y points down from the upper left corner; time runs from 0 to 1.
 Opposite templates are the same action played forwards and backwards, and left and right are mirror
-images. So no single frame distinguishes them.
+images. So a single frame distinguishes them only if its time is known.
 """
 
 from __future__ import annotations
