@@ -105,7 +105,7 @@ def build_shard(task: Task) -> int:
 
 
 def read_record(path: Path) -> Record | None:
-    """Return the description of a shard, or None if it is missing or has another size.
+    """Return the description of a shard, or None if its file is missing or incomplete.
 
     ``path``: without a suffix.
     """
