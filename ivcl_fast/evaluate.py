@@ -24,7 +24,7 @@ from ivcl_fast.report.tables import results_table
 from ivcl_fast.text import printable
 
 CLASSIFIERS = "finetune", "last-frame"
-"""Folders of a run that hold a classifier, the one to evaluate first."""
+"""Folders of a run that hold a classifier."""
 ANSWERS = 5
 """Number of top answers to print."""
 
