@@ -36,18 +36,18 @@ class Chip:
     shared: int
     """Bytes of shared memory, including 1 KB per resident block for the system."""
     dot: str
-    """The tensor-core instruction for 16-bit operands."""
+    """The tensor-core instruction of PTX for 16-bit operands."""
 
 
 CHIPS = {
-    90: Chip(64, 32, 228 << 10, "HGMMA"),
-    100: Chip(64, 32, 228 << 10, "UTCHMMA"),
-    80: Chip(64, 32, 164 << 10, "HMMA"),
-    120: Chip(48, 24, 100 << 10, "HMMA"),
-    89: Chip(48, 24, 100 << 10, "HMMA"),
-    86: Chip(48, 16, 100 << 10, "HMMA"),
-    103: Chip(64, 32, 228 << 10, "UTCHMMA"),
-    121: Chip(48, 24, 100 << 10, "HMMA"),
+    90: Chip(64, 32, 228 << 10, "wgmma"),
+    100: Chip(64, 32, 228 << 10, "tcgen05"),
+    80: Chip(64, 32, 164 << 10, "mma"),
+    120: Chip(48, 24, 100 << 10, "mma"),
+    89: Chip(48, 24, 100 << 10, "mma"),
+    86: Chip(48, 16, 100 << 10, "mma"),
+    103: Chip(64, 32, 228 << 10, "tcgen05"),
+    121: Chip(48, 24, 100 << 10, "mma"),
 }
 """By compute capability, most important first."""
 
@@ -69,7 +69,7 @@ class Compiled:
     dots: dict[str, int]
     """Number of matrix products in the source, by the dtype of their operands."""
     mma: dict[str, int]
-    """Number of tensor-core instructions by kind."""
+    """Number of tensor-core instructions by family: mma, wgmma, tcgen05."""
     store_bytes: int
     """Bytes per thread of the widest store to global memory."""
     hazards: int
@@ -127,10 +127,14 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
 
     target = GPUTarget("cuda", arch, 32)
     built = triton.compile(source(launch), target=target, options=launch.options)
-    code = _disassemble(built.asm["cubin"])
-    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", code)}
+    ptx, cubin = built.asm["ptx"], built.asm["cubin"]
+    usage = {
+        name: int(n) for name, n in re.findall(r"\b(REG|STACK):(\d+)", _dump(cubin, "-res-usage"))
+    }
     dots = re.findall(r"\btt\.dot\b.*: tensor<[\dx]+x(\w+)> \*", built.asm["ttir"])
-    mma = re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", code)
+    mma = re.findall(r"\b(mma|wgmma|tcgen05)\.(?:sync|mma)", ptx)
+    # Disassembly takes as long as compilation, and answers only these two questions.
+    code = _dump(cubin, "-sass") if usage["STACK"] or "wgmma" in mma else ""
     return Compiled(
         arch=arch,
         warps=launch.num_warps,
@@ -140,24 +144,17 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
         shared=built.metadata.shared,
         dots=dict(Counter(dots)),
         mma=dict(Counter(mma)),
-        store_bytes=_widest_store(code),
+        store_bytes=_widest_store(ptx),
         hazards=count_hazards(code),
     )
 
 
-def _widest_store(code: str) -> int:
-    """Return the bytes per thread of the widest store to global memory; 16 for whole blocks."""
-    stores = re.findall(r"\b(STG|UTMASTG|UBLKCP)\b(\S*)", code)
-    widths = {"128": 16, "64": 8, "U16": 2, "U8": 1}
-    return max(
-        (
-            next((size for part, size in widths.items() if f".{part}" in suffix), 4)
-            if name == "STG"
-            else 16
-            for name, suffix in stores
-        ),
-        default=0,
-    )
+def _widest_store(ptx: str) -> int:
+    """Return the bytes per thread of the widest store to global memory, at most 16."""
+    stores = re.findall(r"\bst\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\b", ptx)
+    widths = [int(count or 1) * int(bits) // 8 for count, bits in stores]
+    blocks = [16] * bool(re.search(r"\bcp\.async\.bulk\S*\.global\.shared", ptx))
+    return min(16, max(widths + blocks, default=0))
 
 
 def count_hazards(code: str) -> int:
@@ -220,13 +217,13 @@ def _written(line: str) -> set[int]:
     return {int(first[1]) + i for i in range(count)}
 
 
-def _disassemble(cubin: bytes) -> str:
-    """Return the resource usage and the assembly code of a compiled kernel."""
+def _dump(cubin: bytes, what: str) -> str:
+    """Return the resource usage (``-res-usage``) or assembly code (``-sass``) of a kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "-res-usage", "-sass", file.name]
+        command = [str(tool), what, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -58,7 +58,7 @@ def test_no_kernel_has_faults(first_shapes):
 
 GOOD = dict(
     arch=90, warps=4, registers=64, stack=0, spills=0, shared=4096, dots={"bf16": 2},
-    mma={"HGMMA": 4}, store_bytes=16, hazards=0,
+    mma={"wgmma": 4}, store_bytes=16, hazards=0,
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ GOOD = dict(
     ("change", "word"),
     [
         (dict(spills=2), "spills"), (dict(stack=8), "spills"),
-        (dict(shared=228 << 10), "shared memory"), (dict(mma={"HMMA": 4}), "dots"),
+        (dict(shared=228 << 10), "shared memory"), (dict(mma={"mma": 4}), "dots"),
         (dict(mma={}), "dots"), (dict(dots={"f32": 2}), "dots"), (dict(hazards=3), "hazards"),
         (dict(registers=96), "grid"),
     ],
