@@ -37,6 +37,7 @@ BATCHES = (
     if ON_GPU
     else {
         "tiny": Batch(IVCLConfig.preset("tiny"), 8),
+        "small": Batch(IVCLConfig.preset("small"), 8),
         "base64": Batch(IVCLConfig.preset("base64"), 8),
     }
 )

@@ -181,12 +181,11 @@ def pretraining_benchmark(name: str, batch: Batch, max_seconds: float) -> Benchm
 
 # --- Inference ------------------------------------------------------------------------------------
 
-INFERENCE = (OURS, OURS_COMPILED, EXPLICIT, SDPA, SDPA_COMPILED)
+INFERENCE = (OURS, OURS_COMPILED, EXPLICIT, SDPA, EXPLICIT_COMPILED, SDPA_COMPILED)
 
 
-def inference() -> Setup:
+def inference(cfg: IVCLConfig, clips: int) -> Setup:
     """Set up the slots of whole clips, ``encode``."""
-    cfg, clips, _ = first()
     shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
     video = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
     plain = model_of(FLOAT32, cfg)
@@ -284,10 +283,13 @@ def benchmarks() -> list[Benchmark]:
             name=f"one block, {name}, {clips} clips", implementations=BLOCKS, setup=blocks,
             tolerance=0.01, rounds=20,
         ),
-        Benchmark(
-            name=f"inference, {name}, {clips} clips", setup=inference,
-            implementations=tuple(variant.name for variant in INFERENCE),
-            tolerance=0.05, facts={"count": clips, "unit": "clips"},
+        *(
+            Benchmark(
+                name=f"inference, {name}, {size} {unit}", setup=partial(inference, cfg, size),
+                implementations=tuple(variant.name for variant in INFERENCE),
+                tolerance=0.05, facts={"count": size, "unit": unit}, max_seconds=20,
+            )
+            for name, (cfg, size, unit) in BATCHES.items()
         ),
         *(
             Benchmark(
