@@ -294,7 +294,7 @@ def op_benchmarks(batch: Batch, where: str = "") -> list[Benchmark]:
 
 def benchmarks() -> list[Benchmark]:
     """Return all benchmarks of ops; on a GPU, at the sizes of both video models."""
-    batches = [*BATCHES.items()][: 2 if len(BATCHES) > 2 else 1]
+    batches = [*BATCHES.items()][: 2 if ON_GPU else 1]
     by_model = (
         op_benchmarks(batch, f", {name}" if len(batches) > 1 else "") for name, batch in batches
     )
