@@ -180,8 +180,8 @@ STUDIES = {
             replace(variant, data=f"--data synthetic:something-else --task {split}")
             for split in ("compositional", "compositional_shuffled")
             for variant in (
-                Variant(IV_CL, finetune=FROZEN, finetune_scale=6),
-                Variant(IMAGE_MAE, MAE, finetune=FROZEN, finetune_scale=6),
+                Variant(IV_CL),
+                Variant(IMAGE_MAE, MAE),
                 Variant(FROM_SCRATCH, None),
             )
         ),

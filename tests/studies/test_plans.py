@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -68,6 +69,12 @@ def test_variants_share_an_equal_pretraining_of_their_data():
     for c in configs:
         assert sources.get(c.stages.init, c.data.source) == c.data.source
         assert (c.data.task, c.model.num_frames) == ("acre", 7)
+
+
+def test_compositional_finetunes_every_variant_alike():
+    _, then = plan_jobs(STUDIES["compositional"], Path("x"), 1, ())
+    stages = {replace(parse(job.arguments).stages, init="") for job in then}
+    assert [one.freeze_encoder for one in stages] == [False]
 
 
 @pytest.mark.parametrize(
