@@ -95,10 +95,13 @@ def test_every_kind_of_classifier(changes, tmp_path):
     assert write_model(model, tmp_path / "c.pt2") < 2e-5
 
 
-def test_a_model_that_differs_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(export_command, "compare", lambda *_: math.nan)
+def test_a_model_that_differs_for_a_single_video_is_not_written(tmp_path, monkeypatch):
+    model = IVCLClassifier(config(), 4).eval()
+    monkeypatch.setattr(
+        export_command, "load", lambda *_: lambda x: model(x) * (math.nan if len(x) == 1 else 1)
+    )
     with pytest.raises(UserError, match=r"c.pt2: not written: "):
-        write_model(IVCLClassifier(config(), 4).eval(), tmp_path / "c.pt2")
+        write_model(model, tmp_path / "c.pt2")
     assert not list(tmp_path.iterdir())
 
 

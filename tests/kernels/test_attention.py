@@ -47,7 +47,7 @@ def gpu(monkeypatch):
     [
         (1, 64, BF16, "short"), (128, 64, BF16, "short"), (128, 64, FP32, "short"),
         (20, 24, torch.float16, "short"), (129, 64, BF16, "flash"),
-        (1056, 64, torch.float16, "flash"), (20, 160, BF16, "flash"), (129, 64, FP32, "eager"),
+        (1056, 64, torch.float16, "flash"), (20, 256, BF16, "flash"), (129, 64, FP32, "eager"),
         (20, 64, torch.float64, "eager"), (288, 288, BF16, "eager"), (0, 64, BF16, "eager"),
     ],
 )  # fmt: skip

@@ -154,6 +154,15 @@ def test_a_name_is_asked_of_timm(monkeypatch, tmp_path):
         assert torch.equal(value, by_path.state_dict()[key]), key
 
 
+def test_weights_that_timm_cannot_load_give_one_line(monkeypatch):
+    def create_model(*args, **options):
+        raise RuntimeError("no connection\nretrying")
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    with pytest.raises(UserError, match=r"^timm:x: timm cannot load .*: no connection$"):
+        timm_weights.read("timm:x")
+
+
 def test_blocks_begin_as_the_identity():
     torch.manual_seed(0)
     model = reference.IVCL(config())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -108,6 +109,16 @@ def test_a_bare_checkout_needs_no_install():
         isolated=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_installed_copy_is_no_checkout(tmp_path):
+    """Hugging Face's package is called ``kernels``, and some packages install a ``setup.py``."""
+    for name in ("ivcl_fast/kernels/__init__.py", "kernels/__init__.py", "setup.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    shutil.copy(ROOT / "ivcl_fast" / "__init__.py", tmp_path / "ivcl_fast")
+    done = run("import ivcl_fast; print(*ivcl_fast.__path__)", tmp_path)
+    assert done.stdout.split() == [str(tmp_path / "ivcl_fast")], done.stderr
 
 
 def test_broken_packages_are_survived_and_named(tmp_path):

@@ -90,3 +90,11 @@ def test_float32_weights_use_the_op_where_they_are_cast_together(as_on_amx):
         assert (dispatches() - before)["linear_gradients", "cpp"] == calls
     with pytest.raises(RuntimeError, match="same dtype"):
         linear(x, layer.weight, layer.bias)
+
+
+def test_second_derivatives_of_a_weight_that_is_cast(as_on_amx):
+    x, weight = torch.ones(3, 6).bfloat16().requires_grad_(), torch.ones(4, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), cast_together([weight], torch.bfloat16):
+        (dx,) = torch.autograd.grad(linear(x, weight).sum(), x, create_graph=True)
+        (found,) = torch.autograd.grad(dx.sum(), weight)
+    assert torch.equal(found, torch.full((4, 6), 3.0))
