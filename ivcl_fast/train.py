@@ -30,7 +30,6 @@ from ivcl_fast.report.film import films
 from ivcl_fast.report.run import write_report
 from ivcl_fast.report.tables import results_table
 from ivcl_fast.training.arguments import parse
-from ivcl_fast.training.hardware import enable_determinism
 from ivcl_fast.training.model_card import measured_videos_seen, videos_seen
 from ivcl_fast.training.optim import Schedule
 from ivcl_fast.training.run import Run
@@ -48,8 +47,6 @@ def train(config: TrainConfig) -> None:
     :class:`~ivcl_fast.distributed.group.Interrupted` after SIGINT or SIGTERM, once a checkpoint is
     written.
     """
-    if config.speed.deterministic:
-        enable_determinism()
     run = Run(config)
     begins = "finetune" if config.stages.stage == "finetune" else "pretrain"
     if config.stages.init != "random" and not run.finished(begins):

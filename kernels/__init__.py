@@ -28,8 +28,8 @@ Reproducibility: no kernel uses atomics, so the same call on the same device giv
 every time. The C++ kernels also give the same bits for any number of threads. The matrix products
 of PyTorch's libraries do not, because they split long sums between threads, such as a weight's
 gradient over tokens. They compute ``linear``'s output and dx, all of ``linear`` without AMX, and
-every other call of ``torch.nn.functional.linear``. ``train --deterministic`` therefore fixes the
-number of threads.
+every other call of ``torch.nn.functional.linear``. For equal bits on machines with different
+numbers of cores, set ``OMP_NUM_THREADS``.
 
 Import this package as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -122,24 +121,6 @@ def choose_execution(speed: SpeedConfig) -> Execution:
         compile = False
         distributed.print_rank0(f"--compile: running eager, {reason}")
     return Execution(device, use_bf16(speed.amp, device), speed.shard, compile, cuda_graph)
-
-
-DETERMINISTIC_THREADS = 4
-"""Number of CPU threads in a deterministic run, regardless of cores and ``OMP_NUM_THREADS``."""
-
-
-def enable_determinism() -> None:
-    """Use only deterministic algorithms; call this before the first use of a GPU or the compiler.
-
-    On a CPU, PyTorch's libraries split large products into one part per thread, which changes
-    rounding, so the number of threads is fixed.
-    """
-    torch.set_num_threads(DETERMINISTIC_THREADS)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
-    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # no selection of kernels by timing
-    torch.use_deterministic_algorithms(True)
-    # Filling memory would only take time: nothing here reads uninitialised memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def tune_malloc() -> None:

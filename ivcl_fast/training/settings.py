@@ -129,8 +129,6 @@ class SpeedConfig:
     """Recompute activations in the backward pass: saves memory, takes a third longer."""
     shard: bool = False
     """Shard parameters and optimiser state over the ranks (FSDP2) instead of replicating (DDP)."""
-    deterministic: bool = False
-    """Bitwise reproducible: only deterministic algorithms, and always 4 threads on a CPU."""
 
 
 @dataclass(frozen=True)
