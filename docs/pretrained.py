@@ -2,8 +2,8 @@
 
 That is the classifier, or the pretrained model of a run that only pretrained, as
 ``ivcl_fast/NAME``, in place of an earlier one: weights in float16, config, checksums, and a card,
-with a classifier's scores by these weights on the run's own clips. ``--data-dir`` is the folder of
-the run's data. Then ``python -m docs.tables`` writes the table of models again.
+with a classifier's scores by these weights on the run's own clips (``--data``, if they have moved).
+Then ``python -m docs.tables`` writes the table of models again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
+from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.export import random_videos
 from ivcl_fast.files import write_json
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
@@ -27,9 +27,9 @@ ANSWER = "answer.json"
 """Name of the file with :func:`answer`, for the test."""
 
 
-def pack(folder: Path, name: str, data_dir: Path | None) -> None:
+def pack(folder: Path, name: str, data: str | None) -> None:
     """Write the model of the run in ``folder`` into the package."""
-    run = FinishedRun.open(folder, "cpu", DataFlags(data_dir=data_dir))
+    run = FinishedRun.open(folder, "cpu", data)
     run.amp = False
     stage = "finetune" if run.finished("finetune") else "pretrain"
     model = run.load(stage)
@@ -66,6 +66,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m docs.pretrained", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("name", help="name in the package")
-    parser.add_argument("--data-dir", type=Path, help="folder of the run's synthetic data")
+    parser.add_argument("--data", help="the run's data if it has moved, such as cater:DIR")
     flags = parser.parse_args()
-    pack(flags.run, flags.name, flags.data_dir)
+    pack(flags.run, flags.name, flags.data)

@@ -24,7 +24,7 @@ import tyro
 from torch import Tensor
 
 from ivcl_fast.analysis.clips import ClipReader, DecodedClip
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Model
+from ivcl_fast.analysis.finished_runs import FinishedRun, Model
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.clip import FilePath
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater
@@ -112,7 +112,7 @@ def with_drawn_scenes(run: FinishedRun, config: DemoConfig, folder: Path) -> Fin
         raise UserError(f"VIDEO: expected a video for {config.model}, got none")
     spec = SyntheticCater(train=1, val=DRAWN, seed=config.seed)
     data = write_dataset(folder / "cater", spec, workers=1, media=False)
-    return FinishedRun.open(config.model, config.device, DataFlags(data=f"cater:{data}"))
+    return FinishedRun.open(config.model, config.device, f"cater:{data}")
 
 
 def usable(videos: dict[str, Path], reader: ClipReader) -> Iterator[DecodedClip]:
@@ -186,7 +186,7 @@ def show(model: Model, video: FilePath | Tensor) -> Player:
         >>> ivcl_fast.show(model, "ivcl_fast/sample.avi")
     """
     device = str(next(model.parameters()).device)
-    run = FinishedRun.of_model(model, type(model).__name__, device, DataFlags())
+    run = FinishedRun.of_model(model, type(model).__name__, device)
     if isinstance(video, Tensor):
         frames = dict(enumerate(video[0].to(run.device)))
         clip = DecodedClip("video", [*frames], frames, 0.0)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from ivcl_fast.analysis.clips import ClipReader
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
+from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.dataset import is_image
 from ivcl_fast.data.formats.custom.video_folder import find_videos
@@ -47,13 +47,14 @@ class EvaluateConfig:
     name), or a folder of videos; for ACRE a folder of six context panels followed by the query."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
+    data: str | None = None
+    """The run's data if it has moved, or other data of the same kind, such as cater:DIR."""
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Print a classifier's scores with chance and baselines, or its answers for new videos."""
     check_flags(config)
-    run = FinishedRun.open(config.run, config.device, config.where)
+    run = FinishedRun.open(config.run, config.device, config.data)
     name = chosen_classifier(run)
     if config.predict is not None:
         predict(run, name, config.predict, config.out)

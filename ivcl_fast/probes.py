@@ -8,7 +8,7 @@ of slots are also compared with the objects.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun, Models
+from ivcl_fast.analysis.finished_runs import FinishedRun, Models
 from ivcl_fast.analysis.linear_probes import PROBES, Frames, Scores, frames_of, run_probes
 from ivcl_fast.analysis.segments import Sample, score_segments
 from ivcl_fast.command import parse, run_command
@@ -72,13 +72,14 @@ class ProbesConfig:
     """Folder to write to; by default probes in the run's folder."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
+    data: str | None = None
+    """The run's data if it has moved, or other data of the same kind, such as cater:DIR."""
 
 
 def probe_run(config: ProbesConfig) -> Scores:
     """Print the tables of all probes, and write them and the scores as JSON; return the scores."""
     require_at_least(config, LEAST_CLIPS, "train_clips", "eval_clips")
-    run = FinishedRun.open(config.run, config.device, config.where)
+    run = FinishedRun.open(config.run, config.device, config.data)
     if run.config.data.task not in TASKS:
         raise UserError(
             f"{config.run}: expected a run of CATER ({', '.join(TASKS)}), whose scenes are read, "

@@ -14,14 +14,14 @@ Examples:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from ivcl_fast.analysis.clips import ClipReader, DecodedClip
-from ivcl_fast.analysis.finished_runs import DataFlags, FinishedRun
+from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.errors import UserError, require_at_least
 from ivcl_fast.report.clips import describe_clip
@@ -60,7 +60,8 @@ class VisualizeConfig:
     those of DAVIS, and run-length encodings like COCO's."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    where: Annotated[DataFlags, tyro.conf.arg(name="")] = field(default_factory=DataFlags)
+    data: str | None = None
+    """The run's data if it has moved, or other data of the same kind, such as cater:DIR."""
 
 
 def visualize(config: VisualizeConfig) -> Path:
@@ -70,7 +71,7 @@ def visualize(config: VisualizeConfig) -> Path:
         raise UserError("--clip: expected no --video, got both")
     if not 1 <= len(config.runs) <= 2:
         raise UserError(f"RUN: expected one or two runs, got {len(config.runs)}")
-    runs = [FinishedRun.open(place, config.device, config.where) for place in config.runs]
+    runs = [FinishedRun.open(place, config.device, config.data) for place in config.runs]
     models = [run.models() for run in runs]
     out = config.out or runs[0].folder / "visualize"
     out.mkdir(parents=True, exist_ok=True)

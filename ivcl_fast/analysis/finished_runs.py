@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,17 +33,6 @@ STATES = {"pretrain": "pretrained", "finetune": "finetuned"}
 """Training states of a run's models by folder."""
 
 
-@dataclass(frozen=True)
-class DataFlags:
-    """Location of a finished run's data, if it has moved."""
-
-    data: str | None = None
-    """Location of the run's data if it has moved, or other data of the same kind (cater:DIR,
-    synthetic, ...); by default the run's data."""
-    data_dir: Path | None = None
-    """Folder of synthetic and of unpacked Hugging Face data sets; by default the run's."""
-
-
 class FinishedRun(Run):
     """A read-only run: nothing is trained and no data set is generated.
 
@@ -68,34 +56,34 @@ class FinishedRun(Run):
             self.data, self.dataset = data, data.dataset
 
     @classmethod
-    def open(cls, place: Path, device: str, flags: DataFlags | None = None) -> FinishedRun:
+    def open(cls, place: Path, device: str, data: str | None = None) -> FinishedRun:
         """Open a run by its folder or that of one of its models, or a model without its run.
 
         A model without its run is a folder, a packaged model (``ivcl_fast/tiny-localize``) or
-        OWNER/NAME on the Hugging Face hub. ``device``: see ``--device``. Raises :class:`UserError`
-        if neither is found, or if ``flags`` name data of another kind or with other classes.
+        OWNER/NAME on the Hugging Face hub. ``device``: see ``--device``. ``data``: a source that
+        replaces the run's. Raises :class:`UserError` if neither a run nor a model is found, or for
+        data of another kind or with other classes.
         """
-        flags = flags or DataFlags()
         if found := model_without_run(place):
             saved = read_config(found / CONFIG)
             kind = pretraining_class(IVCLConfig.from_dict(saved["cfg"]))
             model = (IVCLClassifier if "class_names" in saved else kind).from_pretrained(found)
-            return cls.of_model(model, place.name, device, flags)
+            return cls.of_model(model, place.name, device, data)
         folder, chosen = place, None
         if (place / MODEL).is_file():  # of a model in its run
             folder, chosen = place.resolve().parent, place.resolve().name
         kept = load_settings(folder, device=device, placement="disk")
-        run = cls(with_data(kept, flags), chosen=chosen)
+        run = cls(with_data(kept, data), chosen=chosen)
         if run.config.data.source != kept.data.source and (classes := Classes.read(folder)):
             classes.check_same(run.config.data.source, run.dataset)
         return run
 
     @classmethod
-    def of_model(cls, model: Model, name: str, device: str, flags: DataFlags) -> FinishedRun:
+    def of_model(cls, model: Model, name: str, device: str, data: str | None = None) -> FinishedRun:
         """Return a run for a model without its run, with the settings in its training metadata."""
         record = model.training_record or {}
         kind = record.get("data", "synthetic")
-        data = DataConfig(
+        known = DataConfig(
             source=kind if kind.startswith("synthetic") else f"{kind}:.",
             task=record.get("task", "auto"),
             frame_stride=record.get("frame stride", 0),
@@ -103,8 +91,8 @@ class FinishedRun(Run):
             crop=record.get("crop", "none"),
             placement="disk",
         )
-        settings = TrainConfig(preset=record.get("preset", "tiny"), model=model.cfg, data=data)
-        settings = with_data(settings.replace(device=device, out=Path(), name=name), flags)
+        settings = TrainConfig(preset=record.get("preset", "tiny"), model=model.cfg, data=known)
+        settings = with_data(settings.replace(device=device, out=Path(), name=name), data)
         if not isinstance(model, IVCLClassifier):
             return cls(settings, chosen="pretrain", model=model)
         run = cls(settings, chosen="finetune", model=model)
@@ -277,21 +265,12 @@ def model_without_run(place: Path) -> Path | None:
     return find_model(str(place), "finetune") if is_name and place.parts[0] != "runs" else None
 
 
-def with_data(config: TrainConfig, flags: DataFlags) -> TrainConfig:
-    """Return the settings with the data given by the flags."""
-    source = config.data.source
-    if flags.data is not None:
-        # Each format has its own reader.
-        if parse_source(flags.data)[0].open is not parse_source(source)[0].open:
-            raise UserError(
-                f"--data: expected data of the run's kind, {source!r}, got {flags.data!r}"
-            )
-        config = config.replace(source=flags.data)
-    if flags.data_dir is not None:
-        dataset_format, place = parse_source(config.data.source)
-        if isinstance(place, Path) and "data_dir" not in dataset_format.options:
-            raise UserError(
-                f"--data-dir: {config.data.source!r} is not synthetic; name its folder by --data"
-            )
-        config = config.replace(data_dir=flags.data_dir)
-    return config
+def with_data(config: TrainConfig, source: str | None) -> TrainConfig:
+    """Return the settings with other data of the same kind, if given."""
+    if source is None:
+        return config
+    own = config.data.source
+    # Each format has its own reader.
+    if parse_source(source)[0].open is not parse_source(own)[0].open:
+        raise UserError(f"--data: expected data of the run's kind, {own!r}, got {source!r}")
+    return config.replace(source=source)

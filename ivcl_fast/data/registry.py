@@ -245,18 +245,15 @@ def open_dataset(
     """
     dataset_format, place = parse_source(config.source)
     task = find_task(config.source, config.task)
-    flag = "--data"
     if isinstance(place, Synthetic):
-        flag = "--data-dir"
         spec = place.spec(train=config.train_videos, val=config.val_videos)
         root = config.data_dir / spec.default_name
         if not read_only:
             _write_synthetic(config, root, spec, draw)
         place = root
     if read_only and not place.exists():
-        other = "; for other videos, use --data KIND:DIR" * (flag == "--data-dir")
         raise UserError(
-            f"{flag}: expected the data set of the run, got no {place.absolute()}{other}"
+            f"--data: expected KIND:DIR, because the run's data is missing: {place.absolute()}"
         )
     return dataset_format.open_with(config, place, task)
 

@@ -95,18 +95,16 @@ def copied(run: Path, folder: Path, data: str) -> Path:
 
 @pytest.mark.parametrize("module", [evaluate, visualize, probes])
 def test_reading_a_run_generates_no_data(module: Any, cater: Path, command: Any) -> None:
-    assert refused(command(module, cater), f"away/data/{CATER}", "--data-dir: ")
+    assert refused(command(module, cater), f"away/data/{CATER}", "--data: ")
 
 
 def test_data_that_lie_elsewhere_are_named(cater: Path, tmp_path: Path, command: Any) -> None:
-    data = cater.parent.parent / "data"
-    scores = command(evaluate, cater, "--data-dir", data)
+    data = f"cater:{cater.parent.parent / 'data' / CATER}"
+    scores = command(evaluate, cater, "--data", data)
     assert scores[0] == 0 and "hidden" in scores[1]
-    assert command(evaluate, cater, "--data", f"cater:{data / CATER}") == scores
     real = copied(cater, tmp_path / "run", "cater:mycater")
     assert refused(command(evaluate, real), "/away/mycater", "--data: ")
-    assert command(evaluate, real, "--data", f"cater:{data / CATER}") == scores
-    assert refused(command(evaluate, real, "--data-dir", data), "cater:mycater", "--data")
+    assert command(evaluate, real, "--data", data) == scores
 
 
 @pytest.mark.parametrize("data", ["acre:x", "synthetic:acre-iid", "movies"])
@@ -118,8 +116,8 @@ def test_data_of_another_kind_are_refused(data: str, cater: Path, command: Any) 
 
 
 def test_scores_and_every_clips_logits_are_kept(cater: Path, tmp_path: Path, command: Any) -> None:
-    data, out = cater.parent.parent / "data", tmp_path / "scores.json"
-    status, said = command(evaluate, cater, "--data-dir", data, "--out", out)
+    data, out = cater.parent.parent / "data" / CATER, tmp_path / "scores.json"
+    status, said = command(evaluate, cater, "--data", f"cater:{data}", "--out", out)
     kept, report = json.loads(out.read_text()), json.loads((cater / "scores.json").read_text())
     assert status == 0 and (kept["model"], kept["split"]) == ("finetune", "val")
     assert kept["scores"] == report["IV-CL"]
@@ -127,7 +125,7 @@ def test_scores_and_every_clips_logits_are_kept(cater: Path, tmp_path: Path, com
     assert len(kept["classes"]) == 36 and len(kept["clips"]) == 6
     correct = 0
     for clip in kept["clips"]:
-        scene = json.loads((data / CATER / "scenes" / f"{clip['name']}.json").read_text())
+        scene = json.loads((data / "scenes" / f"{clip['name']}.json").read_text())
         assert clip["group"] == ("hidden" if hidden_at_end(scene) else "visible")
         assert clip["logits"].index(max(clip["logits"])) == clip["answer"]
         correct += clip["answer"] == clip["label"]
@@ -144,7 +142,7 @@ def test_curves_are_not_drawn_on_what_is_reported(
 ) -> None:
     run, measured = acre
     assert measured and measured[-1] == "test" and set(measured[:-1]) == {"val"}
-    data = "--data-dir", run.parent.parent / "data"
+    data = "--data", f"acre:{run.parent.parent / 'data' / ACRE}"
     for split, clips in ((None, 8), ("test", 8), ("val", 8), ("train", 16)):
         chosen = () if split is None else ("--split", split)
         status, _ = command(evaluate, run, *data, *chosen, "--out", tmp_path / "scores.json")
@@ -159,7 +157,7 @@ def test_curves_are_not_drawn_on_what_is_reported(
 def test_a_models_folder_names_the_run_and_the_model(
     cater: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = "--data-dir", cater.parent.parent / "data"
+    data = "--data", f"cater:{cater.parent.parent / 'data' / CATER}"
     assert command(evaluate, cater / "finetune", *data) == command(evaluate, cater, *data)
     said = command(evaluate, cater / "pretrain", *data)
     assert refused(said, "expected a finished finetune or last-frame model")
@@ -229,14 +227,14 @@ def test_seven_panels_are_a_question(
     acre: tuple[Path, list[str]], tmp_path: Path, command: Any
 ) -> None:
     run, _ = acre
-    data, out = run.parent.parent / "data", tmp_path / "scores.json"
-    command(evaluate, run, "--data-dir", data, "--out", out)
+    data, out = run.parent.parent / "data" / ACRE, tmp_path / "scores.json"
+    command(evaluate, run, "--data", f"acre:{data}", "--out", out)
     kept = json.loads(out.read_text())
     clip = next(clip for clip in kept["clips"] if clip["name"] == "ACRE_test_000001_08")
     panels = tmp_path / "panels"
     panels.mkdir()
     for panel in (*range(6), 8):
-        shutil.copy(data / ACRE / "images" / f"ACRE_test_000001_{panel:02d}.png", panels)
+        shutil.copy(data / "images" / f"ACRE_test_000001_{panel:02d}.png", panels)
     status, said = command(evaluate, run, "--predict", panels)
     assert status == 0
     sum_of_all = sum(math.exp(logit) for logit in clip["logits"])
