@@ -24,7 +24,7 @@ from ivcl_fast.command import parse, run_command
 from ivcl_fast.config import MAX_SIZE
 from ivcl_fast.data.config import MOST_VIDEOS, MOST_WORKERS, DataConfig
 from ivcl_fast.data.datamodule import store_source
-from ivcl_fast.data.dataset import Dataset, check_all_usable, describe_splits
+from ivcl_fast.data.dataset import Dataset, describe_splits
 from ivcl_fast.data.decode.decoder import DecoderName
 from ivcl_fast.data.formats.cater import Cater, report_repeats
 from ivcl_fast.data.registry import (
@@ -226,8 +226,12 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
         f"{len(store.bad_files)} videos could not be used"
         + (", checksums verified" if flags.verify else "")
     )
-    if flags.require_all:
-        check_all_usable(store.bad_files, total, store.path / BAD_FILES)
+    if flags.require_all and store.bad_files:
+        name, reason = next(iter(store.bad_files.items()))
+        raise UserError(
+            f"--require-all: expected {total} usable videos, got {len(store.index)}; {name}: "
+            f"{reason}; the full list is in {store.path / BAD_FILES}"
+        )
     return out
 
 

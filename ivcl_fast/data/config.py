@@ -63,8 +63,6 @@ class DataConfig:
     """store: decode every video once, into a frame store; stream: decode every epoch."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
-    require_all: bool = False
-    """Exit with an error if a video cannot be used, instead of leaving it out."""
     placement: Literal["auto", "disk", "gpu"] = "auto"
     """Where to keep the frame store during training; auto: on the GPU if there is enough room."""
     workers: Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ivcl_fast.data.dataset import Clip, Dataset, Label, Media, check_all_usable, summary
+from ivcl_fast.data.dataset import Clip, Dataset, Label, Media, summary
 from ivcl_fast.data.decode.decoder import DecoderName, default_workers, resolve_decoder
 from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.features import FrozenFeatures
@@ -89,8 +89,8 @@ class DataModule:
         self.grid = round(dataset.num_classes**0.5)
         """Number of cells along one side of the floor (localization tasks only)."""
         self.index = index
-        self.bad_files, self.bad_files_path = index.bad_files, folder / BAD_FILES
-        """Unusable media with the reason, and the file that lists them."""
+        self.bad_files, self.folder = index.bad_files, folder
+        """Unusable media with the reason, and the folder of the store or of the index."""
         self.train_split, self.curve_split = find_splits(config, dataset)
         """The splits for training, and for evaluation during training."""
         self.eval_split = dataset.splits[1]
@@ -277,8 +277,6 @@ def open_data(
         return data
     if config.loader == "store" and not isinstance(dataset, StoredDataset) and is_main():
         keep_labels(opened[1], dataset_format, dataset)
-    if config.require_all:
-        check_all_usable(data.bad_files, len(dataset.media()), data.bad_files_path)
     for split in evaluated:
         if not data.usable_clips(split, 1):
             raise UserError(f"{dataset.root}: none of the videos of split {split} can be used")

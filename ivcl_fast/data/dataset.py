@@ -171,13 +171,3 @@ def summary(bad_files: Mapping[str, str], total: int, file: Path) -> str:
         f"{len(bad_files)} of {total} videos cannot be used:\n{named(bad_files)}\n"
         f"the full list is in {file}"
     )
-
-
-def check_all_usable(bad_files: Mapping[str, str], total: int, file: Path) -> None:
-    """Raise :class:`UserError` for ``--require-all`` if a video cannot be used."""
-    if bad_files:
-        name, reason = next(iter(bad_files.items()))
-        raise UserError(
-            f"--require-all: expected {total} usable videos, got {total - len(bad_files)}; "
-            f"{name}: {reason}; the full list is in {file}"
-        )

@@ -71,10 +71,7 @@ def test_all_readers_agree(config, how):
 
 
 def test_each_crop_has_its_own_store(config):
-    names = [
-        open_data(replace(config, crop=crop), CFG).bad_files_path.parent.name
-        for crop in ("none", "center")
-    ]
+    names = [open_data(replace(config, crop=crop), CFG).folder.name for crop in ("none", "center")]
     assert names == ["store-32-p8-pyav", "store-32-p8-pyav-center"]
 
 

@@ -199,21 +199,6 @@ def test_splits_that_do_not_exist_or_overlap_are_refused(changes, said, folder):
 
 
 @pytest.mark.parametrize("how", ["store", "stream"])
-def test_all_videos_are_required(tmp_path, how):
-    for name in ("a", "b", "c"):
-        write_painted(tmp_path / f"{name}.avi", 1, 4)
-    wanted = DataConfig(f"videos:{tmp_path}", workers=1, loader=how, require_all=True)
-    first = opened(wanted).dataset.clips("train")[0].name
-    (tmp_path / first).write_bytes(b"")
-    message = rf"--require-all: expected 3 usable videos, got 2; {first}: is empty"
-    with pytest.raises(UserError, match=message) as error:
-        opened(wanted)
-    assert Path(str(error.value).rpartition(" ")[2]).is_file()
-    assert list(opened(replace(wanted, require_all=False)).bad_files) == [first]
-    assert list(opened(wanted, read_only=True).bad_files) == [first]
-
-
-@pytest.mark.parametrize("how", ["store", "stream"])
 def test_clips_of_seconds_at_different_frame_rates(tmp_path, how):
     for number, name in enumerate(("train/a", "train/b", "val/a", "val/b")):
         rate = 10 if name[-1] == "a" else 20

@@ -49,7 +49,7 @@ def test_features_are_those_of_timm(vit: str, videos: Path, monkeypatch: Any) ->
     model = timm.create_model(vit.replace("timm:", "local-dir:"), pretrained=True, num_classes=0)
     data = open_data(DataConfig(f"videos:{videos}", workers=1), config(), targets=vit)
     monkeypatch.setattr(timm, "create_model", None)  # the second time, nothing is computed
-    features = FrozenFeatures(vit, data.bad_files_path.parent)
+    features = FrozenFeatures(vit, data.folder)
     for split in data.dataset.splits:
         for clip in data.dataset.clips(split):
             frames = np.array([0, 2, 3])

@@ -31,7 +31,7 @@ def moved(tmp_path) -> tuple[DataModule, Path]:
         write_painted(folder / f"{number}.avi", number, 5 + number)
     (tmp_path / "videos" / "train" / "a" / "bad.avi").write_bytes(b"RIFF")
     data = open_data(DataConfig(f"videos:{tmp_path / 'videos'}", workers=1), CFG)
-    copy = shutil.copytree(data.bad_files_path.parent, tmp_path / "copy")
+    copy = shutil.copytree(data.folder, tmp_path / "copy")
     shutil.move(tmp_path / "videos", tmp_path / "elsewhere")
     return data, copy
 
