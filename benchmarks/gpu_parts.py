@@ -41,10 +41,9 @@ from ivcl_fast import IVCLConfig, reference
 from ivcl_fast.data.loader import Batch
 from ivcl_fast.models import flops
 from ivcl_fast.training.hardware import Execution
-from ivcl_fast.training.loop import Intervals, Stage
+from ivcl_fast.training.loop import Intervals, Stage, clip_seeds
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule
-from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.step_graph import WARM_UP
 
 EAGER_WAYS = steps.OURS_GRAPH, steps.OURS

@@ -28,13 +28,12 @@ from ivcl_fast.models.weights import read_weights
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import choose_execution, peak_flops, tune_malloc
-from ivcl_fast.training.loop import Intervals, Loss, Stage
+from ivcl_fast.training.loop import Intervals, Loss, Stage, clip_seeds
 from ivcl_fast.training.memory import stage_flops
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule, scaled_lr
 from ivcl_fast.training.run_folder import CHECKPOINTS, has_progress, is_finished
-from ivcl_fast.training.seeds import clip_seeds
 from ivcl_fast.training.settings import TrainConfig
 
 LAST_FRAME_PASSES = 4

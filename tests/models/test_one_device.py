@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from ivcl_fast import IVCLClassifier
 from ivcl_fast.kernels._op import as_on_a_gpu
 from ivcl_fast.training.classes import pretraining_model
-from ivcl_fast.training.seeds import clip_seeds
+from ivcl_fast.training.loop import clip_seeds
 from tests.support.small_models import config
 
 CLIPS = 4

@@ -21,10 +21,9 @@ from ivcl_fast.distributed import group as distributed
 from ivcl_fast.models.ivcl import pretraining_class
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.hardware import Execution
-from ivcl_fast.training.loop import Intervals, Stage
+from ivcl_fast.training.loop import Intervals, Stage, clip_seeds
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.optim import Schedule
-from ivcl_fast.training.seeds import clip_seeds
 
 BATCH, STEPS, LR = 8, 12, 1e-2
 ROUNDING = STEPS * LR * 2**-53 / 1e-8

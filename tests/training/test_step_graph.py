@@ -13,7 +13,7 @@ from ivcl_fast import IVCLConfig
 from ivcl_fast.models.ivcl import pretraining_class
 from ivcl_fast.models.reference import hash64
 from ivcl_fast.training import loop
-from ivcl_fast.training.seeds import clip_seeds
+from ivcl_fast.training.loop import clip_seeds
 from ivcl_fast.training.step_graph import WARM_UP, StepGraph
 from tests.support.toy_stage import ToyLoader, curve, make_toy_stage, reconstruction_loss
 
