@@ -22,9 +22,9 @@ from docs.markers import write_anew
 from ivcl_fast.config import PRESETS, IVCLConfig
 from ivcl_fast.models.reference import IVCL
 from ivcl_fast.models.weights import CONFIG, MODEL, PACKAGED, read_config
-from ivcl_fast.report.tables import Table
 from ivcl_fast.studies.definitions import STUDIES
 from ivcl_fast.studies.runner import plan_jobs
+from ivcl_fast.text import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = "top-1, all", "top-1, visible", "top-1, hidden", "query, all", "problem, all"
@@ -43,7 +43,7 @@ def studies() -> list[str]:
         counts = [str(len(pretrainings)), str(len(finetunings))]
         rows.append([f"`{name}`", study.question, f"{study.varied}: {labels}", *counts])
     header = ["study", "question", "varies", "pretrainings", "finetunings per seed"]
-    return Table(header, rows).markdown()
+    return markdown_table(header, rows)
 
 
 # --- Recipes and models --------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def presets() -> list[str]:
         size = [str(n) for n in (cfg.image_size, cfg.patch_size, cfg.num_slots)]
         heads = f"{cfg.num_heads}, {cfg.decoder_heads}"
         rows.append([f"`{preset}`", *size, *widths, heads, f"{parameters / 1e6:,.1f} M"])
-    return Table(header, rows).markdown()
+    return markdown_table(header, rows)
 
 
 def zoo() -> list[str]:
@@ -79,7 +79,7 @@ def zoo() -> list[str]:
         scores = "; ".join(f"{name} {measured[name]}" for name in SHOWN if name in measured)
         size = f"{(folder / MODEL).stat().st_size / 1e6:.1f} MB"
         rows.append([f"`ivcl_fast/{folder.name}`", about, scores, size])
-    return Table(["name", "stage, task, data", "scores", "size"], rows).markdown()
+    return markdown_table(["name", "stage, task, data", "scores", "size"], rows)
 
 
 KINDS = {

@@ -32,13 +32,9 @@ class Table:
     notes: Mapping[tuple[int, int], str] = field(default_factory=dict)
     """What a page says about a cell under the pointer, by row and column."""
 
-    def markdown(self) -> list[str]:
-        """Return the lines of a Markdown table."""
-        return markdown_table(self.header, self.rows)
-
     def __str__(self) -> str:
-        """Return the Markdown table as a string."""
-        return "\n".join(self.markdown())
+        """Return a Markdown table."""
+        return "\n".join(markdown_table(self.header, self.rows))
 
     def print(self, title: str = "") -> None:
         """Print the table, within the terminal's width or :data:`PLAIN_WIDTH` characters.
