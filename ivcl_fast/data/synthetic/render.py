@@ -17,6 +17,7 @@ from ivcl_fast.data.synthetic import scene as world
 from ivcl_fast.data.synthetic.ground import table
 from ivcl_fast.data.synthetic.ray_casting import FLOOR, MACHINE, Numbers
 from ivcl_fast.data.synthetic.scene import Scene
+from ivcl_fast.data.synthetic.view import axes_along
 from ivcl_fast.kernels import render_scene as render_op
 
 __all__ = ["FLOOR", "MACHINE", "Rendering", "render"]
@@ -89,7 +90,7 @@ def pack(scene: Scene, frames: np.ndarray) -> Numbers:
     axes = np.swapaxes(_rotation(scene.rotations[frames]), -1, -2)
     eyes = scene.camera[frames if len(scene.camera) > 1 else np.zeros(len(frames), np.intp)]
     target = np.array(scene.target)
-    right, up, forward = _basis(target - eyes)
+    right, up, forward = axes_along(target - eyes)
     focal = np.array([world.FOCAL, world.FOCAL * world.ASPECT])
     return Numbers(
         shapes=np.array([_SHAPES.index(thing.shape) for thing in things], dtype=np.int64),
@@ -114,10 +115,10 @@ def _lamps(scene: Scene, target: np.ndarray) -> np.ndarray:
     lamps = []
     for name, color in world.LAMP_COLORS.items():
         place, size = scene.lamps[name], world.LAMP_SIZES[name]
-        right, up, forward = _basis(target - place)
+        right, up, forward = axes_along(target - place)
         strength = brighter * world.LAMP_POWERS[name] / np.pi * np.array(color)
         lamps.append([place, right * size, up * size, forward, strength])
-    right, up, forward = _basis(np.array(world.SUN_DIRECTION))
+    right, up, forward = axes_along(np.array(world.SUN_DIRECTION))
     size = 2 * np.tan(world.SUN_ANGLE / 2)
     sun = [-forward, right * size, up * size, forward, np.full(3, world.SUN_STRENGTH)]
     return _float([*lamps, sun])
@@ -132,14 +133,6 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
         [-sy, sx * cy, cx * cy],
     ]
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-
-
-def _basis(forward: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit vectors [..., 3] to the right, up and forward for a view along ``forward``."""
-    forward = forward / np.linalg.norm(forward, axis=-1, keepdims=True)
-    right = np.cross(forward, (0.0, 0.0, 1.0))
-    right /= np.linalg.norm(right, axis=-1, keepdims=True)
-    return right, np.cross(right, forward), forward
 
 
 def _float(values: object) -> np.ndarray:

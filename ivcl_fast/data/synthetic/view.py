@@ -28,23 +28,23 @@ def project(
     """
     extra = (slice(None), *[None] * (points.ndim - 2))
     seen = points - camera[extra]
-    right, up, forward = (axis[extra] for axis in axes(camera, target))
+    right, up, forward = (axis[extra] for axis in axes_along(np.array(target) - camera))
     depth = (seen * forward).sum(-1)
     x = width * (0.5 + FOCAL * (seen * right).sum(-1) / depth)
     y = height * (0.5 - FOCAL * ASPECT * (seen * up).sum(-1) / depth)
     return np.stack([x, y, depth], axis=-1)
 
 
-def axes(camera: np.ndarray, target: Target) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return unit vectors ``[..., 3]`` to the right, up and forward of cameras ``[..., 3]``."""
-    forward = _unit(np.array(target) - camera)
+def axes_along(view: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return unit vectors ``[..., 3]`` to the right, up and forward of views along ``[..., 3]``."""
+    forward = _unit(view)
     right = _unit(np.cross(forward, (0.0, 0.0, 1.0)))
     return right, np.cross(right, forward), forward
 
 
 def directions(camera: np.ndarray, target: Target) -> dict[str, np.ndarray]:
     """Return CLEVR's named directions on the floor for a camera ``[3]``, as unit vectors."""
-    right, _, forward = axes(camera, target)
+    right, _, forward = axes_along(np.array(target) - camera)
     behind, above = _unit(forward * (1.0, 1.0, 0.0)), np.array([0.0, 0.0, 1.0])
     return {
         "behind": behind,
