@@ -197,9 +197,7 @@ class DataModule:
         return dict(
             num_classes=self.num_classes,
             multi_label=self.multi_label,
-            jitter=training,
-            shuffle=training,
-            drop_last=training,
+            training=training,
             frame_stride=self.frame_stride,
             clip_seconds=self.clip_seconds,
             mirror=self._mirrored if self.mirror and training else None,

@@ -94,9 +94,8 @@ class ClipLoader(ABC):
 
     Order and jitter depend only on seed, epoch and clip: timing, resuming and the number of ranks
     do not change them. The ranks divide each global batch of ``batch_size * world_size`` clips
-    between them. With ``drop_last`` every rank gets the same number of full batches. Without it
-    every clip occurs exactly once over all ranks, and the last batch may be smaller or missing on
-    some ranks.
+    between them. In training every rank gets the same number of full batches. Otherwise every clip
+    occurs exactly once over all ranks, and the last batch may be smaller or missing on some ranks.
 
     Clips with unusable media are left out with a warning.
 
@@ -107,6 +106,9 @@ class ClipLoader(ABC):
         ...         loss = model(batch.rows).loss
     """
 
+    jitters = True
+    """Whether frames are moved at random in training."""
+
     def __init__(
         self,
         clips: Sequence[Clip],
@@ -116,10 +118,8 @@ class ClipLoader(ABC):
         *,
         num_classes: int,
         multi_label: bool,
+        training: bool,
         seed: int = 0,
-        jitter: bool,
-        shuffle: bool,
-        drop_last: bool,
         rank: int = 0,
         world_size: int = 1,
         frame_labels: FrameLabels | None = None,
@@ -135,9 +135,8 @@ class ClipLoader(ABC):
             index: the usable media.
             batch_size: clips per batch of this rank.
             num_frames: frames per clip; 1 means the last frame of each clip.
-            jitter: move evenly spaced frames at random; not for clips with fixed frames.
-            shuffle: use a new random order in every epoch.
-            drop_last: leave out a last batch that is not full.
+            training: use a new random order in every epoch, move evenly spaced frames at random,
+                and leave out a last batch that is not full.
             frame_labels: labels that replace those of the clips.
             share_frames: keep the clips of a video together if their frames are fixed and all
                 videos have equal numbers of clips and frames; a batch of complete videos contains
@@ -148,16 +147,15 @@ class ClipLoader(ABC):
                 ``mirror(label)``; not for clips that share frames.
 
         Raises:
-            UserError: no clip can be used, ``drop_last`` leaves no batch, or the clips have fixed
-                frames but not ``num_frames`` of them.
+            UserError: no clip can be used, there is no full batch in training, or the clips have
+                fixed frames but not ``num_frames`` of them.
         """
         self.clips, self.index = clips, index
         self._rows = index.find(media_names(clips))
         """Row of each clip's media in the index, -1 for unusable media."""
         self.batch_size, self.num_frames = batch_size, num_frames
         self.num_classes, self.multi_label = num_classes, multi_label
-        self.seed, self.jitter, self.shuffle = seed, jitter, shuffle
-        self.drop_last = drop_last
+        self.training, self.seed = training, seed
         self.rank, self.world_size = rank, world_size
         self.frame_labels = frame_labels
         self.frame_stride, self.clip_seconds = frame_stride, clip_seconds
@@ -176,7 +174,7 @@ class ClipLoader(ABC):
         together = self._groups.shape[1]
         self._together = together if batch_size % together == 0 else 1
         """Number of clips that share their frames."""
-        if drop_last and not len(self):
+        if training and not len(self):
             raise UserError(
                 f"--batch-size: expected at most {len(self._usable)}, the number of usable clips, "
                 f"got {batch_size * world_size}"
@@ -191,7 +189,7 @@ class ClipLoader(ABC):
     def __len__(self) -> int:
         """Number of batches per epoch on this rank."""
         full, rest = divmod(self._usable.size // self._together, self._global_batch)
-        return full + (not self.drop_last and rest > self.rank)
+        return full + (not self.training and rest > self.rank)
 
     @property
     def frames_per_clip(self) -> float:
@@ -249,7 +247,7 @@ class ClipLoader(ABC):
 
     def _order(self, epoch: int) -> np.ndarray:
         """Return the clips of an epoch on all ranks, in order: int64 ``[V, C]``."""
-        if not self.shuffle:
+        if not self.training:
             return self._groups
         return np.random.default_rng([self.seed, epoch, _ORDER]).permutation(self._groups)
 
@@ -265,7 +263,7 @@ class ClipLoader(ABC):
         if clip.frames:
             return np.array(clip.frames[-1:] if self.num_frames == 1 else clip.frames)
         rng = None
-        if self.jitter:
+        if self.training and self.jitters:
             rng = np.random.default_rng([self.seed, epoch, _JITTER, clip_id])
         row = self._rows[clip_id]
         frames, fps = int(self.index.frames[row]), float(self.index.fps[row])

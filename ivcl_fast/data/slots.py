@@ -42,6 +42,8 @@ class SlotLoader(ClipLoader):
     like all random choices, it depends only on seed, epoch and clip.
     """
 
+    jitters = False
+
     def __init__(
         self,
         slots: Slots,
@@ -59,8 +61,8 @@ class SlotLoader(ClipLoader):
         """
         clips = [clip for clip in clips if clip.name in slots.names]
         self._slots = slots
-        self._noise = noise * slots.deviation() if noise and options["jitter"] else 0.0
-        options |= {"jitter": False, "mirror": None, "share_frames": False}
+        self._noise = noise * slots.deviation() if noise and options["training"] else 0.0
+        options |= {"mirror": None, "share_frames": False}
         super().__init__(clips, index, batch_size, num_frames, **options)
 
     @property

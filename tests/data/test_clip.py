@@ -34,7 +34,7 @@ def stored(given: Media, folder: Path, cfg: IVCLConfig) -> torch.Tensor:
     """The clip as evaluation reads it, through a store and its loader."""
     store = build_store([given], folder / "store", cfg.image_size, cfg.patch_size, "pyav", 1)
     assert store.bad_files == {}
-    loader = make(store, [Clip("clip", given.name, 0)], 1, cfg.num_frames, jitter=False)
+    loader = make(store, [Clip("clip", given.name, 0)], 1, cfg.num_frames)
     (batch,) = loader.epoch(0)
     return unpatchify(batch.rows, cfg.patch_size)
 

@@ -35,7 +35,7 @@ CLIPS = [Clip(f"c{i}", f"v{i}", i) for i in range(len(FRAMES))]
 
 
 def make(store: FrameStore, clips=CLIPS, batch_size=2, num_frames=4, **options) -> ClipLoader:
-    defaults = dict(num_classes=36, multi_label=False, jitter=True, shuffle=True, drop_last=False)
+    defaults = dict(num_classes=36, multi_label=False, training=False)
     return StoreLoader(store, clips, batch_size, num_frames, **defaults | options)
 
 
@@ -69,7 +69,7 @@ def each_alone(batches: list[Batch]) -> list[Batch]:
 
 
 def test_frames_labels_and_ids_belong_together(store):
-    batches = list(make(store, jitter=False, shuffle=False).epoch(0))
+    batches = list(make(store).epoch(0))
     assert [b.clip_ids.tolist() for b in batches] == [[0, 1], [3, 4], [5, 7], [8, 9], [10]]
     for batch in batches:
         count = len(batch.clip_ids)
@@ -84,12 +84,13 @@ def test_frames_labels_and_ids_belong_together(store):
 def test_clips_with_given_frames(store):
     """Given frames keep their order and are not jittered, such as ACRE's panels."""
     clips = [Clip("q6", "v1", 3, (0, 7, 2, 6)), Clip("q7", "v1", 4, (0, 7, 2, 19))]
-    loader = make(store, clips, shuffle=False)
+    loader = make(store, clips, training=True)
     for epoch in range(2):
         (batch,) = loader.epoch(epoch)
-        assert frames_of_clips(batch) == [[(1, i) for i in clip.frames or ()] for clip in clips]
-        assert batch.labels.tolist() == [3, 4]
-    (last,) = make(store, clips, num_frames=1, shuffle=False).epoch(0)
+        given = [clips[i] for i in batch.clip_ids.tolist()]
+        assert frames_of_clips(batch) == [[(1, i) for i in clip.frames or ()] for clip in given]
+        assert batch.labels.tolist() == [clip.label for clip in given]
+    (last,) = make(store, clips, num_frames=1).epoch(0)
     assert frames_of_clips(last) == [[(1, 6)], [(1, 19)]]
     for other in (3, 5):
         with pytest.raises(UserError, match=rf"num_frames: expected 4, .* q6, got {other}"):
@@ -97,17 +98,18 @@ def test_clips_with_given_frames(store):
 
 
 def test_shared_frames_are_read_once(store):
-    loader = asked(store, shuffle=False)
+    loader = asked(store)
     batches = list(loader.epoch(0))
     assert loader.frames_per_clip == 5 / 2
     for batch in batches:
         assert batch.rows.shape[:2] == (2, 5)
         assert batch.frame_index is not None and batch.frame_index.shape == (2, 2, 4)
-    assert same(each_alone(batches), list(asked(store, shuffle=False, share_frames=False).epoch(0)))
+    assert same(each_alone(batches), list(asked(store, share_frames=False).epoch(0)))
 
 
 def test_shuffled_clips_that_share_frames_stay_together(store):
-    loader = asked(store, seed=3)
+    options = dict(seed=3, training=True)
+    loader = asked(store, **options)
     epochs = [list(loader.epoch(epoch)) for epoch in range(3)]
     orders = [[i for b in batches for i in b.clip_ids.tolist()] for batches in epochs]
     assert len({tuple(order) for order in orders}) == 3
@@ -123,7 +125,7 @@ def test_shuffled_clips_that_share_frames_stay_together(store):
         ]
         assert seen == expected
     ranks = [
-        list(asked(store, batch_size=2, seed=3, rank=r, world_size=2).epoch(0)) for r in (0, 1)
+        list(asked(store, batch_size=2, rank=r, world_size=2, **options).epoch(0)) for r in (0, 1)
     ]
     for whole, *parts in zip(epochs[0], *ranks, strict=True):
         assert torch.equal(whole.rows, torch.cat([part.rows for part in parts]))
@@ -132,7 +134,7 @@ def test_shuffled_clips_that_share_frames_stay_together(store):
 
 @pytest.mark.parametrize(("parts", "share"), [(3, True), (8, False)])
 def test_a_batch_in_parts(store, parts, share):
-    (batch,) = asked(store, batch_size=12, shuffle=False, share_frames=share).epoch(0)
+    (batch,) = asked(store, batch_size=12, share_frames=share).epoch(0)
     pieces = list(batch.split(parts))
     assert len(pieces) == min(parts, len(batch.rows))
     for x, *of_pieces in zip(batch.tensors, *(piece.tensors for piece in pieces), strict=True):
@@ -142,17 +144,20 @@ def test_a_batch_in_parts(store, parts, share):
 
 
 def test_order_depends_on_seed_and_epoch_alone(store):
-    loader = make(store, seed=5)
+    options = dict(batch_size=3, training=True)
+    loader = make(store, seed=5, **options)
     epochs = [list(loader.epoch(epoch)) for epoch in range(3)]
     for batches in epochs:
         assert sorted(i for b in batches for i in b.clip_ids.tolist()) == GOOD
     orders = {tuple(i for b in batches for i in b.clip_ids.tolist()) for batches in epochs}
     assert len(orders) == 3
-    assert same(list(make(store, seed=5).epoch(1)), epochs[1])
-    assert not same(list(make(store, seed=6).epoch(1)), epochs[1])
-    for options in ({"jitter": False}, {"shuffle": False}):  # the order, and the jitter
-        one, other = (list(make(store, seed=seed, **options).epoch(1)) for seed in (5, 6))
-        assert not same(one, other)
+    assert same(list(make(store, seed=5, **options).epoch(1)), epochs[1])
+    one, other = (
+        [clip for b in make(store, seed=s, **options).epoch(1) for clip in frames_of_clips(b)]
+        for s in (5, 6)
+    )
+    assert [clip[0][0] for clip in one] != [clip[0][0] for clip in other]  # the order
+    assert sorted(one) != sorted(other)  # and the jitter
 
 
 MANY = [Clip(f"c{i}", "v5", 0) for i in range(100)]
@@ -161,7 +166,7 @@ MANY = [Clip(f"c{i}", "v5", 0) for i in range(100)]
 
 def test_which_clips_are_mirrored_depends_on_seed_and_epoch(store):
     """Half of them are."""
-    options = dict(num_frames=1, jitter=False, shuffle=False)
+    options = dict(num_frames=1)
     (plain,) = make(store, MANY, 100, **options).epoch(0)
 
     def mirrored(seed: int, epoch: int) -> list[bool]:
@@ -177,17 +182,17 @@ def test_which_clips_are_mirrored_depends_on_seed_and_epoch(store):
 
 
 def test_resuming_inside_an_epoch(store):
-    loader = make(store)
+    loader = make(store, training=True)
     whole = list(loader.epoch(2))
     for start in range(len(loader) + 1):
         assert same(list(loader.epoch(2, start)), whole[start:])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize(("batch_size", "drop_last"), [(1, False), (4, False), (3, True)])
-def test_length_and_ranks(store, batch_size, world_size, drop_last):
+@pytest.mark.parametrize(("batch_size", "training"), [(1, False), (4, False), (3, True)])
+def test_length_and_ranks(store, batch_size, world_size, training):
     """All ranks together read the clips of one process with the same global batch."""
-    options = dict(drop_last=drop_last, seed=1)
+    options = dict(training=training, seed=1)
     ranks = [
         make(store, batch_size=batch_size, rank=rank, world_size=world_size, **options)
         for rank in range(world_size)
@@ -203,7 +208,7 @@ def test_length_and_ranks(store, batch_size, world_size, drop_last):
             assert ids and not found[number] & ids
             found[number] |= ids
     assert found == expected
-    if drop_last:
+    if training:
         assert len({len(loader) for loader in ranks}) == 1
         assert all(len(b.rows) == batch_size for rank in batches for b in rank)
     else:
@@ -214,12 +219,12 @@ def test_nothing_to_load(store):
     with pytest.raises(UserError, match="none of the videos"):
         make(store, clips=CLIPS[2:3])
     with pytest.raises(UserError, match=r"--batch-size: expected at most 9, .* got 20"):
-        make(store, batch_size=10, world_size=2, drop_last=True)
+        make(store, batch_size=10, world_size=2, training=True)
 
 
 def test_several_labels(store):
     clips = [Clip(f"c{i}", f"v{i}", (i, 0, 13 - i % 3)) for i in range(len(FRAMES))]
-    loader = make(store, clips, num_classes=14, multi_label=True, shuffle=False, batch_size=9)
+    loader = make(store, clips, num_classes=14, multi_label=True, batch_size=9)
     (batch,) = loader.epoch(0)
     assert batch.labels.dtype == torch.float32 and batch.labels.shape == (9, 14)
     for row, clip in zip(batch.labels, GOOD, strict=True):
