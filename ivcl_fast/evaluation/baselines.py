@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from ivcl_fast.data.formats.acre import QUERIES, Acre, covariation
-from ivcl_fast.data.formats.cater_frames import frame_count
-from ivcl_fast.data.formats.cater_labels import localize_label, visible_cones_at_end
+from ivcl_fast.data.formats.cater_frames import frame_count, visible_cones
+from ivcl_fast.data.formats.cater_labels import localize_label
 from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.evaluation.evaluate import Evaluation, Result, group_masks, query_scores
 from ivcl_fast.evaluation.metrics import Score
@@ -64,7 +64,7 @@ def guess_cells(data: DataModule, evaluation: Evaluation, num_frames: int) -> li
         scene = data.scene(name)
         cell = localize_label(scene, data.grid)
         frames = frame_ids(frame_count(scene), num_frames).tolist()
-        cones = visible_cones_at_end(scene, data.grid)
+        cones = visible_cones(scene, frame_count(scene) - 1, data.grid)
         correct[CONE].append(guess_probability(cones, cell))
         correct[TRACKER].append(float(track_snitch(scene, frames, data.grid) == cell))
     results = []

@@ -91,11 +91,11 @@ def movements_until(scene: Scene, frame: int) -> dict[str, list[list[Any]]]:
     }
 
 
-def visible_cones(scene: Scene, frame: int) -> list[int]:
+def visible_cones(scene: Scene, frame: int, n: int = 6) -> list[int]:
     """Return the cell of each cone that is not inside another one, in the order of objects."""
     inside = contained(scene, frame)
     cones = [o for o in scene["objects"] if o["shape"] == "cone" and o["instance"] not in inside]
-    return [cell_of(o, frame, 6) for o in cones]
+    return [cell_of(o, frame, n) for o in cones]
 
 
 def attributes_present(scene: Scene) -> dict[str, list[bool]]:

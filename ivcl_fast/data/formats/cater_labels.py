@@ -109,16 +109,6 @@ def hidden_at_end(scene: Scene) -> bool:
     return snitch_of(scene)["instance"] in containers_at_end(scene)
 
 
-def visible_cones_at_end(scene: Scene, n: int = 6) -> list[int]:
-    """Return the cells of the cones that are not inside another cone when the video ends.
-
-    There is one entry per cone, in the order of the scene's objects.
-    """
-    inside = containers_at_end(scene)
-    cones = [o for o in scene["objects"] if o["shape"] == "cone" and o["instance"] not in inside]
-    return [cell_label(x, y, n) for x, y, _ in map(_last_location, cones)]
-
-
 def snitch_of(scene: Scene) -> Mapping[str, Any]:
     """Return the snitch, the object of the task ``localize``."""
     return next(o for o in scene["objects"] if o["shape"] == "spl")

@@ -104,18 +104,18 @@ def test_hidden_and_visible_cones() -> None:
         "m": ("cone", [0.5, 0.5, 0.5]),
         "l": ("cone", [0.5, 0.5, 0.75]),
     }
-    cover = {"m": [["_contain", "s", 0, 10]], "l": [["_contain", "m", 20, 30]]}
-    released = {"m": cover["m"], "l": [*cover["l"], ["_pick_place", None, 40, 50]]}
-    bare = {"m": [*cover["m"], ["_pick_place", None, 20, 30]], "l": []}
-    moved_on = {"m": [*cover["m"], ["_contain", "x", 20, 30]], "l": []}
+    cover = {"m": [["_contain", "s", 0, 1]], "l": [["_contain", "m", 2, 3]]}
+    released = {"m": cover["m"], "l": [*cover["l"], ["_pick_place", None, 4, 5]]}
+    bare = {"m": [*cover["m"], ["_pick_place", None, 2, 3]], "l": []}
+    moved_on = {"m": [*cover["m"], ["_contain", "x", 2, 3]], "l": []}
     for movements, hidden, visible in (
         (cover, True, 1), (released, True, 2), (bare, False, 2), (moved_on, False, 2),
         ({}, False, 2),
     ):  # fmt: skip
         scene = make_scene(objects, **movements)
         assert labels.hidden_at_end(scene) is hidden
-        assert labels.visible_cones_at_end(scene) == [21] * visible
-        assert labels.visible_cones_at_end(scene, 4) == [10] * visible
+        assert cater_frames.visible_cones(scene, 9) == [21] * visible
+        assert cater_frames.visible_cones(scene, 9, 4) == [10] * visible
 
 
 @pytest.mark.parametrize(
