@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from ivcl_fast.data.registry import (
 )
 from ivcl_fast.data.store.build import build_part, build_store
 from ivcl_fast.data.store.remote import RemoteStore
-from ivcl_fast.data.store.shards import BAD_FILES, Part
+from ivcl_fast.data.store.shards import BAD_FILES, Part, VideoSource
 from ivcl_fast.data.synthetic.blender.process import find_python
 from ivcl_fast.data.synthetic.renderers import Renderer, warn_if_slow
 from ivcl_fast.data.synthetic.writer import DrawnSpec, Size, write_dataset
@@ -194,21 +195,17 @@ def prepare_store(dataset: Dataset, config: PrepareConfig, own_task: str | None)
     device = None
     if torch.cuda.is_available():  # there may be more ranks than GPUs
         device = torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
+    if isinstance(source, Sequence):
+        source = VideoSource(source, decoder, flags.crop, device)
     with Bar("decoding", 0, "videos") as bar:
-        options: dict[str, Any] = dict(
-            workers=config.workers,
-            progress=bar,
-            device=device,
-            crop=flags.crop,
-            engine=flags.engine,
-        )
-        if part and (left := build_part(part, source, out, *sizes, decoder, **options)):
+        options: dict[str, Any] = dict(workers=config.workers, progress=bar, engine=flags.engine)
+        if part and (left := build_part(part, source, out, sizes, **options)):
             print(
                 f"store: {out}, part {flags.part} is complete; {left} videos of other parts are "
                 "missing; the last part completes the store, or this command without --part"
             )
             return None
-        store = build_store(source, out, *sizes, decoder, **options)
+        store = build_store(source, out, *sizes, **options)
     if flags.verify:
         print(f"verifying {store.bytes / 1e9:.2f} GB", flush=True)
         store.verify()

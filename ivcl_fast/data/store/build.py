@@ -100,8 +100,9 @@ def build_store(
         >>> store.rows("CATER_new_000123", [0, 1]).shape
         (2, 64, 192)
     """
-    sizes = image_size, patch_size
-    build_part(Part(0, 1), source, out, *sizes, decoder, workers, progress, device, crop, engine)
+    if isinstance(source, Sequence):
+        source = VideoSource(source, decoder, crop, device)
+    build_part(Part(0, 1), source, out, (image_size, patch_size), workers, progress, engine)
     store = FrameStore(out, placement, device)
     if store.bad_files:
         total = len(store.index) + len(store.bad_files)
@@ -111,32 +112,29 @@ def build_store(
 
 def build_part(
     part: Part,
-    source: Source | Sequence[Media],
+    source: Source,
     out: Path,
-    image_size: int,
-    patch_size: int,
-    decoder: DecoderName = "auto",
+    sizes: tuple[int, int],
     workers: int | None = None,
     progress: Progress | None = None,
-    device: torch.device | None = None,
-    crop: Square = "none",
     engine: Engine = "local",
 ) -> int:
     """Build a part of a store, without waiting for other parts; see :func:`build_store`.
 
-    Parts may run at the same time on machines that share the folder.
+    Parts may run at the same time on machines that share the folder. ``sizes``: of images and
+    patches.
 
     Returns the number of videos that other parts have yet to decode; the part for which it is 0
     completes the store.
     """
+    image_size, patch_size = sizes
     if image_size % patch_size:
         raise UserError(f"image_size: expected a multiple of {patch_size}, got {image_size}")
     if workers is not None and workers < 1:
         raise UserError(f"workers: expected at least 1, got {workers}")
-    if isinstance(source, Sequence):
-        source = VideoSource(source, decoder, crop, device)
     settings: dict[str, Any] = {
-        "image_size": image_size, "patch_size": patch_size, "crop": crop, "decoder": source.decoder
+        "image_size": image_size, "patch_size": patch_size, "crop": source.crop,
+        "decoder": source.decoder,
     }  # fmt: skip
     found = read_index(out) if (out / INDEX).exists() else None
     if found is not None:

@@ -251,6 +251,10 @@ class Source(Protocol):
         """Name of the decoder, or ``drawn``; recorded in the store."""
 
     @property
+    def crop(self) -> Square:
+        """Part of the frames that is resized to the square; recorded in the store."""
+
+    @property
     def names(self) -> Sequence[str]:
         """The clips, in order; unique."""
 
@@ -283,7 +287,8 @@ class VideoSource:
         """``crop``: part of the frames to resize to the square. ``device``: where DALI decodes."""
         self.media = {one.name: one for one in media}
         self.names = [one.name for one in media]
-        self.crop, self.device = crop, device
+        self.crop: Square = crop
+        self.device = device
         self.decoder = resolve_decoder(decoder)
 
     def only(self, names: Sequence[str]) -> VideoSource:

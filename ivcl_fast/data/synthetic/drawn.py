@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ivcl_fast.data.dataset import Dataset, VideoError
+from ivcl_fast.data.decode.media import Square
 from ivcl_fast.data.formats.acre import Acre
 from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.store.shards import squares
@@ -26,6 +27,7 @@ class Drawn:
     """The media of a synthetic data set as a :class:`~ivcl_fast.data.store.shards.Source`."""
 
     decoder = "drawn"
+    crop: Square = "none"
 
     def __init__(
         self,

@@ -109,7 +109,7 @@ def test_every_kind_of_media_in_one_store(tmp_path, monkeypatch):
 class Painted:
     """Clips that are drawn straight into the store."""
 
-    decoder = "drawn"
+    decoder, crop = "drawn", "none"
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names

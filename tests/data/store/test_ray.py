@@ -61,7 +61,7 @@ def test_the_same_store_though_a_node_dies(tmp_path, monkeypatch):
         with ThreadPoolExecutor(1) as thread:
             killed = thread.submit(kill)
             source = Fragile(names, node, flag)
-            assert build_part(Part(0, 1), source, tmp_path / "ray", *SIZES, engine="ray") == 0
+            assert build_part(Part(0, 1), source, tmp_path / "ray", SIZES, engine="ray") == 0
             killed.result()
         assert contents(tmp_path / "ray") == contents(alone.path)
     finally:
