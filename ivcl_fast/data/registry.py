@@ -119,7 +119,6 @@ _FORMATS = {
 }
 _SYNTHETIC = {
     "cater": Synthetic("cater", SyntheticCater),
-    "static": Synthetic("cater", SyntheticCater),
     "moving": Synthetic("cater", partial(SyntheticCater, camera="moving")),
     "acre-iid": _synthetic_acre("iid"),
     "acre-comp": _synthetic_acre("comp"),
@@ -140,8 +139,8 @@ def parse_source(source: str, argument: str = "--data") -> tuple[DatasetFormat, 
     """
     prefix, _, rest = source.partition(":")
     rest = os.path.expanduser(rest)  # shells expand ~ at the beginning of a word only
-    if prefix == "synthetic" and (rest or "static") in _SYNTHETIC:
-        synthetic = _SYNTHETIC[rest or "static"]
+    if prefix == "synthetic" and (rest or "cater") in _SYNTHETIC:
+        synthetic = _SYNTHETIC[rest or "cater"]
         return _FORMATS[synthetic.format], synthetic
     if prefix in _FORMATS and rest:
         return _FORMATS[prefix], Path(rest)

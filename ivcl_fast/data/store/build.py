@@ -128,10 +128,6 @@ def build_part(
     completes the store.
     """
     image_size, patch_size = sizes
-    if image_size % patch_size:
-        raise UserError(f"image_size: expected a multiple of {patch_size}, got {image_size}")
-    if workers is not None and workers < 1:
-        raise UserError(f"workers: expected at least 1, got {workers}")
     settings: dict[str, Any] = {
         "image_size": image_size, "patch_size": patch_size, "crop": source.crop,
         "decoder": source.decoder,

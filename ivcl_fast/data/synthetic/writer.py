@@ -128,15 +128,13 @@ def write_dataset(
         media: whether to write the media, which can be rendered on demand for a ``DrawnSpec``.
 
     Raises:
-        UserError: the folder contains other files, or ``workers`` is less than 1.
+        UserError: the folder contains other files.
         KeyboardInterrupt: stopped by the user; the message says how to continue.
 
     Example::
 
         >>> write_dataset(Path("data/cater"), SyntheticCater(train=100, val=20))
     """
-    if workers is not None and workers < 1:
-        raise UserError(f"workers: expected at least 1, got {workers}")
     if is_complete(out, spec, media):
         return out  # without a lock: the folder may be read-only
     begin(out, spec)
