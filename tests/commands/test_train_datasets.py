@@ -36,7 +36,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         ("cater", "position", "store", 2, {"distance", "distance_hidden"}),
         ("acre", "acre", "store", 3, {"query", "problem", "direct"}),
         ("something-else", "compositional", "store", 8, {"top1", "top5"}),
-        ("something-else", "fewshot_5shot", "stream", 4, {"top1", "class_mean"}),
+        ("something-else", "compositional_shuffled", "stream", 8, {"top1", "class_mean"}),
     ],
 )
 def test_from_folder_to_report(kind, task, loader, classes, scores, folders, tmp_path, command):

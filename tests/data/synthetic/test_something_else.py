@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivcl_fast.data.formats.something_else import TASKS, SomethingElse
+from ivcl_fast.data.formats.something_else import SomethingElse
 from ivcl_fast.data.synthetic.something_else.actions import (
     ASPECT,
     COLORS,
@@ -47,7 +47,7 @@ def test_files(something_else: Path) -> None:
     assert min(frames) >= 16 and max(frames) <= 40 and len(frames) > 5
 
 
-@pytest.mark.parametrize("task", sorted(TASKS.keys() - {"something_v2"}))
+@pytest.mark.parametrize("task", ["compositional", "compositional_shuffled"])
 def test_the_reader_reads_every_task(something_else: Path, task: str) -> None:
     data = SomethingElse(something_else, task)
     train, val = data.clips("train"), data.clips("validation")
@@ -87,19 +87,6 @@ def test_every_noun_of_a_verb_is_new_in_validation() -> None:
         nouns = nouns_of_set(which)
         words = [set(column) for column in zip(*nouns, strict=True)]
         assert words == [set(COLORS), set(SHAPES)]
-
-
-def test_few_shots_and_one_object() -> None:
-    files = split_files(SyntheticSomethingElse(train=8 * 12, val=8 * 2))
-    base, novel = (set(files[f"fewshot/{name}_labels"]) for name in ("base", "finetune"))
-    assert not base & novel and base | novel == set(files["compositional/labels"])
-    for shots, name in ((5, "finetune_5shot_training"), (10, "finetune_10shot_train")):
-        count = Counter(e["template"] for e in files[f"fewshot/{name}"])
-        assert len(count) == len(novel) and set(count.values()) == {shots}
-    for split, one in (("train", True), ("validation", False)):
-        for entry in files[f"compositional_oneobject/{split}"]:
-            assert "new_placeholdes" in entry
-            assert any("circle" in noun for noun in entry["placeholders"]) == one
 
 
 def test_opposites_show_the_same_frames() -> None:

@@ -25,10 +25,6 @@ from ivcl_fast.data.synthetic.writer import SyntheticSpec
 from ivcl_fast.files import atomic_write
 
 _SECONDS = 2.0, 5.0
-_ONE_OBJECT = "circle"
-"""Training clips of the one-object split contain a thing of this shape, validation clips none."""
-
-
 _FORMATS = {"embedded": (142, 80, 8), "full": (427, 240, 12)}
 """Width, height and frames per second."""
 
@@ -36,7 +32,7 @@ _FORMATS = {"embedded": (142, 80, 8), "full": (427, 240, 12)}
 @dataclass(frozen=True)
 class SyntheticSomethingElse(SyntheticSpec):
     """Describes a synthetic Something-Else: VP9 ``20bn-something-something-v2/<id>.webm`` and
-    ``dataset_splits/`` (compositional, shuffled and one-object, fewshot).
+    ``dataset_splits/`` (compositional and shuffled).
 
     Raises :class:`~ivcl_fast.errors.UserError` for an invalid value.
     """
@@ -112,38 +108,19 @@ def split_files(spec: SyntheticSomethingElse) -> dict[str, Any]:
     """Compute the content of every split file, by its name in the data set without ``.json``."""
     clips = [_plan(spec, index) for index in range(spec.videos)]
     train, val = clips[: spec.train], clips[spec.train :]
-    one_object: dict[bool, list[_Clip]] = {True: [], False: []}
-    for clip in clips:
-        one_object[any(noun.shape == _ONE_OBJECT for noun in clip.nouns)].append(clip)
     order = np.random.default_rng(spec.seed).permutation(len(clips))
     shuffled = [clips[i] for i in order]
-    base, novel = ([t for t in TEMPLATES if t.group == group] for group in (0, 1))
-    of_novel = _entries(c for c in val if c.template in novel)
+    labels = {template.key: label for label, template in enumerate(TEMPLATES)}
     return {
-        "compositional/labels": _labels(TEMPLATES),
+        "compositional/labels": labels,
         "compositional/train": _entries(train),
         "compositional/validation": _entries(val),
         "compositional/objectsA": [str(noun) for noun in nouns_of_set(0)],
         "compositional/objectsB": [str(noun) for noun in nouns_of_set(1)],
-        "compositional_shuffled/labels": _labels(TEMPLATES),
+        "compositional_shuffled/labels": labels,
         "compositional_shuffled/train": _entries(shuffled[: spec.train]),
         "compositional_shuffled/validation": _entries(shuffled[spec.train :]),
-        "compositional_oneobject/labels": _labels(TEMPLATES),
-        "compositional_oneobject/train": _one_object_entries(one_object[True]),
-        "compositional_oneobject/validation": _one_object_entries(one_object[False]),
-        "fewshot/base_labels": _labels(base),
-        "fewshot/base_training_set": _entries(c for c in train if c.template in base),
-        "fewshot/base_validation_set": _entries(c for c in val if c.template in base),
-        "fewshot/finetune_labels": _labels(novel),
-        "fewshot/finetune_5shot_training": _entries(_shots(train, novel, 5)),
-        "fewshot/finetune_5shot_validation": of_novel,
-        "fewshot/finetune_10shot_train": _entries(_shots(train, novel, 10)),
-        "fewshot/finetune_10shot_validation": of_novel,
     }
-
-
-def _labels(templates: Iterable[Template]) -> dict[str, int]:
-    return {template.key: label for label, template in enumerate(templates)}
 
 
 def _entries(clips: Iterable[_Clip]) -> list[dict[str, Any]]:
@@ -156,13 +133,3 @@ def _entries(clips: Iterable[_Clip]) -> list[dict[str, Any]]:
         }
         for clip in clips
     ]
-
-
-def _one_object_entries(clips: Iterable[_Clip]) -> list[dict[str, Any]]:
-    # The data set spells the key like this.
-    return [entry | {"new_placeholdes": entry["placeholders"]} for entry in _entries(clips)]
-
-
-def _shots(train: list[_Clip], templates: list[Template], shots: int) -> list[_Clip]:
-    """Select the first ``shots`` training clips of each template, or all if there are fewer."""
-    return [c for t in templates for c in [c for c in train if c.template is t][:shots]]
