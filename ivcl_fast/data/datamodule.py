@@ -261,10 +261,8 @@ def open_data(
             dataset.clips(split)  # reports a missing list before hours of decoding
         if (config.train_split, config.curve_split) != ("auto", "auto"):
             check_disjoint(dataset, train_split, curve_split)
-    if config.loader == "stream":
-        opened = _open_stream(config, model, dataset, dataset_format, device)
-    else:
-        opened = _open_store(config, model, dataset, dataset_format, device)
+    open_frames = _open_stream if config.loader == "stream" else _open_store
+    opened = open_frames(config, model, dataset, dataset_format, device)
     if targets != "pixels":
         labels["features"] = FrozenFeatures(targets, opened[1], device)
     data = DataModule(config, dataset, *opened[:2], labels, opened[2])
@@ -353,19 +351,15 @@ def _open_stream(
     if index.bad_files:
         log.warning(summary(index.bad_files, len(media), folder / BAD_FILES))
     decoder = resolve_decoder(config.decoder)
-
-    def make_loader(*what: Any, **options: Any) -> StreamLoader:
-        return StreamLoader(
-            *what,
-            media=media,
-            index=index,
-            decoder=decoder,
-            image_size=model.image_size,
-            patch_size=model.patch_size,
-            square=config.crop,
-            workers=config.workers or default_workers(decoder),
-            device=device,
-            **options,
-        )
-
+    make_loader = partial(
+        StreamLoader,
+        media=media,
+        index=index,
+        decoder=decoder,
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        square=config.crop,
+        workers=config.workers or default_workers(decoder),
+        device=device,
+    )
     return index, folder, make_loader
