@@ -116,7 +116,8 @@ def loop_blocks(
     for 16. With 128 registers per thread, two programs share a multiprocessor. Other chips keep
     operands in registers (whole rows for float32), where 32 queries would spill. A backward pass
     with dropout would also spill with 32 queries, and on sm_90 even with 16, unless a program has
-    16 warps. Triton 3.8 spills with 32 queries in any backward pass on sm_90.
+    16 warps. Triton 3.8 spills with 32 queries in any backward pass on sm_90, and Triton 3.7 with
+    8 warps and heads of up to 32 columns on sm_120.
     """
     if dtype == torch.float32:
         return dict(QUERIES=16, num_warps=8 if head_dim <= 32 else 16)
@@ -125,4 +126,6 @@ def loop_blocks(
     in_shared = chip // 10 in (9, 10)
     spills = drops_in_backward or (chip // 10 == 9 and TRITON_VERSION == (3, 8))
     queries = 32 if in_shared and not spills else 16
-    return dict(QUERIES=queries, num_warps=8, maxnreg=128 if in_shared else None)
+    narrow = head_dim <= 32 and chip // 10 == 12 and TRITON_VERSION == (3, 7)
+    warps = 4 if narrow and not drops_in_backward else 8
+    return dict(QUERIES=queries, num_warps=warps, maxnreg=128 if in_shared else None)
