@@ -81,7 +81,8 @@ def visualize(config: VisualizeConfig) -> Path:
     for clips in zip(*chosen, strict=True):
         clip, described = clips[0], [*map(describe_clip, runs, models, clips)]
         if config.format is not None:
-            write_film(film(runs[0], models[0], clip), out / f"{clip.name}.{config.format}")
+            name = clip.name.replace("/", "_")  # your own videos are named by their paths
+            write_film(film(runs[0], models[0], clip), out / f"{name}.{config.format}")
         if config.masks is not None:
             write_masks(models[0], clip, config.masks)
         for one in described:

@@ -18,6 +18,7 @@ from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.evaluate import main as evaluate_main
 from ivcl_fast.evaluation.evaluate import predict
 from ivcl_fast.train import main
+from ivcl_fast.visualize import main as visualize_main
 from tests.support.own_videos import write_one
 from tests.support.small_models import FRAME_FLAGS, RUN_FLAGS
 
@@ -80,6 +81,13 @@ def test_a_folder_of_classes(videos, tmp_path, command):
     assert code == 0 and {line.split("%")[1].strip() for line in answer.splitlines()} == {
         "left <b>$|`[a](b)?[2J", "right ?",
     }  # fmt: skip
+
+
+def test_pictures_of_clips_that_are_named_by_paths(trained, tmp_path, command):
+    flags = ("--clips", 2, "--format", "png", "--out", tmp_path)
+    code, _, err = command(visualize_main, trained, *flags)
+    assert code == 0, err
+    assert {path.name.split("_")[0] for path in tmp_path.glob("*.png")} == {"left", "right"}
 
 
 def test_a_folder_without_classes_pretrains_only(tmp_path, command):
