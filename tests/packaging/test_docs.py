@@ -200,7 +200,7 @@ def own_files(short_run, tmp_path, monkeypatch):
                          num_query_frames=2)  # fmt: skip
     SlotAutoencoder(objects).save_pretrained("runs/objects")
     (strips := tmp_path / "mocogan" / "data" / "actions" / "4").mkdir(parents=True)
-    Image.new("RGB", (128, 64)).save(strips / "00000006.jpg")
+    Image.new("RGB", (256, 64)).save(strips / "00000006.jpg")
 
 
 OF_RUNS = {
