@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from tests.kernels.ops.conftest import INTERPRET
 from tests.kernels.ops.table import OPS
 from tests.kernels.ops.test_ops import bits
 from tests.support.numerics import check_op
@@ -42,14 +43,27 @@ CASES = [
 ]  # fmt: skip
 
 
+def check(case: Case, dtype: torch.dtype, device: str, runs: int) -> None:
+    op = OPS[case.op]
+    inputs = op.inputs((case.frames, *case.shape), dtype=dtype, device=device)
+    first = bits(case.op, inputs)
+    for number in range(1, runs):
+        for at, (a, b) in enumerate(zip(bits(case.op, inputs), first, strict=True)):
+            assert torch.equal(a, b), f"run {number}, tensor {at}: {(a != b).sum()} elements differ"
+    check_op(op.fused, op.plain, inputs)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_run_is_equal_and_every_element_right(case, dtype):
-    op = OPS[case.op]
-    inputs = op.inputs((case.frames, *case.shape), dtype=dtype, device="cuda")
-    first = bits(case.op, inputs)
-    for number in range(1, RUNS):
-        for at, (a, b) in enumerate(zip(bits(case.op, inputs), first, strict=True)):
-            assert torch.equal(a, b), f"run {number}, tensor {at}: {(a != b).sum()} elements differ"
-    check_op(op.fused, op.plain, inputs)
+    check(case, dtype, "cuda", RUNS)
+
+
+@pytest.mark.skipif(not INTERPRET, reason="on a CPU, the kernels run in the interpreter alone")
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.op.startswith("short_attention")], ids=str
+)
+def test_the_same_with_one_head_in_the_interpreter(case):
+    tokens, _, columns = case.shape
+    check(case._replace(frames=2, shape=(tokens, 1, columns)), torch.float32, "cpu", runs=2)
