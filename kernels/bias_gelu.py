@@ -21,7 +21,7 @@ from torch import Tensor
 from ._autograd import saved_inputs, vjp
 from ._op import empty_contiguous, has_kernel, register
 from ._triton import tl, triton
-from .launch import cdiv, launch, num_sms
+from .launch import REGISTERS, cdiv, launch, num_sms
 
 BLOCK_ROWS, BLOCK_COLS = 16, 128
 PER_SM = 6
@@ -115,7 +115,7 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     launch(
         bias_gelu_backward_kernel, (programs * column_blocks,),
         dy, x, bias.contiguous(), dx, partials, rows, cols,
-        per_sm=PER_SM,
+        per_sm=PER_SM, maxnreg=REGISTERS // (128 * PER_SM) // 8 * 8,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS,
         EXACT=x.dtype == torch.float32,
     )  # fmt: skip
