@@ -217,7 +217,7 @@ def test_from_run_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comm
     moved = data.rename(tmp_path / "moved")
     status, _, error = command(probes.main, run, "--train-clips", 15)
     assert status == 2
-    assert "--data: expected the data set of the run" in error and str(data) in error
+    assert "--data: expected KIND:DIR" in error and str(data) in error
     there = "--data", f"cater:{moved}", "--out", tmp_path / "again"
     assert command(probes.main, run, "--train-clips", 15, *there)[0] == 0
     again = json.loads((tmp_path / "again" / "probes.json").read_text())
