@@ -115,7 +115,7 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     launch(
         bias_gelu_backward_kernel, (programs * column_blocks,),
         dy, x, bias.contiguous(), dx, partials, rows, cols,
-        per_sm=PER_SM, maxnreg=REGISTERS // (128 * PER_SM) // 8 * 8,
+        per_sm=PER_SM, maxnreg=REGISTERS // (128 * PER_SM) // 8 * 8,  # of 128 threads
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLS=BLOCK_COLS,
         EXACT=x.dtype == torch.float32,
     )  # fmt: skip

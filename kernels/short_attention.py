@@ -229,8 +229,8 @@ def _launch(
         return
     kernel = short_attention_backward_kernel if backward else short_attention_forward_kernel
     tile, chunk, warps = _blocks(tokens, head_dim, qkv.dtype)
-    # By default, the compiler takes 64 registers on sm_100, and 96 on sm_80 with Triton 3.7 and
-    # 3.8, and spills. Kernels that need more than 128 get what they need by default.
+    # By default, the compiler limits these kernels to 64 registers on sm_100, and to 96 on sm_80
+    # with Triton 3.7 and 3.8, and spills; the others are not limited.
     family = arch(qkv.device) // 10
     narrow = tile == 64 and head_dim <= 32 and family == 8 and TRITON_VERSION == (3, 8)
     limit = 128 if backward and (narrow or (tile == 32 and family in (8, 10))) else None
