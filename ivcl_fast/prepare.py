@@ -1,7 +1,7 @@
 """``python -m ivcl_fast.prepare``: make data ready for training.
 
 ``videos:DIR``, ``csv:FILE``, ``cater:DIR``, ``acre:DIR``, ``something-else:DIR``,
-``la-cater:DIR``, ``davis:DIR`` and ``movi:DIR`` decode the media of a data set into a frame store;
+``la-cater:DIR`` and ``davis:DIR`` decode the media of a data set into a frame store;
 ``synthetic:cater`` and others write a synthetic data set in a published format. Run an interrupted
 command again to continue it. Under torchrun the ranks share the work; the jobs of a job array share
 it with ``--part 1/8`` to ``--part 8/8`` in a shared folder.
@@ -111,7 +111,7 @@ class PrepareConfig:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """videos:DIR, csv:FILE, cater:DIR, acre:DIR, something-else:DIR, la-cater:DIR,
-    davis:DIR, movi:DIR, synthetic:cater, synthetic:moving (CATER with a moving camera),
+    davis:DIR, synthetic:cater, synthetic:moving (CATER with a moving camera),
     synthetic:acre-iid, synthetic:acre-comp, synthetic:acre-sys or synthetic:something-else."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder to write to; by default one inside DIR, or in --data-dir. For a frame store also a

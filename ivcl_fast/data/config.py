@@ -22,8 +22,8 @@ class DataConfig:
 
     source: Annotated[str, tyro.conf.arg(name="data")] = "synthetic"
     """Your videos: videos:DIR, csv:FILE; a published data set: cater:DIR, acre:DIR,
-    something-else:DIR, la-cater:DIR, davis:DIR, movi:DIR; a frame store without its videos:
-    store:DIR or store:s3://BUCKET/DIR; or synthetic data, generated if missing: synthetic,
+    something-else:DIR, la-cater:DIR, davis:DIR; a frame store without its videos: store:DIR or
+    store:s3://BUCKET/DIR; or synthetic data, generated if missing: synthetic,
     synthetic:{moving,acre-iid,acre-comp,acre-sys,something-else}."""
     task: str = "auto"
     """Task to finetune on, such as localize, actions_present, compositional or classify; auto:

@@ -26,7 +26,6 @@ from ivcl_fast.data.formats.custom.video_folder import VideoFolder
 from ivcl_fast.data.formats.custom.video_list import VideoList
 from ivcl_fast.data.formats.davis import Davis
 from ivcl_fast.data.formats.la_cater import LaCater
-from ivcl_fast.data.formats.movi import Movi
 from ivcl_fast.data.formats.something_else import SomethingElse
 from ivcl_fast.data.frame_labels import OBJECTS
 from ivcl_fast.data.store.labels import StoredDataset, read_labels, stored_tasks, write_labels
@@ -113,7 +112,6 @@ _FORMATS = {
     ),
     "la-cater": _custom(LaCater),
     "davis": _custom(Davis),
-    "movi": _custom(Movi),
     "videos": _custom(VideoFolder),
     "csv": _custom(VideoList, place="FILE"),
 }

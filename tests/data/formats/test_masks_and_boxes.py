@@ -1,20 +1,16 @@
-"""LA-CATER's boxes and states, and the masks of DAVIS and MOVi, read from small files."""
+"""LA-CATER's boxes and states, and the masks of DAVIS, read from small files."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ivcl_fast.data.formats.davis import Davis
 from ivcl_fast.data.formats.la_cater import SNITCH, LaCater
-from ivcl_fast.data.formats.movi import Movi
 from ivcl_fast.data.registry import parse_source
 from ivcl_fast.errors import UserError
 
@@ -102,81 +98,3 @@ def test_davis_needs_masks(tmp_path: Path) -> None:
     (tmp_path / "JPEGImages").mkdir()
     with pytest.raises(UserError, match="expected Annotations/"):
         Davis(tmp_path)
-
-
-def example(**features: list[bytes] | list[int]) -> bytes:
-    """A ``tf.train.Example``, encoded by protobuf's own code."""
-    file = descriptor_pb2.FileDescriptorProto(name="example.proto", syntax="proto3")
-    for name, *fields in (
-        ("BytesList", ("value", 1, "bytes")), ("Int64List", ("value", 1, "int64")),
-        ("Feature", ("bytes_list", 1, ".BytesList"), ("int64_list", 3, ".Int64List")),
-        ("Entry", ("key", 1, "string"), ("value", 2, ".Feature")),
-        ("Features", ("feature", 1, ".Entry")), ("Example", ("features", 1, ".Features")),
-    ):  # fmt: skip
-        message = file.message_type.add(name=name)
-        for field, number, kind in fields:
-            added = message.field.add(name=field, number=number)
-            added.label = 3 if field == "feature" or "List" in name else 1  # repeated, optional
-            if kind[0] == ".":
-                added.type_name = kind
-            else:
-                added.type = {"bytes": 12, "int64": 3, "string": 9}[kind]
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    one = message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))()
-    for name, values in features.items():
-        entry = one.features.feature.add(key=name.replace("__", "/"))
-        kind = "bytes_list" if isinstance(values[0], bytes) else "int64_list"
-        getattr(entry.value, kind).value.extend(values)
-    return one.SerializeToString()
-
-
-def png(pixels: np.ndarray) -> bytes:
-    Image.fromarray(pixels).save(file := io.BytesIO(), "png")
-    return file.getvalue()
-
-
-@pytest.fixture
-def movi(tmp_path: Path) -> Path:
-    root = tmp_path / "1.0.0"
-    root.mkdir()
-    rng = np.random.default_rng(0)
-    for split, videos in (("train", 2), ("validation", 1)):
-        with (root / f"movi_a-{split}.tfrecord-00000-of-00001").open("wb") as file:
-            writer = RecordWriter(file)
-            for number in range(videos):
-                frames = [png(rng.integers(0, 255, (8, 8, 3), np.uint8)) for _ in range(3)]
-                masks = [png(np.full((8, 8), number + t, np.uint8)) for t in range(3)]
-                numbers = {"metadata__width": [8], "instances__mass": [300, 5]}
-                writer.write(example(**numbers, video=frames, segmentations=masks))
-    return root
-
-
-def test_movis_frames_and_masks(movi: Path) -> None:
-    opened = parse_source(f"movi:{movi}")[0].open
-    for _ in range(2):  # the second time, it is already unpacked
-        dataset = opened(movi, "classify")
-        assert [len(dataset.clips(split)) for split in dataset.splits] == [2, 1]
-        last = dataset.clips("train")[1].name
-        assert dataset.masks(last, [0, 1, 2])[:, 3, 3].tolist() == [0, 1, 2]
-        assert dataset.masks(dataset.clips("val")[0].name, [0, 1]).tolist()[0][0][0] == -1
-        frame = Image.open(dataset.media()[0].files[0])
-        assert (frame.size, frame.mode) == ((8, 8), "RGB")
-
-
-def test_damaged_movi_is_refused_in_one_line(movi: Path) -> None:
-    file = movi / "movi_a-train.tfrecord-00000-of-00001"
-    content = file.read_bytes()
-    file.write_bytes(content[:-1])
-    with pytest.raises(UserError, match="ends within a record"):
-        Movi(movi)
-    with file.open("wb") as opened:
-        RecordWriter(opened).write(example(video=[b"1"]))
-    with pytest.raises(UserError, match="expected a record of MOVi"):
-        Movi(movi)
-    file.write_bytes(content[:12] + bytes(range(1, 250)) * 99)
-    with pytest.raises(UserError, match="expected a record of MOVi"):
-        Movi(movi)
-    assert not (movi.parent / "1.0.0-data").exists()
-    with pytest.raises(UserError, match="expected files"):
-        Movi(movi.parent)
