@@ -10,6 +10,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 from ivcl_fast.data.formats.acre import PANELS, object_table
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import draw_panel
-from ivcl_fast.data.synthetic.blender.process import Blender
+from ivcl_fast.data.synthetic.blender import process
 from ivcl_fast.data.synthetic.cater.video import draw_video
 from ivcl_fast.data.synthetic.render import FLOOR, MACHINE, Rendering, render
 from ivcl_fast.data.synthetic.scene import Scene
@@ -180,16 +181,14 @@ def write_sheet(file: Path, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> No
 # --- Rendering -----------------------------------------------------------------------------------
 
 
-def draw_both(
-    blender: Blender, cache: Path, name: str, scene: Scene, width: int, height: int
-) -> Case:
+def draw_both(samples: int, cache: Path, name: str, scene: Scene, width: int, height: int) -> Case:
     """Render a scene of one frame with both renderers; Blender's picture may be cached."""
-    file = cache / f"{name}-{width}x{height}-{blender.samples}.npz"
+    file = cache / f"{name}-{width}x{height}-{samples}.npz"
     if file.is_file():
         with np.load(file) as arrays:
             theirs = Frame(arrays["picture"], arrays["segments"])
     else:
-        theirs = draw(blender.render, scene, width, height)
+        theirs = draw(partial(process.render, samples=samples, threads=0), scene, width, height)
         np.savez(file, **theirs._asdict())
         print(f"rendered: {file.name}", flush=True)
     return Case(scene, theirs, draw(render, scene, width, height))
@@ -215,14 +214,14 @@ def main() -> None:
         "CATER, other scenes": list(cater_scenes(flags.held_out, HELD_OUT_SEED)),
         "ACRE": list(acre_scenes(flags.acre)),
     }
-    with Blender(flags.samples) as blender:
-        groups = {
-            title: [draw_both(blender, flags.cache, *one, flags.size, flags.size) for one in group]
-            for title, group in scenes.items()
-        }
-        cater, _, acre = scenes.values()
-        shown = [*cater[::FRAMES_PER_VIDEO][:4], *acre[:2]]
-        sheet = [draw_both(blender, flags.cache, *one, *SHEET) for one in shown]
+    both = partial(draw_both, flags.samples, flags.cache)
+    groups = {
+        title: [both(*one, flags.size, flags.size) for one in group]
+        for title, group in scenes.items()
+    }
+    cater, _, acre = scenes.values()
+    shown = [*cater[::FRAMES_PER_VIDEO][:4], *acre[:2]]
+    sheet = [both(*one, *SHEET) for one in shown]
     results = ROOT / "docs" / "results" / "world"
     results.mkdir(parents=True, exist_ok=True)
     (results / "renderers.md").write_text(page(groups, flags.samples, flags.size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 from ivcl_fast.data.synthetic.render import Rendering, render
@@ -27,11 +27,10 @@ def warn_if_slow() -> None:
 def choose_renderer(renderer: Renderer, samples: int) -> Callable[..., Rendering]:
     """Return :func:`~ivcl_fast.data.synthetic.render.render`, or its equivalent in Blender.
 
-    Starts Blender's process, which later calls with the same number of ``samples`` per pixel reuse.
-    Raises :class:`~ivcl_fast.errors.UserError` if Blender is not installed.
+    ``samples``: Blender's paths per pixel.
     """
     if renderer == "fast":
         return render
-    from ivcl_fast.data.synthetic.blender.process import own_blender
+    from ivcl_fast.data.synthetic.blender import process
 
-    return own_blender(samples).render
+    return partial(process.render, samples=samples)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from ivcl_fast.data.synthetic import scene as world
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
 from ivcl_fast.data.synthetic.blender import meshes, process
 from ivcl_fast.data.synthetic.blender.job import describe_job
-from ivcl_fast.data.synthetic.blender.process import Blender, own_blender
-from ivcl_fast.data.synthetic.render import FLOOR, MACHINE
+from ivcl_fast.data.synthetic.render import FLOOR, MACHINE, Rendering
 from ivcl_fast.data.synthetic.scene import Scene, Thing
 from ivcl_fast.data.synthetic.writer import write_dataset
 from ivcl_fast.errors import UserError
@@ -97,25 +95,42 @@ def test_what_blender_cannot_draw_names_the_flag(
 def test_a_python_that_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(process.PYTHON, str(tmp_path / "python"))
     with pytest.raises(UserError, match=process.PYTHON):
-        Blender(samples=1)
+        process.render(two_objects(), [0], WIDTH, HEIGHT, samples=1)
+
+
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        ("kill -9 $$", "signal 9; the same command continues"),
+        ("echo RuntimeError: out of memory >&2; exit 1", "RuntimeError: out of memory"),
+    ],
+)
+def test_blender_that_ends_early_is_one_line(
+    ends: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0\ncat > /dev/null\n{ends}\n')
+    python.chmod(0o755)
+    monkeypatch.setenv(process.PYTHON, str(python))
+    with pytest.raises(UserError, match=reason):
+        process.render(two_objects(), [0], WIDTH, HEIGHT, samples=1)
 
 
 # --- With bpy ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def blender() -> Iterator[Blender]:
+def blender() -> Callable[..., Rendering]:
     try:
         process.find_python()
     except UserError as error:
         pytest.skip(str(error))
-    with Blender(samples=4, threads=1) as running:
-        yield running
+    return partial(process.render, samples=4)
 
 
-def test_blender_draws_objects_where_they_project(blender: Blender) -> None:
+def test_blender_draws_objects_where_they_project(blender: Callable[..., Rendering]) -> None:
     scene = two_objects()
-    drawn = blender.render(scene, [0, 1], WIDTH, HEIGHT, segments=True, depth=True)
+    drawn = blender(scene, [0, 1], WIDTH, HEIGHT, segments=True, depth=True)
     frames = zip(drawn.pictures, drawn.segments, drawn.depth, strict=True)
     for frame, (picture, segments, depth) in enumerate(frames):
         assert picture.shape == (HEIGHT, WIDTH, 3) and picture.dtype == np.uint8
@@ -133,36 +148,26 @@ def test_blender_draws_objects_where_they_project(blender: Blender) -> None:
         assert 90 < picture[segments == FLOOR].mean() < 150
 
 
-def test_blender_draws_scenes_one_after_another(blender: Blender) -> None:
+def test_blender_draws_acres_machine(blender: Callable[..., Rendering]) -> None:
     machine, plain = (
-        blender.render(two_objects(ground), [0], WIDTH, HEIGHT, segments=True)
+        blender(two_objects(ground), [0], WIDTH, HEIGHT, segments=True)
         for ground in ("machine_on", "plain")
     )
     assert (machine.segments == MACHINE).mean() > 0.2
     assert not (plain.segments == MACHINE).any()
-    again = blender.render(two_objects("machine_on"), [0], WIDTH, HEIGHT, depth=True)
+    again = blender(two_objects("machine_on"), [0], WIDTH, HEIGHT, depth=True)
     np.testing.assert_array_equal(again.pictures, machine.pictures)
     assert again.depth.shape == (1, HEIGHT, WIDTH) and again.segments is None
 
 
-def test_a_data_set_continues_after_blender_was_killed(blender: Blender, tmp_path: Path) -> None:
-    spec = SyntheticAcre(train=1, val=1, test=0, renderer="blender", samples=1)
-
-    def kill(done: int, total: int) -> None:
-        if done == 1:
-            os.kill(own_blender(1).pid, signal.SIGKILL)
-
-    with pytest.raises(UserError, match="same command continues"):
-        write_dataset(tmp_path / "acre", spec, 1, kill)
-    first = tmp_path / "acre/images/ACRE_train_000000_00.png"
-    before = first.stat().st_mtime_ns
+@pytest.mark.usefixtures("blender")
+def test_blender_draws_a_data_set(tmp_path: Path) -> None:
+    spec = SyntheticAcre(train=1, val=0, test=0, renderer="blender", samples=1)
     write_dataset(tmp_path / "acre", spec, 1)
-    assert first.stat().st_mtime_ns == before
-    assert len(list((tmp_path / "acre/images").iterdir())) == 20
+    assert len(list((tmp_path / "acre/images").iterdir())) == 10
     scene = json.loads((tmp_path / "acre/scenes/ACRE_train_000000_00.json").read_text())
-    with Image.open(first) as image:
+    with Image.open(tmp_path / "acre/images/ACRE_train_000000_00.png") as image:
         picture = np.asarray(image.convert("RGB"))
-    own_blender(1).close()
     assert picture.shape == (72, 96, 3) and picture.std() > 10
     for one in scene["objects"]:
         left, top, width, height = one["bbox"]

@@ -1,14 +1,15 @@
-"""Runs Blender in a separate process that renders frames."""
+"""Runs Blender in a separate process that renders frames of a scene."""
 
 from __future__ import annotations
 
-import atexit
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,154 +27,68 @@ PYTHON = "IVCL_FAST_BLENDER"
 _SCRIPT = Path(__file__).with_name("script.py")
 _HAS_BPY = "import importlib.util, sys; sys.exit(importlib.util.find_spec('bpy') is None)"
 
-_own: dict[int, Blender] = {}
 
+def render(
+    scene: Scene,
+    frames: Sequence[int],
+    width: int,
+    height: int,
+    *,
+    samples: int,
+    threads: int = 1,
+    pictures: bool = True,
+    segments: bool = False,
+    depth: bool = False,
+) -> Rendering:
+    """Like :func:`ivcl_fast.data.synthetic.render.render`, with Blender.
 
-class Blender:
-    """A Blender process that renders scenes one after another.
+    Starts a Blender process, which takes about a second. It uses the GPUs that Cycles finds, else
+    the CPU.
 
-    Raises :class:`UserError` if its Python has no ``bpy``, ends early or cannot render.
+    Args:
+        samples: paths per pixel; the published pictures of CATER have 128, of ACRE 512.
+        threads: number of CPU threads; 0 for one per core.
 
-    Example::
-
-        >>> with Blender(samples=128) as blender:
-        ...     print(blender.render(scene, [0, 300], 320, 240).pictures.shape)
-        (2, 240, 320, 3)
+    Raises:
+        UserError: there is no Python with ``bpy``, or Blender ends early or cannot render.
     """
-
-    def __init__(self, samples: int, threads: int = 0) -> None:
-        """Start the process, on the GPUs that Cycles finds, else on the CPU.
-
-        Args:
-            samples: paths per pixel; the published pictures of CATER have 128, of ACRE 512.
-            threads: number of CPU threads; 0 for one per core.
-        """
-        self.samples = samples
-        python = find_python()
-        self.closed = False
-        self._temporary = tempfile.TemporaryDirectory(
-            prefix="ivcl-fast-blender-", ignore_cleanup_errors=True
-        )
-        self.folder = folder = Path(self._temporary.name)
-        """Folder of the files that the two processes exchange."""
-        write_meshes(folder / "meshes.npz")
-        self._log = open(folder / "log", "w+")  # noqa: SIM115
-        ours, theirs = os.pipe()
-        arguments = [str(folder / "meshes.npz"), str(threads), str(theirs)]
-        self._answers = os.fdopen(ours)
-        self._process = subprocess.Popen(
-            [python, "-P", str(_SCRIPT), *arguments],  # -P: its folder is not searched for modules
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-            pass_fds=[theirs],
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches only this process, which ends Blender
-        )
-        os.close(theirs)
-        self._answer()  # it has started
-
-    @property
-    def pid(self) -> int:
-        """Id of the process."""
-        return self._process.pid
-
-    def render(
-        self,
-        scene: Scene,
-        frames: Sequence[int],
-        width: int,
-        height: int,
-        *,
-        pictures: bool = True,
-        segments: bool = False,
-        depth: bool = False,
-    ) -> Rendering:
-        """Like :func:`ivcl_fast.data.synthetic.render.render`, with Blender."""
-        job = describe_job(scene, frames) | {
-            "size": (width, height),
-            "samples": self.samples,
-            "folder": str(self.folder),
-            "pictures": pictures,
-            "numbers": segments or depth,
-        }
-        try:
-            self._input.write(json.dumps(job) + "\n")
-            self._input.flush()
-        except BrokenPipeError:
-            raise self._ended() from None
-        drawn: list[np.ndarray] = []
-        numbers: list[tuple[np.ndarray, np.ndarray]] = []
-        for k in range(len(job["camera"])):
-            self._answer()
-            if pictures:
-                drawn.append(self._read(f"frame-{k}.png", read_picture))
-            if segments or depth:
-                numbers.append(vote(self._read(f"frame-{k}.npy", np.load), len(scene.things)))
-        return Rendering(
-            np.stack(drawn) if pictures else None,
-            np.stack([index for index, _ in numbers]) if segments else None,
-            np.stack([distance for _, distance in numbers]) if depth else None,
-        )
-
-    def close(self) -> None:
-        """End the process."""
-        if self.closed:
-            return
-        self.closed = True
-        self._process.kill()
-        self._process.wait()
-        self._answers.close()
-        self._log.close()
-        self._temporary.cleanup()
-
-    def __enter__(self) -> Blender:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def _read(self, name: str, read: Callable[[Path], np.ndarray]) -> np.ndarray:
-        file = self.folder / name
-        try:
-            array = read(file)
-            file.unlink()
-        except (OSError, ValueError, EOFError):
-            # Blender does not notice all errors of writing.
-            self.close()
-            raise UserError(
-                f"Blender cannot write to {self.folder.parent}; is the disk full?"
-            ) from None
-        return array
-
-    @property
-    def _input(self) -> Any:
-        return self._process.stdin
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._answers.readline()
-        if not line.endswith("\n"):
-            raise self._ended()
-        answer = json.loads(line)
-        if "error" in answer:
-            self.close()
-            raise UserError(f"Blender: {answer['error']}")
-        return answer
-
-    def _ended(self) -> UserError:
-        """Clean up after a process that ended early; return the error to raise."""
-        status = self._process.wait()
-        self._log.seek(0)
-        lines = self._log.read().strip().splitlines()
-        reason = f"signal {-status}" if status < 0 else lines[-1] if lines else f"status {status}"
-        self.close()
-        return UserError(f"Blender ended early: {reason}; the same command continues")
+    job = describe_job(scene, frames) | {
+        "size": (width, height),
+        "samples": samples,
+        "threads": threads,
+        "pictures": pictures,
+        "numbers": segments or depth,
+    }
+    np.savez(given := io.BytesIO(), job=np.array(json.dumps(job)), **mesh_arrays())
+    done = subprocess.run(
+        [find_python(), "-P", str(_SCRIPT)],  # -P: its folder is not searched for modules
+        input=given.getvalue(),
+        capture_output=True,
+        start_new_session=True,  # Ctrl-C reaches only this process
+    )
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        reason = f"signal {-done.returncode}" if done.returncode < 0 else lines[-1]
+        raise UserError(f"Blender ended early: {reason}; the same command continues")
+    with np.load(io.BytesIO(done.stdout)) as arrays:
+        found = [arrays[f"picture-{k}"] for k in range(len(frames)) if pictures]
+        numbers = [arrays[f"numbers-{k}"] for k in range(len(frames)) if segments or depth]
+    voted = [vote(of_frame, len(scene.things)) for of_frame in numbers]
+    return Rendering(
+        np.stack([*map(_picture, found)]) if pictures else None,
+        np.stack([index for index, _ in voted]) if segments else None,
+        np.stack([distance for _, distance in voted]) if depth else None,
+    )
 
 
-def read_picture(file: Path) -> np.ndarray:
-    """Read a picture: uint8 RGB [height, width, 3]."""
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+def _picture(file: np.ndarray) -> np.ndarray:
+    """Read a picture from the bytes of its file: uint8 RGB [height, width, 3]."""
+    try:
+        with Image.open(io.BytesIO(file.tobytes())) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError:  # Blender does not notice all errors of writing
+        reason = f"Blender cannot write to {tempfile.gettempdir()}; is the disk full?"
+        raise UserError(reason) from None
 
 
 def vote(numbers: np.ndarray, things: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,18 +100,6 @@ def vote(numbers: np.ndarray, things: int) -> tuple[np.ndarray, np.ndarray]:
     segments = np.take_along_axis(index, best[None], 0)[0]
     depth = np.where(depth > 0, depth, np.float32(np.inf))
     return segments, depth.mean(axis=0, where=index == segments)
-
-
-def own_blender(samples: int) -> Blender:
-    """Return this process's Blender process, started on the first call; both end together.
-
-    With several worker processes on a CPU, each Blender has one thread.
-    """
-    running = _own.get(samples)
-    if running is None or running.closed:
-        running = _own[samples] = Blender(samples, threads=1)
-        atexit.register(running.close)
-    return running
 
 
 def find_python() -> str:
@@ -214,11 +117,12 @@ def find_python() -> str:
     return python
 
 
-def write_meshes(file: Path) -> None:
-    """Write the meshes as the arrays that the script reads."""
+@cache
+def mesh_arrays() -> dict[str, Any]:
+    """Return the meshes as the arrays that the script reads."""
     arrays: dict[str, Any] = {}
     for name, mesh in all_meshes().items():
         arrays[f"{name}.vertices"], arrays[f"{name}.faces"] = mesh.vertices, mesh.faces
         if mesh.normals is not None:
             arrays[f"{name}.normals"] = mesh.normals
-    np.savez(file, **arrays)
+    return arrays

@@ -1,21 +1,21 @@
 """Script for a Python that has ``bpy``: renders frames described in JSON.
 
-``python -P script.py MESHES THREADS ANSWERS`` reads a job, a JSON object, from each line of
-its input (see :mod:`.job`). For each frame it writes ``frame-K.png``, the picture, or
-``frame-K.npy``, float32 [2 height, 2 width, 2] with the number of the object and the depth at the
-centers of quarter pixels, or both, into the job's folder. Then it writes a line with a JSON object
-to the file descriptor ANSWERS, because Blender itself prints to the output. At the end of its
-input, it deletes the folder with MESHES. It imports nothing of this project.
+``python -P script.py`` reads the arrays of an ``npz`` file from its input: the meshes, and ``job``,
+a JSON object (see :mod:`.job`). It writes such a file to its output, with arrays for each frame K:
+``picture-K``, the bytes of a PNG file, or ``numbers-K``, float32 [2 height, 2 width, 2] with the
+number of the object and the depth at the centers of quarter pixels, or both. It imports nothing of
+this project.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import bpy
@@ -30,13 +30,13 @@ FLAT_FILTER = 0.01
 class Studio:
     """Two Blender scenes of the same objects: for the picture, and for object numbers and depth."""
 
-    def __init__(self, meshes: Path, threads: int) -> None:
+    def __init__(self, arrays: dict[str, np.ndarray], threads: int) -> None:
+        """``arrays``: of the meshes. ``threads``: on a CPU; 0 for one per core."""
         bpy.ops.wm.read_factory_settings(use_empty=True)
         self.device = "GPU" if use_gpu() else "CPU"
         self.threads = threads
-        with np.load(meshes) as arrays:
-            names = {name.split(".")[0] for name in arrays}
-            self.meshes = {name: make_mesh(name, arrays) for name in sorted(names)}
+        names = {name.split(".")[0] for name in arrays}
+        self.meshes = {name: make_mesh(name, arrays) for name in sorted(names)}
         self.materials: dict[str, bpy.types.Material] = {}
         self.picture = self._new_scene("picture")
         set_up_picture(self.picture)
@@ -56,17 +56,18 @@ class Studio:
             scene.render.threads_mode, scene.render.threads = "FIXED", self.threads
         return scene
 
-    def draw(self, job: dict[str, Any]) -> Iterator[int]:
-        """Render the frames of a job; yields the number of each."""
+    def draw(self, job: dict[str, Any], folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+        """Render the frames of a job; yields arrays by name. ``folder``: for files."""
         width, height = job["size"]
         set_size(self.picture, width, height, job["aspect"])
         set_size(self.flat, 2 * width, 2 * height, job["aspect"])
         self.picture.cycles.samples = job["samples"]
         self.camera.data.sensor_width, self.camera.data.lens = 32.0, 32.0 * job["focal"]
-        lamps = [self._add_lamp(lamp, job["target"]) for lamp in job["lamps"]]
-        still = [self._add_object(one) for one in job["still"]]
+        for lamp in job["lamps"]:
+            self._add_lamp(lamp, job["target"])
+        for still in job["still"]:
+            self._add_object(still)
         things = [self._add_object(one) for one in job["things"]]
-        folder = Path(job["folder"])
         for k, camera in enumerate(job["camera"]):
             turn_to(self.camera, camera, job["target"])
             for thing, location, rotation in zip(
@@ -74,16 +75,11 @@ class Studio:
             ):
                 thing.location, thing.rotation_euler = location, rotation
             if job["pictures"]:
-                render(self.picture, folder / f"frame-{k}.png")
+                render(self.picture, folder / "picture.png")
+                yield f"picture-{k}", np.fromfile(folder / "picture.png", np.uint8)
             if job["numbers"]:
                 render(self.flat, folder / "flat.exr")
-                np.save(folder / f"frame-{k}.npy", read_flat(folder / "flat.exr"))
-            yield k
-        for one in lamps + still + things:
-            light = one.data if one.type == "LIGHT" else None
-            bpy.data.objects.remove(one)
-            if light is not None:
-                bpy.data.lights.remove(light)
+                yield f"numbers-{k}", read_flat(folder / "flat.exr")
 
     def _add_object(self, given: dict[str, Any]) -> bpy.types.Object:
         one = bpy.data.objects.new("thing", self.meshes[given["mesh"]])
@@ -99,7 +95,7 @@ class Studio:
             scene.collection.objects.link(one)
         return one
 
-    def _add_lamp(self, given: dict[str, Any], target: list[float]) -> bpy.types.Object:
+    def _add_lamp(self, given: dict[str, Any], target: list[float]) -> None:
         lamp = bpy.data.lights.new("lamp", given["type"])
         lamp.energy, lamp.color = given["power"], given["color"]
         one = bpy.data.objects.new("lamp", lamp)
@@ -111,7 +107,6 @@ class Studio:
             turn_to(one, given["position"], target)
         one.visible_camera = False
         self.picture.collection.objects.link(one)
-        return one
 
     def _material(self, surface: dict[str, Any]) -> bpy.types.Material:
         key = json.dumps(surface)
@@ -302,29 +297,17 @@ def numbers_material() -> bpy.types.Material:
     return nodes.finish(nodes.add("Emission", Color=color, Strength=1.0))
 
 
-# --- Protocol ------------------------------------------------------------------------------------
-
-
 def main() -> None:
-    meshes, threads, descriptor = sys.argv[1:]
-    with os.fdopen(int(descriptor), "w") as answers:
-
-        def answer(**message: Any) -> None:
-            answers.write(json.dumps(message) + "\n")
-            answers.flush()
-
-        try:
-            studio = Studio(Path(meshes), int(threads))
-            answer(device=studio.device)
-            for line in sys.stdin:
-                for k in studio.draw(json.loads(line)):
-                    answer(frame=k)
-        except BrokenPipeError:
-            pass
-        except (RuntimeError, OSError) as error:
-            answer(error=str(error).strip().splitlines()[-1])
-        finally:  # the parent process may have been killed
-            shutil.rmtree(Path(meshes).parent, ignore_errors=True)
+    output = os.dup(1)
+    os.dup2(2, 1)  # Blender prints to the output
+    with np.load(io.BytesIO(sys.stdin.buffer.read())) as given:
+        arrays = dict(given)
+    job = json.loads(str(arrays.pop("job")))
+    with TemporaryDirectory(prefix="ivcl-fast-blender-") as folder:
+        drawn = dict(Studio(arrays, job["threads"]).draw(job, Path(folder)))
+    np.savez(packed := io.BytesIO(), **drawn)
+    with os.fdopen(output, "wb") as answer:
+        answer.write(packed.getvalue())
 
 
 if __name__ == "__main__":
