@@ -66,7 +66,7 @@ def test_quick_run_does_everything(short_run, tmp_path, command, monkeypatch):
     assert list((run / "tensorboard").iterdir())
 
     monkeypatch.chdir(home)
-    code, out, _ = command(train_main, *FLAGS)  # it was finished before
+    code, out, _ = command(train_main, *FLAGS, *QUICKLY)  # it was finished before
     assert code == 0 and "report" in out
 
 
