@@ -9,13 +9,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from benchmarks.world_statistics import FRAMES, measure, simulate
 from ivcl_fast.data.formats import cater_labels as labels
 from ivcl_fast.data.synthetic.cater.scene_file import frame_times, scene_dict
 from ivcl_fast.data.synthetic.cater.video import Video, draw_camera_path, draw_video
 from ivcl_fast.data.synthetic.easing import interpolate
 from ivcl_fast.data.synthetic.placing import floor_axes
 from ivcl_fast.data.synthetic.scene import CAMERA, FIRST_OFFSETS, LAMPS, SNITCH_TILT, TARGET
+from tests.support.cater_rules import FRAMES, measure, simulate
 
 ALL_FRAMES = np.arange(301)
 VIDEOS = 40

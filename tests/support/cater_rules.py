@@ -1,36 +1,19 @@
-"""Compares synthetic CATER and ACRE with a direct simulation of the published rules.
+"""A direct simulation of the published rules of CATER's generator, and measures of its videos.
 
-The simulation follows the rules one by one, frame by frame and try by try, and shares no code with
-:mod:`ivcl_fast.data.synthetic`. ``python -m benchmarks.world_statistics`` writes
-``docs/results/world/statistics.md``.
+It follows the rules one by one, frame by frame and try by try, and shares no code with
+:mod:`ivcl_fast.data.synthetic`.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ivcl_fast.data.formats import acre, cater_frames, cater_labels
-from ivcl_fast.data.synthetic.acre.rules import draw_problem
-from ivcl_fast.data.synthetic.cater.scene_file import scene_dict
-from ivcl_fast.data.synthetic.cater.video import draw_video
+from ivcl_fast.data.formats import cater_frames, cater_labels
 from ivcl_fast.evaluation.tracker import hidden_end
-
-PAGE = Path("docs/results/world/statistics.md")
-PUBLISHED_LABELS = {
-    "iid": (37.1, 26.4, 36.5),
-    "comp": (34.7, 26.1, 39.1),
-    "sys": (33.3, 28.9, 37.8),
-}
-"""Percent of labels 0, 1 and 2 in ACRE's test sets of 2,000 problems."""
 
 # --- The direct simulation -----------------------------------------------------------------------
 
@@ -285,86 +268,3 @@ def measure(scene: dict[str, Any]) -> dict[str, float]:
             for i, (shape, action) in enumerate(cater_labels.ACTION_CLASSES)
         },
     }
-
-
-def counts(scenes: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the quantities ``[videos, any]``, counts of the 36 cells and of task 2's classes."""
-    rows, cells, orders = [], np.zeros(36), np.zeros(len(cater_labels.ORDER_CLASSES))
-    for scene in scenes:
-        rows.append(list(measure(scene).values()))
-        cells[cater_labels.localize_label(scene)] += 1
-        orders[cater_labels.actions_order(scene)] += 1
-    return np.array(rows, dtype=float), cells, orders
-
-
-def label_shares(regime: acre.Regime, problems: int) -> np.ndarray:
-    """Return the percentages of ACRE's labels among the questions of our test problems."""
-    drawn = (draw_problem(regime, "test", 0, n) for n in range(problems))
-    labels = [panel.label for problem in drawn for panel in problem if panel.label is not None]
-    return 100 * np.bincount(labels, minlength=3) / len(labels)
-
-
-# --- The page ------------------------------------------------------------------------------------
-
-
-def page(videos: int, simulated: int, progress: Callable[[str], None] = print) -> str:
-    frames = np.arange(FRAMES)
-    ours = counts(scene_dict(draw_video(0, i), frames, i, (320, 240)) for i in range(videos))
-    progress(f"{videos} videos drawn")
-    rng = random.Random(1)
-    example = simulate(rng)
-    rules = counts(simulate(rng) for _ in range(simulated))
-    lines = [
-        "# Synthetic data against the published rules",
-        "",
-        f"{videos:,} videos of ours, and {simulated:,} of a direct simulation of the rules of "
-        "CATER's generator, which shares no code with ours "
-        "(`python -m benchmarks.world_statistics`). *z*: difference in standard errors; one row "
-        "in twenty is beyond 2 by chance.",
-        "",
-        "| mean per video | ours | rules | z |",
-        "|---|---|---|---|",
-    ]
-    for name, a, b in zip(measure(example), ours[0].T, rules[0].T, strict=True):
-        error = math.sqrt(a.var() / len(a) + b.var() / len(b))
-        z = (a.mean() - b.mean()) / error if error else 0.0
-        lines.append(f"| {name} | {a.mean():.3f} | {b.mean():.3f} | {z:+.1f} |")
-    lines += ["", "| histogram | statistic | found | expected |", "|---|---|---|---|"]
-    table = np.stack([ours[1], rules[1]])
-    expected = table.sum(0) * table.sum(1, keepdims=True) / table.sum()
-    chi = float(((table - expected) ** 2 / expected).sum())
-    lines.append(f"| 36 cells of the snitch at the end | chi-square | {chi:.1f} | 35 +- 8.4 |")
-    a, b = ours[2] / videos, rules[2] / simulated
-    p = (ours[2] + rules[2]) / (videos + simulated)
-    error = np.sqrt(np.maximum(p * (1 - p), 1e-9) * (1 / videos + 1 / simulated))
-    z = ((a - b) / error)[(p > 0.02) & (p < 0.98)]
-    lines.append(
-        f"| {len(z)} classes of task 2 with 2 to 98 % of the videos | rms of z | "
-        f"{np.sqrt((z**2).mean()):.2f} | about 1 |"
-    )
-    lines += [
-        "",
-        "ACRE: labels of the questions in test sets of 2,000 problems, in percent. A share has a "
-        "standard error of about 0.6.",
-        "",
-        "| regime | off, undetermined, on: ours | published |",
-        "|---|---|---|",
-    ]
-    for regime, published in PUBLISHED_LABELS.items():
-        found = label_shares(regime, 2000)  # type: ignore[arg-type]
-        cells = (" / ".join(f"{v:.1f}" for v in shares) for shares in (found, published))
-        lines.append(f"| {regime} | {next(cells)} | {next(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--videos", type=int, default=4000)
-    parser.add_argument("--simulated", type=int, default=1500)
-    args = parser.parse_args()
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(args.videos, args.simulated))
-
-
-if __name__ == "__main__":
-    main()
