@@ -1,15 +1,17 @@
 """Pack a finished run's model into the package: ``python -m docs.pretrained RUN NAME``.
 
 That is the classifier, or the pretrained model of a run that only pretrained, as
-``ivcl_fast/NAME``, in place of an earlier one: weights in float16, config, checksums, and a card,
-with a classifier's scores by these weights on the run's own clips (``--data``, if they have moved).
-Then ``python -m docs.tables`` writes the table of models again.
+``ivcl_fast/NAME``, in place of an earlier one: weights in float16, config and checksums, with a
+classifier's scores by these weights on the run's own clips (``--data``, if they have moved). The
+answer to a fixed video is kept for a test. Then ``python -m docs.tables`` writes the table of
+models again.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,13 @@ import torch
 
 from ivcl_fast.analysis.finished_runs import FinishedRun
 from ivcl_fast.export import random_videos
-from ivcl_fast.files import write_json
+from ivcl_fast.files import write_text
 from ivcl_fast.models.ivcl import IVCL, IVCLClassifier
 from ivcl_fast.models.weights import MODEL, PACKAGED
 from ivcl_fast.report.tables import METRIC_NAMES
 
-ANSWER = "answer.json"
-"""Name of the file with :func:`answer`, for the test."""
+ANSWERS = Path(__file__).parents[1] / "tests" / "models" / "packaged_answers.json"
+"""File with the :func:`answer` of each packaged model, a line each."""
 
 
 def pack(folder: Path, name: str, data: str | None) -> None:
@@ -49,8 +51,12 @@ def pack(folder: Path, name: str, data: str | None) -> None:
     out = PACKAGED / name
     shutil.rmtree(out, ignore_errors=True)
     rounded.half().save_pretrained(out, training=record)
+    (out / "README.md").unlink()  # docs/zoo.md says the same
     (out / MODEL).chmod(0o644)  # for whoever installs the package
-    write_json(out / ANSWER, [round(x, 4) for x in answer(type(model).from_pretrained(out))])
+    answers = json.loads(ANSWERS.read_text())
+    answers[name] = [round(x, 4) for x in answer(type(model).from_pretrained(out))]
+    lines = (f" {json.dumps(key)}: {json.dumps(answers[key])}" for key in sorted(answers))
+    write_text(ANSWERS, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def answer(model: IVCL | IVCLClassifier) -> list[float]:
