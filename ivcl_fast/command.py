@@ -112,8 +112,7 @@ def run_command(main: Callable[[], None], continues: bool = False) -> NoReturn:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(p in str(error) for p in OUT_OF_MEMORY):
             raise
-        advice = "a smaller --batch-size" + " or --placement disk" * ("CUDA" in str(error))
-        end(f"{first_line(error)}; try {advice}")
+        end(f"{first_line(error)}; try a smaller --batch-size")
     except distributed.Interrupted as stop:
         distributed.print_rank0(f"stopped by {stop}", sys.stderr)
         raise SystemExit(128 + stop.signum) from None

@@ -72,7 +72,7 @@ class FinishedRun(Run):
         folder, chosen = place, None
         if (place / MODEL).is_file():  # of a model in its run
             folder, chosen = place.resolve().parent, place.resolve().name
-        kept = load_settings(folder, device=device, placement="disk")
+        kept = load_settings(folder, device=device)
         run = cls(with_data(kept, data), chosen=chosen)
         if run.config.data.source != kept.data.source and (classes := Classes.read(folder)):
             classes.check_same(run.config.data.source, run.dataset)
@@ -89,7 +89,6 @@ class FinishedRun(Run):
             frame_stride=record.get("frame stride", 0),
             clip_seconds=record.get("seconds per clip", 0.0),
             crop=record.get("crop", "none"),
-            placement="disk",
         )
         settings = TrainConfig(preset=record.get("preset", "tiny"), model=model.cfg, data=known)
         settings = with_data(settings.replace(device=device, out=Path(), name=name), data)

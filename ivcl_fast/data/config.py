@@ -63,8 +63,6 @@ class DataConfig:
     """store: decode every video once, into a frame store; stream: decode every epoch."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     """Video decoder; auto: DALI if it can decode on a GPU, else PyAV."""
-    placement: Literal["auto", "disk", "gpu"] = "auto"
-    """Where to keep the frame store during training; auto: on the GPU if there is enough room."""
     workers: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one per CPU)")
     ] = None

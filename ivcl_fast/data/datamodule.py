@@ -233,7 +233,7 @@ def open_data(
 
     Args:
         model: determines the sizes of frames and patches.
-        device: device for training; ``placement`` puts the store in its memory.
+        device: device for training; DALI decodes there, if it is a GPU.
         frame_labels: kinds of frame labels that the loaders need.
         needs_classes: the run only finetunes, so data without classes is an error.
         targets: frozen features for the loaders, ``timm:NAME``.
@@ -243,8 +243,6 @@ def open_data(
         UserError: invalid settings, or missing or malformed data.
     """
     resolve_decoder(config.decoder)
-    if config.placement == "gpu" and (device is None or device.type != "cuda"):
-        raise UserError(f"--placement: expected auto or disk on {device or 'cpu'}, got gpu")
     draw = partial(_draw_store, config=config, model=model)
     dataset, dataset_format = open_dataset(config, read_only, draw), parse_source(config.source)[0]
     if needs_classes and not dataset.num_classes:
@@ -292,16 +290,16 @@ def _open_store(
 ) -> tuple[Index, Path, Callable[..., ClipLoader]]:
     """Return the index of a store, its folder, and a function that makes loaders."""
     sizes = model.image_size, model.patch_size
-    options: dict[str, Any] = dict(placement=config.placement, device=device)
     if isinstance(dataset, StoredDataset):
         check_frames(dataset.root, *sizes, config.crop)
-        store = FrameStore(dataset.root, **options)
+        store = FrameStore(dataset.root)
     else:
         task = dataset.task if dataset_format.media_by_task else None
         source, out, decoder = store_source(dataset, sizes, config.decoder, config.crop, task)
-        options |= dict(decoder=decoder, workers=config.workers, crop=config.crop)
         with Bar("decoding", 0, "videos") as bar:
-            store = build_store(source, out, *sizes, progress=bar, **options)
+            store = build_store(
+                source, out, *sizes, decoder, config.workers, bar, device, config.crop
+            )
     return store.index, store.path, partial(StoreLoader, store)
 
 

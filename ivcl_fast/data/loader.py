@@ -66,16 +66,14 @@ class Batch:
             yield Batch(*pieces)
 
     def pinned(self) -> Batch:
-        """Return the batch with its CPU tensors in pinned memory, if there is a CUDA device."""
+        """Return the batch in pinned memory, if there is a CUDA device."""
         if not torch.cuda.is_available():
             return self
-        return Batch(*(x.pin_memory() if x.is_cpu else x for x in self.tensors))
+        return Batch(*(x.pin_memory() for x in self.tensors))
 
     def to(self, device: torch.device) -> Batch:
-        """Copy the batch to ``device``; copies from pinned memory to a GPU do not block."""
-        # Copies from a GPU block, or the CPU would read the memory before it is filled.
-        to_gpu = device.type == "cuda"
-        return Batch(*(x.to(device, non_blocking=to_gpu) for x in self.tensors))
+        """Copy the batch to ``device``; copies from pinned memory do not block."""
+        return Batch(*(x.to(device, non_blocking=True) for x in self.tensors))
 
 
 class Sampled(NamedTuple):

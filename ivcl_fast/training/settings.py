@@ -262,7 +262,7 @@ GROUPS = ("data", "stages", "optim", "speed", "output")
 """Fields of :class:`TrainConfig` that are groups of settings."""
 CHANGEABLE = {
     "config", "resume", "overwrite", "name", "out", "workers", "save_every", "save_minutes",
-    "device", "placement", "shard", "compile", "cuda_graph", "grad_accum_steps",
+    "device", "shard", "compile", "cuda_graph", "grad_accum_steps",
     "grad_checkpoint", "compare_memoryless", "pictures", "viewer",
 }  # fmt: skip
 """Settings that may change on resume, because they affect the result only by rounding."""

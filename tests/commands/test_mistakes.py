@@ -74,19 +74,16 @@ def test_a_refused_file_is_reported_in_one_line(command):
 
 
 @pytest.mark.parametrize(
-    ("what", "fitting"),
+    "what",
     [
-        (lambda: torch.empty(2**40, 2**10), "a smaller --batch-size"),
-        (
-            lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
-            "a smaller --batch-size or --placement disk",
-        ),
+        lambda: torch.empty(2**40, 2**10),
+        lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
     ],
 )
-def test_too_little_memory_is_one_line(what, fitting, command):
+def test_too_little_memory_is_one_line(what, command):
     code, _, err = command(what)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
-    assert err.endswith(f"; try {fitting}\n")
+    assert err.endswith("; try a smaller --batch-size\n")
 
 
 def fail(error: BaseException):

@@ -155,7 +155,6 @@ def test_missing_scenes_are_logged_once(cater, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"placement": "gpu"}, "--placement: expected auto or disk on cpu, got gpu"),
         ({"decoder": "dali"}, r"decoder: .*ivcl_fast\[dali\].* got dali"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from ivcl_fast.data.dataset import Media, summary
 from ivcl_fast.data.decode.decoder import DecoderName, default_workers, resolve_decoder
 from ivcl_fast.data.decode.media import Square
-from ivcl_fast.data.store.frame_store import FrameStore, Placement
+from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.ray_pool import RayPool
 from ivcl_fast.data.store.shards import BAD_FILES, GONE, Build, Part, Progress, Source, VideoSource
 from ivcl_fast.data.store.table import INDEX, Index, decoded, read_index
@@ -66,7 +66,6 @@ def build_store(
     decoder: DecoderName = "auto",
     workers: int | None = None,
     progress: Progress | None = None,
-    placement: Placement = "disk",
     device: torch.device | None = None,
     crop: Square = "none",
     engine: Engine = "local",
@@ -86,7 +85,7 @@ def build_store(
             decodes. The number does not affect the store.
         progress: called with (videos done, videos in total) when shards are complete.
         crop: part of each frame to use; by default the whole frame.
-        placement, device: see :class:`FrameStore`; DALI decodes on ``device`` if it is a GPU.
+        device: where DALI decodes, if it is a GPU.
         engine: ``local`` for processes of this machine, ``ray`` for the CPUs of a Ray cluster.
 
     Raises:
@@ -103,7 +102,7 @@ def build_store(
     if isinstance(source, Sequence):
         source = VideoSource(source, decoder, crop, device)
     build_part(Part(0, 1), source, out, (image_size, patch_size), workers, progress, engine)
-    store = FrameStore(out, placement, device)
+    store = FrameStore(out)
     if store.bad_files:
         total = len(store.index) + len(store.bad_files)
         log.warning(summary(store.bad_files, total, store.path / BAD_FILES))

@@ -19,7 +19,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +31,6 @@ from ivcl_fast.files import sha256
 
 log = logging.getLogger(__name__)
 
-Placement = Literal["auto", "disk", "gpu"]
-Placed = Literal["disk", "gpu"]
-
-GPU_SHARE = 0.4
-"""Share of the free GPU memory that a store may take; the rest is for training."""
 OPEN_SHARDS = 512
 """Largest number of open shards; the system limits the open files of a process."""
 
@@ -43,9 +38,8 @@ OPEN_SHARDS = 512
 class FrameStore:
     """An open frame store.
 
-    Opening checks the version and the length of every shard; :meth:`verify` checks the frames. From
-    disk, frames are read on demand, and all readers of a machine share the system's cache. On a
-    GPU, batches are gathered from a tensor.
+    Opening checks the version and the length of every shard; :meth:`verify` checks the frames.
+    Frames are read on demand, and all readers of a machine share the system's cache.
 
     Example::
 
@@ -54,21 +48,8 @@ class FrameStore:
         (3, 64, 192)
     """
 
-    def __init__(
-        self,
-        path: Path,
-        placement: Placement = "disk",
-        device: torch.device | None = None,
-    ) -> None:
-        """Open the store in the folder ``path``.
-
-        Args:
-            placement: ``disk``, ``gpu``, or ``auto``: the GPU if there is enough room.
-            device: device for training, where ``gpu`` places the store.
-
-        Raises:
-            UserError: the folder is not a complete store, or there is no device for ``gpu``.
-        """
+    def __init__(self, path: Path) -> None:
+        """Open the store in the folder; raises :class:`UserError` unless it is complete."""
         self.path = Path(path)
         self.index = read_index(self.path)
         settings: dict[str, Any] = self.index.about["settings"]
@@ -101,18 +82,9 @@ class FrameStore:
         """Size of all frames."""
         self._firsts = np.cumsum(sizes) // self._row
         """First frame of each shard, counted over all of them."""
-        self.placement = choose_placement(placement, self.bytes, device)
-        if placement != "disk":
-            log.info("store: %s, %.2f GB, on %s", self.path, self.bytes / 1e9, self.placement)
-        self._rows: torch.Tensor | None = None
-        """All frames, uint8 ``[F, N * 3PP]``; None if they are on disk."""
         self._open: list[Any] = []
         missing = [name for name in self._files if name not in found]
-        if self.placement == "gpu":
-            if self._remote:
-                self._remote.download(missing)
-            self._rows = self._load(device)
-        elif self._remote and missing:
+        if self._remote and missing:
             self._remote.download_later(missing)
         else:  # now, because a build may replace shards while this store is used
             names = self._files[:OPEN_SHARDS]
@@ -140,28 +112,23 @@ class FrameStore:
         Raises ``IndexError`` for a frame that does not exist, and :class:`UserError` for videos
         that the store does not contain.
         """
-        return self.batch([name], [np.asarray(frame_ids)])[0].cpu().numpy()
+        return self.batch([name], [np.asarray(frame_ids)])[0].numpy()
 
     def batch(
         self, names: Sequence[str], frame_ids: Sequence[np.ndarray], pin: bool = False
     ) -> torch.Tensor:
         """Read B clips, each given by the name of its video and T frames: uint8 ``[B, T, N, 3PP]``.
 
-        The result is on the device of the store; ``pin`` allocates page-locked memory on the CPU.
+        ``pin`` allocates page-locked memory.
         """
         length = len(frame_ids[0]) if names else 0
         shape = (len(names), length, self.num_patches, self.patch_dim)
         found = zip(self._find(names).tolist(), frame_ids, strict=True)
         places = [self._places(at, ids) for at, ids in found]
         chosen = np.concatenate([np.empty(0, np.int64), *places])
-        if self._rows is None:
-            batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-            self._read(chosen, batch.view(-1, self._row).numpy())
-            return batch
-        ids = torch.from_numpy(chosen)
-        if self._rows.is_cuda:  # from other memory, the copy would wait for pending steps
-            ids = ids.pin_memory().to(self._rows.device, non_blocking=True)
-        return self._rows[ids].view(shape)
+        batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        self._read(chosen, batch.view(-1, self._row).numpy())
+        return batch
 
     def verify(self) -> None:
         """Compare the checksums of all shards; :class:`UserError` names one that differs."""
@@ -211,32 +178,3 @@ class FrameStore:
         if self._remote and far:
             for (row, _), part in zip(far, self._remote.read([at for _, at in far]), strict=True):
                 row[:] = np.frombuffer(part, np.uint8)
-
-    def _load(self, device: torch.device | None) -> torch.Tensor:
-        """Load the entire store into memory, shard by shard."""
-        whole = torch.empty(int(self._firsts[-1]), self._row, dtype=torch.uint8, device=device)
-        for number, name in enumerate(self._files):
-            shard = np.fromfile(self.path / name, np.uint8).reshape(-1, self._row)
-            whole[self._firsts[number] : self._firsts[number + 1]] = torch.from_numpy(shard)
-        return whole
-
-
-def choose_placement(placement: Placement, size: int, device: torch.device | None) -> Placed:
-    """Choose where to keep a store of ``size`` bytes for training on ``device``.
-
-    Raises :class:`UserError` if a GPU has too little memory.
-    """
-    has_gpu = device is not None and device.type == "cuda"
-    if placement == "disk" or (placement == "auto" and not has_gpu):
-        return "disk"
-    if device is None:
-        raise UserError("placement: expected auto or disk without a device, got gpu")
-    free = torch.cuda.mem_get_info(device)[0] if has_gpu else size  # a CPU only in tests
-    if placement == "auto":
-        return "gpu" if size <= GPU_SHARE * free else "disk"
-    if size > free:
-        raise UserError(
-            f"--placement: expected auto or disk for a frame store of {size / 1e9:.1f} GB with "
-            f"{free / 1e9:.1f} GB free, got gpu"
-        )
-    return "gpu"

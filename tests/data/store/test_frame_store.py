@@ -13,7 +13,7 @@ from ivcl_fast.data.dataset import Media
 from ivcl_fast.data.decode.decoder import make_decoder
 from ivcl_fast.data.store import frame_store
 from ivcl_fast.data.store.build import build_store
-from ivcl_fast.data.store.frame_store import FrameStore, choose_placement
+from ivcl_fast.data.store.frame_store import FrameStore
 from ivcl_fast.data.store.table import INDEX
 from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
@@ -54,31 +54,14 @@ def built(videos, tmp_path_factory) -> FrameStore:
 
 @pytest.mark.parametrize("decoder", ["pyav", DALI])
 def test_equals_direct_decoding(videos, tmp_path, decoder):
-    """From every place, byte for byte."""
-    build(videos, tmp_path, decoder)
-    stores = [FrameStore(tmp_path, place, torch.device("cpu")) for place in ("disk", "gpu")]
-    for store in stores:
-        store.verify()
-        assert store.names == [f"v{i}" for i in range(len(FRAMES))]
-        assert (store.image_size, store.patch_size, store.decoder) == (*SIZES, decoder)
-    for video in (one for one in videos if one.name in stores[0].names):
+    store = build(videos, tmp_path, decoder)
+    store.verify()
+    assert store.names == [f"v{i}" for i in range(len(FRAMES))]
+    assert (store.image_size, store.patch_size, store.decoder) == (*SIZES, decoder)
+    for video in (one for one in videos if one.name in store.names):
         direct = patchify(make_decoder(decoder, SIZES[0]).decode(video).cpu(), SIZES[1])
-        for store in stores:
-            rows = store.rows(video.name, range(store.num_frames(video.name)))
-            np.testing.assert_array_equal(rows, direct)
-
-
-@pytest.mark.gpu
-def test_batches_in_gpu_memory(built):
-    """They equal those from disk, and are gathered without waiting for the GPU."""
-    placed = FrameStore(built.path, "gpu", device=torch.device("cuda"))
-    wanted = ["v3", "v0", "v6"], [np.array(ids) for ids in ([29, 0, 7], [4, 4, 1], [0, 5, 11])]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        rows = placed.batch(*wanted, pin=True)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert rows.is_cuda and torch.equal(rows.cpu(), built.batch(*wanted))
+        rows = store.rows(video.name, range(store.num_frames(video.name)))
+        np.testing.assert_array_equal(rows, direct)
 
 
 def test_exactly_the_frames_asked_for(built):
@@ -173,19 +156,3 @@ def test_more_shards_than_are_open_at_a_time(built, monkeypatch):
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-GB = 10**9
-GPU, CPU = torch.device("cuda"), torch.device("cpu")
-
-
-@pytest.mark.parametrize(
-    ("size", "device", "place"),
-    [(20, GPU, "gpu"), (40, GPU, "disk"), (20, CPU, "disk"), (20, None, "disk")],
-)
-def test_auto(monkeypatch, size, device, place):
-    """Of 80 GB, a store may take 32."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80 * GB, 80 * GB))
-    assert choose_placement("auto", size * GB, device) == place
-    with pytest.raises(UserError, match=r"--placement: .* got gpu"):
-        choose_placement("gpu", 1000 * GB, GPU)

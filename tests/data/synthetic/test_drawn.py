@@ -19,7 +19,7 @@ from ivcl_fast.errors import UserError
 from ivcl_fast.models.reference import patchify
 from tests.data.synthetic.test_writer import contents
 
-CONFIG = DataConfig(train_videos=3, val_videos=2, workers=1, placement="disk")
+CONFIG = DataConfig(train_videos=3, val_videos=2, workers=1)
 
 
 def opened(config: DataConfig, size: int = 32) -> DataModule:
