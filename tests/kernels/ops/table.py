@@ -198,10 +198,10 @@ OPS = {
     "mixture_loss": Op(
         ops.mixture_loss.default, module("mixture_loss")._ref,
         lambda *inputs: mixture_loss(*mixture_arguments(*inputs))[0], mixture_inputs,
-        # Enough values that the largest error is not a matter of luck.
         [
-            (90, 1, 1, 1), (3, 2, 8, 3), (40, 3, 5, 4), (3, 11, 9, 16), (9, 17, 4, 33),
-            (6, 5, 3, 64), (5, 2, 70, 9),
+            (20, 1, 1, 1), (3, 2, 8, 3), (3, 11, 9, 16), (3, 17, 4, 33), (2, 5, 3, 64),
+            (2, 2, 70, 9),
+            (33, 3, 5, 4),  # one frame more than the background's gradient adds at a time
         ],
         (301, 5, 9, 17), mixture_arguments, is_loss=True,
     ),
@@ -223,7 +223,8 @@ OPS = {
         [  # frames, visible, patches, slots, width
             (1, 1, 1, 0, 1), (3, 5, 8, 2, 12), (1, 1, 1, 1, 60), (3, 4, 16, 2, 96),
             (2, 16, 64, 4, 128), (5, 9, 17, 0, 127), (2, 16, 16, 1, 768), (2, 3, 15, 3, 1023),
-            (20, 65, 70, 1, 24),
+            # More ids than a tile; and two programs with several rows and frames each.
+            (2, 65, 70, 1, 24), (17, 3, 20, 1, 24),
         ],
         (301, 17, 64, 2, 96),
     ),
@@ -234,7 +235,9 @@ OPS = {
             *[(3, 1, 2, 16), (3, 5, 2, 6)],
             # Frames that fill a tile and a part of the next.
             *[(64 // count + 2, count, 2, 16) for count in LENGTHS],
-            *[(4, 18, 2, size) for size in HEADS], *[(1, 66, 2, size) for size in HEADS],
+            *[(frames, count, heads, size)
+              for frames, count, heads in ((4, 18, 1), (1, 65, 2), (1, 66, 1))
+              for size in HEADS],
         ],
         (301, 17, 3, 32),
     ),

@@ -20,7 +20,7 @@ def inputs(*shape, dtype=torch.float32, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", OP.shapes)
+@pytest.mark.parametrize("shape", [(3, 2, 8, 3), (2, 17, 4, 33), (2, 2, 70, 9)])
 def test_frames_and_shares(shape, dtype, device):
     args = inputs(*shape, dtype=dtype, device=device)
     exact = _ref(*(x.double() for x in args), *HOW)
