@@ -33,6 +33,19 @@ def test_a_block_that_fails_leaves_the_old_content(tmp_path):
     assert file.read_text() == "old" and [*tmp_path.iterdir()] == [file]
 
 
+def test_content_is_replaced_at_once(tmp_path):
+    """A reader has all of the old content, also of a file that it opened before."""
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with file.open() as reader:
+        with atomic_write(file) as opened:
+            opened.write(b"new")
+            opened.flush()
+            assert file.read_text() == "old"
+        assert reader.read() == "old" and file.read_text() == "new"
+    assert [*tmp_path.iterdir()] == [file]
+
+
 def test_a_folder_or_file_is_locked_once(tmp_path):
     for path in (tmp_path, tmp_path / "build.lock"):
         with locked(path) as held, locked(path, wait=False) as held_twice:
