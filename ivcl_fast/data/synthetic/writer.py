@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -37,10 +37,7 @@ _MARKER = "synthetic.json"
 
 @dataclass(frozen=True)
 class SyntheticSpec(ABC):
-    """Describes a synthetic data set of many items; the fields of a subclass are its settings.
-
-    Raises :class:`UserError`, which names the field, for an invalid value.
-    """
+    """Describes a synthetic data set of many items; the fields of a subclass are its settings."""
 
     format_version: ClassVar[int]
     """Changes when the same settings produce different bytes."""
@@ -54,16 +51,6 @@ class SyntheticSpec(ABC):
     """Folder that is written once all items are complete."""
     complete_by_index: ClassVar[bool] = True
     """Whether the index implies complete media; otherwise they may be written after it."""
-
-    def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for name, value in asdict(self).items():
-            kind, minimum = kinds[name], 1 if name == "train" else 0
-            if kind is int and (type(value) is not int or value < minimum):
-                raise UserError(f"{name}: expected a whole number from {minimum}, got {value!r}")
-            if kind is not int and value not in get_args(kind):
-                names = ", ".join(get_args(kind))
-                raise UserError(f"{name}: expected one of {names}, got {value!r}")
 
     @property
     def default_name(self) -> str:

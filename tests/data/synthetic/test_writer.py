@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
-from ivcl_fast.data.synthetic.cater.write import SyntheticCater
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import read_spec, write_dataset
 from ivcl_fast.errors import UserError
@@ -121,22 +119,6 @@ def test_a_folder_with_other_content_is_refused(tmp_path: Path, name: str, entry
         write_dataset(tmp_path / "file", spec)
     with pytest.raises(UserError, match="cannot write"):
         write_dataset(tmp_path / "file" / "below", spec)
-
-
-COMMON = [("size", "huge"), ("train", 0), ("train", 2.5), ("val", -1), ("seed", -1), ("seed", True)]
-
-
-@pytest.mark.parametrize(
-    ("kind", "field", "value"),
-    [
-        *((SyntheticCater, *pair) for pair in COMMON), (SyntheticCater, "camera", "shaky"),
-        (SyntheticAcre, "regime", "IID"), (SyntheticAcre, "test", 2.5),
-    ],
-)  # fmt: skip
-def test_bad_values_name_the_field(kind: Any, field: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"^{field}: .*{value}") as error:
-        kind(**{field: value})
-    assert "\n" not in str(error.value)
 
 
 def test_a_video_on_a_full_disk_is_a_single_error(capfd: pytest.CaptureFixture[str]) -> None:

@@ -37,8 +37,6 @@ _SIZES = {"small": (128, 96), "embedded": (96, 72), "full": (320, 240)}
 class SyntheticAcre(DrawnSpec):
     """Describes a synthetic ACRE: RGBA ``images/*.png``, ``scenes/*.json`` and
     ``config/{train,val,test}.json`` (none for a split without problems).
-
-    Raises :class:`~ivcl_fast.errors.UserError` for an invalid value.
     """
 
     regime: Regime = "iid"

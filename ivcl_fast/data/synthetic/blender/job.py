@@ -12,9 +12,15 @@ from ivcl_fast.data.synthetic.blender import meshes
 from ivcl_fast.data.synthetic.ground import POSITION, TURN
 from ivcl_fast.data.synthetic.scene import Scene, Thing
 
+_GRAY = [0.8, 0.8, 0.8]
+
 
 def describe_job(scene: Scene, frames: Sequence[int]) -> dict[str, Any]:
-    """Describe some frames of a scene, without the size and quality of the pictures."""
+    """Describe some frames of a scene, without the size and quality of the pictures.
+
+    Objects have a mesh, a material and a color, and may have a scale, a location, a rotation about
+    z, a number, and a thickness of their edges, of which then only these are drawn.
+    """
     frames = list(frames)
     camera = np.broadcast_to(scene.camera, (len(scene.locations), 3))
     return {
@@ -24,60 +30,38 @@ def describe_job(scene: Scene, frames: Sequence[int]) -> dict[str, Any]:
         "camera": camera[frames].tolist(),
         "locations": scene.locations[frames].tolist(),
         "rotations": scene.rotations[frames].tolist(),
-        "things": [_thing(one, k + 1) for k, one in enumerate(scene.things)],
+        "things": [_thing(one) | {"number": k} for k, one in enumerate(scene.things, 1)],
         "still": _still(scene.ground, len(scene.things) + 1),
         "lamps": _lamps(scene),
     }
 
 
-def _thing(thing: Thing, index: int) -> dict[str, Any]:
-    size = np.full(3, thing.radius)
+def _thing(thing: Thing) -> dict[str, Any]:
+    scale = np.full(3, thing.radius)
     if thing.shape == "spl":
-        size *= world.SNITCH_SCALE
+        scale *= world.SNITCH_SCALE
     if thing.shape == "cylinder" and not thing.tall:
-        size[2] *= world.SHORT_CYLINDER
-    color = np.array(world.COLORS[thing.color]) / 255
-    return _object(thing.shape, thing.material, color, size, index=index)
+        scale[2] *= world.SHORT_CYLINDER
+    color = _color(thing.color)
+    return dict(mesh=thing.shape, material=thing.material, color=color, scale=scale.tolist())
 
 
-def _object(
-    mesh: str,
-    material: str,
-    color: Any,
-    scale: Any = (1, 1, 1),
-    location: Any = (0, 0, 0),
-    turn: float = 0.0,
-    index: int = 0,
-    wire: float = 0.0,
-) -> dict[str, Any]:
-    return {
-        "mesh": mesh,
-        "surface": {"kind": material, "color": np.asarray(color, dtype=float).tolist()},
-        "scale": np.asarray(scale, dtype=float).tolist(),
-        "location": np.asarray(location, dtype=float).tolist(),
-        "rotation": [0.0, 0.0, turn],
-        "index": index,
-        "wire": wire,
-    }
+def _color(name: str) -> list[float]:
+    return (np.array(world.COLORS[name]) / 255).tolist()
 
 
 def _still(ground: world.Ground, machine: int) -> list[dict[str, Any]]:
     """Describe the static objects; ``machine`` is the number of the machine."""
-    gray = (0.8, 0.8, 0.8)
-    backdrop = [*POSITION, 0.0]
     has_machine = ground in ("machine_on", "machine_off")
-    if has_machine:
-        backdrop[2] = world.MACHINE_GROUND
-    still = [_object("ground", "diffuse", gray, location=backdrop, turn=TURN)]
+    place = [*POSITION, world.MACHINE_GROUND if has_machine else 0.0]
+    still = [dict(mesh="ground", material="diffuse", color=_GRAY, location=place, turn=TURN)]
     if ground == "axes":
-        still.append(_object("axes", "metal", np.array(world.COLORS["gold"]) / 255))
+        still.append(dict(mesh="axes", material="metal", color=_color("gold")))
     if has_machine:
-        place: dict[str, Any] = {"location": (0, 0, -world.MACHINE[1] / 2), "index": machine}
+        box = dict(mesh="machine", location=[0, 0, -world.MACHINE[1] / 2], number=machine)
         surface = "emission" if ground == "machine_on" else "diffuse"
-        still += [
-            _object("machine", surface, world.MACHINE_COLOR, **place),
-            _object("machine", "diffuse", (0.2, 0.2, 0.2), wire=meshes.WIRE, **place),
-        ]
+        still.append(box | dict(material=surface, color=world.MACHINE_COLOR))
+        still.append(box | dict(material="diffuse", color=[0.2, 0.2, 0.2], edges=meshes.WIRE))
     return still
 
 

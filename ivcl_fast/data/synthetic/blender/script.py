@@ -37,7 +37,6 @@ class Studio:
         self.threads = threads
         names = {name.split(".")[0] for name in arrays}
         self.meshes = {name: make_mesh(name, arrays) for name in sorted(names)}
-        self.materials: dict[str, bpy.types.Material] = {}
         self.picture = self._new_scene("picture")
         set_up_picture(self.picture)
         self.flat = self._new_scene("flat")
@@ -84,13 +83,13 @@ class Studio:
     def _add_object(self, given: dict[str, Any]) -> bpy.types.Object:
         one = bpy.data.objects.new("thing", self.meshes[given["mesh"]])
         one.material_slots[0].link = "OBJECT"
-        one.material_slots[0].material = self._material(given["surface"])
-        one.location, one.scale = given["location"], given["scale"]
-        one.rotation_euler = given["rotation"]
-        one.pass_index = given["index"]
-        if given["wire"]:
+        one.material_slots[0].material = MATERIALS[given["material"]](given["color"])
+        one.location, one.scale = given.get("location", (0, 0, 0)), given.get("scale", (1, 1, 1))
+        one.rotation_euler = 0.0, 0.0, given.get("turn", 0.0)
+        one.pass_index = given.get("number", 0)
+        if "edges" in given:
             wire = one.modifiers.new("wire", "WIREFRAME")
-            wire.thickness, wire.offset = given["wire"], 0.0
+            wire.thickness, wire.offset = given["edges"], 0.0
         for scene in (self.picture, self.flat):
             scene.collection.objects.link(one)
         return one
@@ -107,12 +106,6 @@ class Studio:
             turn_to(one, given["position"], target)
         one.visible_camera = False
         self.picture.collection.objects.link(one)
-
-    def _material(self, surface: dict[str, Any]) -> bpy.types.Material:
-        key = json.dumps(surface)
-        if key not in self.materials:
-            self.materials[key] = MATERIALS[surface["kind"]](surface["color"])
-        return self.materials[key]
 
 
 # --- Settings ------------------------------------------------------------------------------------

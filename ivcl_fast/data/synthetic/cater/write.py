@@ -55,8 +55,6 @@ _TASKS: dict[str, Callable[[cater_labels.Scene], int | list[int]]] = {
 class SyntheticCater(DrawnSpec):
     """Describes a synthetic CATER: Motion-JPEG ``videos/*.avi``, ``scenes/*.json`` and
     ``lists/<task>/{train,val,train_subsetT,train_subsetV}.txt``.
-
-    Raises :class:`~ivcl_fast.errors.UserError` for an invalid value.
     """
 
     size: Size = "embedded"

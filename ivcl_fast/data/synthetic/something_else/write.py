@@ -33,8 +33,6 @@ _FORMATS = {"embedded": (142, 80, 8), "full": (427, 240, 12)}
 class SyntheticSomethingElse(SyntheticSpec):
     """Describes a synthetic Something-Else: VP9 ``20bn-something-something-v2/<id>.webm`` and
     ``dataset_splits/`` (compositional and shuffled).
-
-    Raises :class:`~ivcl_fast.errors.UserError` for an invalid value.
     """
 
     train: int = 3600
