@@ -39,7 +39,7 @@ from ivcl_fast.data.store.build import build_part, build_store
 from ivcl_fast.data.store.remote import RemoteStore
 from ivcl_fast.data.store.shards import BAD_FILES, Part, VideoSource
 from ivcl_fast.data.synthetic.blender.process import find_python
-from ivcl_fast.data.synthetic.renderers import Renderer, warn_if_slow
+from ivcl_fast.data.synthetic.render import Renderer, warn_if_slow
 from ivcl_fast.data.synthetic.writer import DrawnSpec, Size, write_dataset
 from ivcl_fast.distributed import group as distributed
 from ivcl_fast.errors import UserError, require_at_least

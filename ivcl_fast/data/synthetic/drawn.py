@@ -19,7 +19,7 @@ from ivcl_fast.data.formats.cater import Cater
 from ivcl_fast.data.store.shards import squares
 from ivcl_fast.data.synthetic.acre.write import SyntheticAcre
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater
-from ivcl_fast.data.synthetic.renderers import warn_if_slow
+from ivcl_fast.data.synthetic.render import warn_if_slow
 from ivcl_fast.data.synthetic.writer import DrawnSpec, missing_items, read_spec
 
 

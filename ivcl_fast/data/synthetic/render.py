@@ -6,8 +6,11 @@ are when they are resized to squares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +23,11 @@ from ivcl_fast.data.synthetic.scene import Scene
 from ivcl_fast.data.synthetic.view import axes_along
 from ivcl_fast.kernels import render_scene as render_op
 
-__all__ = ["FLOOR", "MACHINE", "Rendering", "render"]
+__all__ = ["FLOOR", "MACHINE", "Renderer", "Rendering", "choose_renderer", "render", "warn_if_slow"]
+
+log = logging.getLogger(__name__)
+
+Renderer = Literal["fast", "blender"]
 
 _SHAPES = ("cube", "sphere", "cylinder", "cone", "spl")
 _GROUNDS = ("axes", "plain", "machine_off", "machine_on")
@@ -66,6 +73,24 @@ def render(
         drawn[1] if segments else None,
         drawn[2] if depth else None,
     )
+
+
+@cache
+def warn_if_slow() -> None:
+    """Warn once if NumPy renders scenes because the C++ op is missing."""
+    if not render_op.available():
+        log.warning(
+            "rendering with NumPy, about 150 times slower than in C++: %s", render_op.missing()
+        )
+
+
+def choose_renderer(renderer: Renderer, samples: int) -> Callable[..., Rendering]:
+    """Return :func:`render`, or its equivalent in Blender; ``samples``: its paths per pixel."""
+    if renderer == "fast":
+        return render
+    from ivcl_fast.data.synthetic.blender import process  # imports this module
+
+    return partial(process.render, samples=samples)
 
 
 def _draw_by_op(

@@ -22,8 +22,7 @@ from ivcl_fast.data.formats.acre import (
 )
 from ivcl_fast.data.synthetic.acre.rules import draw_problem
 from ivcl_fast.data.synthetic.acre.scene import ORIGIN, draw_panel, machine_box, object_box
-from ivcl_fast.data.synthetic.render import MACHINE, render
-from ivcl_fast.data.synthetic.renderers import Renderer, choose_renderer
+from ivcl_fast.data.synthetic.render import MACHINE, Renderer, choose_renderer, render
 from ivcl_fast.data.synthetic.scene import CAMERA, Scene
 from ivcl_fast.data.synthetic.view import directions, project
 from ivcl_fast.data.synthetic.writer import DrawnSpec, Size

@@ -14,8 +14,7 @@ import numpy as np
 from ivcl_fast.data.formats import cater_labels
 from ivcl_fast.data.synthetic.cater.scene_file import frame_times, scene_dict, video_name
 from ivcl_fast.data.synthetic.cater.video import Video, draw_camera_path, draw_video
-from ivcl_fast.data.synthetic.render import render
-from ivcl_fast.data.synthetic.renderers import Renderer, choose_renderer
+from ivcl_fast.data.synthetic.render import Renderer, choose_renderer, render
 from ivcl_fast.data.synthetic.video import encode_video
 from ivcl_fast.data.synthetic.writer import DrawnSpec, Size, read_spec
 from ivcl_fast.files import atomic_write, read_json, write_text
