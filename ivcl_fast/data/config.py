@@ -32,9 +32,6 @@ class DataConfig:
     """Split to train on; auto: the data set's training split."""
     curve_split: str = "auto"
     """Split to evaluate on during training; auto: the data set's default."""
-    val_fraction: float = 0.2
-    """Fraction of each class of your own videos to hold out for validation if they have no
-    splits."""
     train_videos: int = 6000
     """Number of synthetic training videos."""
     val_videos: int = 600
@@ -82,8 +79,4 @@ class DataConfig:
         if self.frame_stride and self.clip_seconds:
             raise UserError(
                 f"--clip-seconds: expected 0 with --frame-stride, got {self.clip_seconds}"
-            )
-        if not 0 < self.val_fraction < 1:
-            raise UserError(
-                f"--val-fraction: expected above 0 and below 1, got {self.val_fraction}"
             )

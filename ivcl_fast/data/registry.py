@@ -71,7 +71,7 @@ class DatasetFormat:
     frame_labels: bool = False
     """Whether the data set has labels of single frames."""
     options: tuple[str, ...] = ()
-    """Further data settings that :attr:`open` takes, such as ``val_fraction``."""
+    """Further data settings that :attr:`open` takes, such as ``drop_duplicates``."""
     place: Literal["DIR", "FILE"] = "DIR"
     """Placeholder for the part of a source after the format's name."""
 
@@ -101,7 +101,7 @@ def _synthetic_acre(regime: Literal["iid", "comp", "sys"]) -> Synthetic:
 ENTRY_POINTS = "ivcl_fast.datasets"
 """Group of entry points for formats of other packages; an entry's name is the source's name."""
 
-_custom = partial(DatasetFormat, tasks=(TASK,), parts=True, mirror=True, options=("val_fraction",))
+_custom = partial(DatasetFormat, tasks=(TASK,), parts=True, mirror=True)
 _FORMATS = {
     "cater": DatasetFormat(
         Cater, tuple(cater.TASKS), frame_labels=True, mirror=True, options=("drop_duplicates",)

@@ -184,7 +184,7 @@ def test_answers_for_videos_are_those_of_the_results(videos, tmp_path, command):
     "flags",
     ["--mirror --frame-labels", "--eval-clips 0", "--frame-stride 2", "--frame-stride -1",
      "--clip-seconds 2", "--clip-seconds nan", "--clip-seconds 1 --frame-stride 1",
-     "--crop center", "--val-fraction 1"],
+     "--crop center"],
 )  # fmt: skip
 def test_flags_that_are_refused(flags, command, tmp_path):
     code, _, err = command(main, *flags.split(), "--out", tmp_path)

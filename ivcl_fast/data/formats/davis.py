@@ -22,7 +22,6 @@ from ivcl_fast.data.formats.custom.labelled import (
     SPLIT_NAMES,
     TASK,
     TRAIN,
-    VAL_FRACTION,
     Item,
     LabelledVideos,
 )
@@ -42,7 +41,7 @@ class Davis(LabelledVideos):
         >>> masks = dataset.masks(name, dataset.annotated_frames(name))  # [F, height, width]
     """
 
-    def __init__(self, root: Path, task: str = TASK, val_fraction: float = VAL_FRACTION) -> None:
+    def __init__(self, root: Path, task: str = TASK) -> None:
         """List the videos; raises :class:`UserError` if there are none."""
         root = Path(root)
         frames, self._masks = (self._deepest(root / n) for n in ("JPEGImages", "Annotations"))
@@ -54,7 +53,7 @@ class Davis(LabelledVideos):
             for line in path.read_text().splitlines()
         }
         items = [Item(media, (), split.get(media.name, TRAIN)) for media in find_videos(frames)]
-        super().__init__(root, items, val_fraction)
+        super().__init__(root, items)
 
     @staticmethod
     def _deepest(folder: Path) -> Path:

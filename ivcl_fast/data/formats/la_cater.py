@@ -49,11 +49,8 @@ class LaCater(LabelledVideos):
         >>> dataset.boxes(name)[SNITCH][150], dataset.snitch_states(name)[150]
     """
 
-    def __init__(self, root: Path, task: str = TASK, val_fraction: float = 0.2) -> None:
-        """List the videos; raises :class:`UserError` if there are none.
-
-        ``val_fraction``: fraction of the videos to hold out if the folder is one split.
-        """
+    def __init__(self, root: Path, task: str = TASK) -> None:
+        """List the videos; raises :class:`UserError` if there are none."""
         root = Path(root)
         parts = {root / name: split for name, split in FOLDERS.items() if (root / name).is_dir()}
         items, self._folder = list[Item](), dict[str, Path]()
@@ -64,7 +61,7 @@ class LaCater(LabelledVideos):
                 self._folder[name] = folder
         if not items:
             raise UserError(f"la-cater:{root}: expected videos/*.avi, or train_data/, got neither")
-        super().__init__(root, items, val_fraction)
+        super().__init__(root, items)
 
     def boxes(self, name: str) -> dict[str, np.ndarray]:
         """Return the boxes of all objects, visible or not: float64 ``[frames, 4]`` by name.

@@ -52,7 +52,7 @@ def test_la_caters_boxes_and_states(la_cater: Path) -> None:
 
 
 def test_a_single_split_of_la_cater(la_cater: Path) -> None:
-    dataset = LaCater(la_cater / "test_data", val_fraction=0.5)
+    dataset = LaCater(la_cater / "test_data")
     assert sorted(clip.name for s in dataset.splits for clip in dataset.clips(s)) == list(NAMES)
     assert len(dataset.boxes(NAMES[0])[SNITCH]) == 6
 

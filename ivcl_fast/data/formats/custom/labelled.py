@@ -1,7 +1,7 @@
 """Videos with or without classes: the base of the formats for the user's own videos.
 
 A format lists its videos as :class:`Item`; :class:`LabelledVideos` makes a data set of them. If
-splits are not given, a fraction of the videos of each class is held out by a hash of their names,
+splits are not given, a fifth of the videos of each class is held out by a hash of their names,
 so the choice does not depend on their order, and new videos hardly change it.
 """
 
@@ -28,7 +28,8 @@ SPLIT_NAMES = {
     "test": TEST, "testing": TEST,
 }  # fmt: skip
 """Names of splits in folders, lists and columns, in lower case."""
-VAL_FRACTION = 0.2
+HELD_OUT = 0.2
+"""Fraction of the videos of each class that is held out without splits."""
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".gif", ".mpg", ".mpeg", ".wmv", ".flv",
     ".3gp", ".ogv", ".ts", ".mts", ".m2ts",
@@ -81,7 +82,7 @@ class LabelledVideos:
 
     task = TASK
 
-    def __init__(self, root: Path, items: Sequence[Item], val_fraction: float) -> None:
+    def __init__(self, root: Path, items: Sequence[Item]) -> None:
         """``root``: folder of the frame store; ``items``: in the order of the clips.
 
         Raises :class:`UserError` without videos to train or to validate on, if entries of a video
@@ -106,7 +107,7 @@ class LabelledVideos:
         self.num_classes = len(classes)
         self.holds_out = {item.split for item in items} == {TRAIN}
         if self.holds_out:
-            items = hold_out(items, val_fraction)
+            items = hold_out(items)
             if len({item.media.name for item in items}) == 1 and not classes:
                 log.info("%s: pictures are of the training video, as it is the only one", root)
                 items, self.holds_out = [*items, items[0]._replace(split=VAL)], False
@@ -170,8 +171,8 @@ def _usable(root: Path, items: Sequence[Item]) -> Sequence[Item]:
     return items
 
 
-def hold_out(items: Sequence[Item], fraction: float) -> list[Item]:
-    """Move a fraction of the items of each class into ``val``, chosen by a hash of their names.
+def hold_out(items: Sequence[Item]) -> list[Item]:
+    """Move a fifth of the items of each class into ``val``, chosen by a hash of their names.
 
     Of each class with several videos, at least one is moved and one is kept. Multi-label data count
     as one class.
@@ -183,7 +184,7 @@ def hold_out(items: Sequence[Item], fraction: float) -> list[Item]:
     held: set[str] = set()
     for names in groups.values():
         ordered = sorted(names, key=_place)
-        count = sum(_place(name) < fraction for name in names)
+        count = sum(_place(name) < HELD_OUT for name in names)
         held.update(ordered[: min(max(count, 1), len(names) - 1)])
     return [item._replace(split=VAL) if item.media.name in held else item for item in items]
 

@@ -21,7 +21,6 @@ from ivcl_fast.data.formats.custom.labelled import (
     SPLIT_NAMES,
     TASK,
     TRAIN,
-    VAL_FRACTION,
     VIDEO_SUFFIXES,
     Item,
     LabelledVideos,
@@ -40,7 +39,7 @@ class VideoFolder(LabelledVideos):
         >>> dataset.describe(dataset.clips("val")[0].label)
     """
 
-    def __init__(self, root: Path, task: str = TASK, val_fraction: float = VAL_FRACTION) -> None:
+    def __init__(self, root: Path, task: str = TASK) -> None:
         """List the videos; raises :class:`UserError` if there are none or the layout is unclear."""
         root = Path(root)
         if not root.is_dir():
@@ -52,7 +51,7 @@ class VideoFolder(LabelledVideos):
                 f"videos:{root}: expected files that end in {', '.join(VIDEO_SUFFIXES)}, or "
                 "folders of PNG or JPEG frames, got none"
             )
-        super().__init__(root, _items(root, found), val_fraction)
+        super().__init__(root, _items(root, found))
 
 
 def find_videos(root: Path) -> list[Media]:

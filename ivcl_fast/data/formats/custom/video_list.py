@@ -32,7 +32,6 @@ from ivcl_fast.data.formats.custom.labelled import (
     SPLIT_NAMES,
     TASK,
     TRAIN,
-    VAL_FRACTION,
     VIDEO_SUFFIXES,
     Item,
     LabelledVideos,
@@ -58,13 +57,13 @@ class VideoList(LabelledVideos):
         >>> dataset.splits, dataset.num_classes
     """
 
-    def __init__(self, file: Path, task: str = TASK, val_fraction: float = VAL_FRACTION) -> None:
+    def __init__(self, file: Path, task: str = TASK) -> None:
         """Read the lists; raises :class:`UserError` with the number of a malformed line."""
         file = Path(file)
         items = list(read_list(file, TRAIN))
         for other, split in _lists_beside(file).items():
             items += read_list(other, split)
-        super().__init__(file.with_name(f"{file.stem}-data"), items, val_fraction)
+        super().__init__(file.with_name(f"{file.stem}-data"), items)
 
 
 def read_list(path: Path, split: str) -> Iterator[Item]:
