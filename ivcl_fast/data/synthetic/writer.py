@@ -49,8 +49,6 @@ class SyntheticSpec(ABC):
     """Folders of the items' files, created if missing."""
     index: ClassVar[str]
     """Folder that is written once all items are complete."""
-    complete_by_index: ClassVar[bool] = True
-    """Whether the index implies complete media; otherwise they may be written after it."""
 
     @property
     def default_name(self) -> str:
@@ -78,7 +76,6 @@ class SyntheticSpec(ABC):
 class DrawnSpec(SyntheticSpec):
     """Describes a synthetic data set whose media can be rendered at any size."""
 
-    complete_by_index = False
     renderer: Renderer
 
     @property
@@ -166,9 +163,8 @@ def begin(out: Path, spec: SyntheticSpec) -> None:
 
 def is_complete(out: Path, spec: SyntheticSpec, media: bool) -> bool:
     """Whether a folder is the complete data set; raises :class:`UserError` for another one."""
-    if not _is_begun(out, spec) or not (out / spec.index).is_dir():
-        return False
-    return spec.complete_by_index or not media or not missing_items(out, spec, media)
+    is_indexed = _is_begun(out, spec) and (out / spec.index).is_dir()
+    return is_indexed and not missing_items(out, spec, media)
 
 
 def number_of_items(spec: SyntheticSpec) -> int:
@@ -220,27 +216,16 @@ def _is_begun(out: Path, spec: SyntheticSpec) -> bool:
             found = json.loads(read_bytes(marker))
         except ValueError:
             found = None
-        old = found.get("spec") if isinstance(found, dict) else None
-        if isinstance(old, dict) and old.items() <= content["spec"].items():  # newer fields
-            _check_version(out, found, content["format_version"])
         if found != content:
             raise UserError(
-                f"{out} was begun with other settings (see {marker.name}); choose another folder"
+                f"{out} was begun with other settings, or by another version of ivcl_fast (see "
+                f"{marker.name}); delete it or choose another folder"
             )
         return True
     names = (*spec.folders, spec.index)
     if out.exists() and (not out.is_dir() or any((out / name).exists() for name in names)):
         raise UserError(f"{out}: expected a new or empty folder, got other files")
     return False
-
-
-def _check_version(folder: Path, content: dict[str, Any], version: int) -> None:
-    """Raise :class:`UserError` if another version of the package wrote the folder."""
-    if content["format_version"] != version:
-        raise UserError(
-            f"{folder} was written by another version of ivcl_fast, whose videos are different; "
-            "delete it or choose another folder"
-        )
 
 
 def read_spec(folder: Path, version: int | None = None) -> dict[str, Any] | None:
@@ -250,12 +235,14 @@ def read_spec(folder: Path, version: int | None = None) -> dict[str, Any] | None
     """
     try:
         found = json.loads(read_bytes(folder / _MARKER))
-        if version is not None:
-            _check_version(folder, found, version)
-        return found["spec"]
+        spec, written = found["spec"], found["format_version"]
     except FileNotFoundError:
         return None
-    except UserError:
-        raise
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / _MARKER}: expected settings of a synthetic data set") from None
+    if version not in (None, written):
+        raise UserError(
+            f"{folder}: written by another version of ivcl_fast, whose videos are different; "
+            "delete it or choose another folder"
+        )
+    return spec
