@@ -127,15 +127,15 @@ def test_the_command_with_a_stand_in_for_the_driver(tmp_path):
     program.chmod(0o755)
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--rehearse", "--out", tmp_path]
     done = subprocess.run(
-        [*command, "--only", "attention"], cwd=ROOT, capture_output=True, text=True,
+        [*command, "--only", "speed"], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    results = Results(**json.loads((tmp_path / "nvidia-x1-attention.json").read_text()))
-    assert results.parts["attention"]["outcome"] == "ok" and results.machine["device"]
+    results = Results(**json.loads((tmp_path / "nvidia-x1-speed.json").read_text()))
+    assert results.parts["speed"]["outcome"] == "ok" and results.machine["device"]
     assert any(row["name"] == "ours" and row["seconds"] for row in results.rows)
-    text = (tmp_path / "nvidia-x1-attention.md").read_text()
-    assert "the figures are meaningless" in text and "## attention" in text and text in done.stdout
+    text = (tmp_path / "nvidia-x1-speed.md").read_text()
+    assert "the figures are meaningless" in text and "## speed" in text and text in done.stdout
 
 
 def test_one_line_where_there_is_no_gpu(monkeypatch, capsys):

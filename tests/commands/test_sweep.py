@@ -45,7 +45,7 @@ SLOTS = Study("How many?", "slots per frame", (Variant("1", model="--num-slots 1
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("data") / "cater"
-    return f"cater:{write_dataset(folder, SyntheticCater(train=20, val=6), 1)}"
+    return f"cater:{write_dataset(folder, SyntheticCater(train=8, val=6), 1)}"
 
 
 class TrainedHere:

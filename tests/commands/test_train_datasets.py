@@ -24,7 +24,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {
         "cater": write_dataset(root / "cater", SyntheticCater(**small), 1),
         "acre": write_dataset(root / "acre", SyntheticAcre("comp", **small, test=4), 1),
-        "something-else": write_dataset(root / "sse", SyntheticSomethingElse(train=90, val=18), 1),
+        "something-else": write_dataset(root / "sse", SyntheticSomethingElse(train=20, val=18), 1),
     }
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ivcl_fast import IVCLConfig
 from tests.support.short_run import ENVIRONMENT, ROOT, ShortRun
+from tests.support.small_models import SIZE_FLAGS
 
 EXAMPLES = ROOT / "examples"
 PACKAGED = "ivcl_fast/tiny-pretrained"
@@ -45,7 +46,12 @@ def test_objects_as_slots(run, tmp_path):
     assert all("of the visible" in line and "of the hidden snitches" in line for line in said)
 
 
-def test_train_on_your_data(run, tmp_path):
+def test_train_on_your_data(run, tmp_path, monkeypatch):
+    """With a smaller model."""
+    start = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **options: start([*command, *SIZE_FLAGS], **options)
+    )
     said = run("train_on_your_data.py", folder=tmp_path)
     assert "finetune: 64/64 clips" in said and "top-1" in said
     assert not list(tmp_path.iterdir())
@@ -119,13 +125,15 @@ def test_slurm_tasks_get_the_cpus_of_the_job(tmp_path, script):
 
 
 def test_the_notebook_runs(short_run: ShortRun, tmp_path, monkeypatch):
-    """It finds the finished run in its folder, so that its first command has nothing left to do."""
+    """It finds the finished run in its folder, and its first command only prints its help."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     saved = [output for cell in cells for output in cell.outputs]
     assert not [output for output in saved if output.output_type == "error"]
+    assert '"ivcl_fast.train", "--quick"]' in cells[0].source
+    cells[0].source = cells[0].source.replace("--quick", "--help")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     home = shutil.copytree(short_run.home, tmp_path / "home")

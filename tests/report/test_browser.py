@@ -113,7 +113,7 @@ def train_quickly(kind: str, folder: Path) -> Path:
     flags: tuple[str, ...] = FRAME_FLAGS
     if kind == "acre":
         flags = ()  # clips have seven panels
-        data = write_dataset(folder / "data", SyntheticAcre("comp", train=8, val=4, test=4), 1)
+        data = write_dataset(folder / "data", SyntheticAcre("comp", train=4, val=1, test=2), 1)
     elif kind == "something-else":
         data = write_dataset(folder / "data", SyntheticSomethingElse(train=32, val=8), 1)
     elif kind == "slot attention":
@@ -133,7 +133,7 @@ def train_quickly(kind: str, folder: Path) -> Path:
 
 
 RUNS = {
-    "acre": 16, "something-else": 8, "videos with classes": 2, "videos without classes": 2,
+    "acre": 8, "something-else": 8, "videos with classes": 2, "videos without classes": 2,
     "slot attention": 4,
 }  # fmt: skip
 """Kinds of runs, and the clips in their pages."""

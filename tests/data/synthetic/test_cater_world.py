@@ -243,8 +243,8 @@ def test_segments_by_hand(times, values, segment, handles) -> None:
 
 def test_means_agree_with_a_direct_simulation() -> None:
     rng, frames = random.Random(2), np.arange(FRAMES)
-    ours = [measure(scene_dict(draw_video(1, i), frames, i, (320, 240))) for i in range(60)]
-    rules = [measure(simulate(rng)) for _ in range(60)]
+    ours = [measure(scene_dict(draw_video(1, i), frames, i, (320, 240))) for i in range(30)]
+    rules = [measure(simulate(rng)) for _ in range(30)]
     assert ours[0].keys() == rules[0].keys()
     for name in ours[0]:
         a, b = (np.array([row[name] for row in rows], dtype=float) for rows in (ours, rules))
