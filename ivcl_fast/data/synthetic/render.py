@@ -84,13 +84,20 @@ def warn_if_slow() -> None:
         )
 
 
-def choose_renderer(renderer: Renderer, samples: int) -> Callable[..., Rendering]:
-    """Return :func:`render`, or its equivalent in Blender; ``samples``: its paths per pixel."""
+def render_all(
+    scenes: Sequence[tuple[Scene, Sequence[int]]], *size: int, **outputs: bool
+) -> list[Rendering]:
+    """Render frames of several scenes; see :func:`render`."""
+    return [render(scene, frames, *size, **outputs) for scene, frames in scenes]
+
+
+def choose_renderer(renderer: Renderer, samples: int) -> Callable[..., list[Rendering]]:
+    """Return :func:`render_all`, or its equivalent in Blender; ``samples``: its paths per pixel."""
     if renderer == "fast":
-        return render
+        return render_all
     from ivcl_fast.data.synthetic.blender import process  # imports this module
 
-    return partial(process.render, samples=samples)
+    return partial(process.render_all, samples=samples)
 
 
 def _draw_by_op(

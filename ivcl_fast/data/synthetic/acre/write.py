@@ -96,8 +96,10 @@ class SyntheticAcre(DrawnSpec):
         """Write the ten pictures and scenes of a problem; without ``media``, nothing."""
         split, number = self.locate(number)
         draw = choose_renderer(self.renderer, self.samples or _PUBLISHED_SAMPLES)
-        for i, (panel, scene) in enumerate(self._panels(split, number)):
-            drawn = draw(scene, [0], *_SIZES[self.size], segments=True)
+        panels = [*self._panels(split, number)]
+        scenes = [(scene, [0]) for _, scene in panels]
+        every = draw(scenes, *_SIZES[self.size], segments=True)
+        for i, ((panel, scene), drawn) in enumerate(zip(panels, every, strict=True)):
             assert drawn.pictures is not None and drawn.segments is not None
             picture = Image.fromarray(drawn.pictures[0])
             picture.putalpha(255)

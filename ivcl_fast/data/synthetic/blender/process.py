@@ -28,9 +28,14 @@ _SCRIPT = Path(__file__).with_name("script.py")
 _HAS_BPY = "import importlib.util, sys; sys.exit(importlib.util.find_spec('bpy') is None)"
 
 
-def render(
-    scene: Scene,
-    frames: Sequence[int],
+def render(scene: Scene, frames: Sequence[int], *size: int, **options: Any) -> Rendering:
+    """Like :func:`ivcl_fast.data.synthetic.render.render`, with Blender; see :func:`render_all`."""
+    (drawn,) = render_all([(scene, frames)], *size, **options)
+    return drawn
+
+
+def render_all(
+    scenes: Sequence[tuple[Scene, Sequence[int]]],
     width: int,
     height: int,
     *,
@@ -39,11 +44,10 @@ def render(
     pictures: bool = True,
     segments: bool = False,
     depth: bool = False,
-) -> Rendering:
-    """Like :func:`ivcl_fast.data.synthetic.render.render`, with Blender.
+) -> list[Rendering]:
+    """Render frames of several scenes in one Blender process, which takes a second to start.
 
-    Starts a Blender process, which takes about a second. It uses the GPUs that Cycles finds, else
-    the CPU.
+    It uses the GPUs that Cycles finds, else the CPU.
 
     Args:
         samples: paths per pixel; the published pictures of CATER have 128, of ACRE 512.
@@ -52,14 +56,15 @@ def render(
     Raises:
         UserError: there is no Python with ``bpy``, or Blender ends early or cannot render.
     """
-    job = describe_job(scene, frames) | {
+    same = {
         "size": (width, height),
         "samples": samples,
         "threads": threads,
         "pictures": pictures,
         "numbers": segments or depth,
     }
-    np.savez(given := io.BytesIO(), job=np.array(json.dumps(job)), **mesh_arrays())
+    jobs = json.dumps([describe_job(*scene) | same for scene in scenes])
+    np.savez(given := io.BytesIO(), jobs=np.array(jobs), **mesh_arrays())
     done = subprocess.run(
         [find_python(), "-P", str(_SCRIPT)],  # -P: its folder is not searched for modules
         input=given.getvalue(),
@@ -70,15 +75,21 @@ def render(
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         reason = f"signal {-done.returncode}" if done.returncode < 0 else lines[-1]
         raise UserError(f"Blender ended early: {reason}; the same command continues")
+    drawn = []
     with np.load(io.BytesIO(done.stdout)) as arrays:
-        found = [arrays[f"picture-{k}"] for k in range(len(frames)) if pictures]
-        numbers = [arrays[f"numbers-{k}"] for k in range(len(frames)) if segments or depth]
-    voted = [vote(of_frame, len(scene.things)) for of_frame in numbers]
-    return Rendering(
-        np.stack([*map(_picture, found)]) if pictures else None,
-        np.stack([index for index, _ in voted]) if segments else None,
-        np.stack([distance for _, distance in voted]) if depth else None,
-    )
+        for number, (scene, frames) in enumerate(scenes):
+            names = [f"{number}-{k}" for k in range(len(frames))]
+            found = [_picture(arrays[f"picture-{name}"]) for name in names if pictures]
+            things = len(scene.things)
+            voted = [vote(arrays[f"numbers-{name}"], things) for name in names if segments or depth]
+            drawn.append(
+                Rendering(
+                    np.stack(found) if pictures else None,
+                    np.stack([index for index, _ in voted]) if segments else None,
+                    np.stack([distance for _, distance in voted]) if depth else None,
+                )
+            )
+    return drawn
 
 
 def _picture(file: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Script for a Python that has ``bpy``: renders frames described in JSON.
 
-``python -P script.py`` reads the arrays of an ``npz`` file from its input: the meshes, and ``job``,
-a JSON object (see :mod:`.job`). It writes such a file to its output, with arrays for each frame K:
-``picture-K``, the bytes of a PNG file, or ``numbers-K``, float32 [2 height, 2 width, 2] with the
-number of the object and the depth at the centers of quarter pixels, or both. It imports nothing of
-this project.
+``python -P script.py`` reads the arrays of an ``npz`` file from its input: the meshes, and
+``jobs``, a JSON list (see :mod:`.job`). It writes such a file to its output, with arrays for each
+frame K of job J: ``picture-J-K``, the bytes of a PNG file, or ``numbers-J-K``, float32
+[2 height, 2 width, 2] with the number of the object and the depth at the centers of quarter pixels,
+or both. It imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Studio:
             scene.render.threads_mode, scene.render.threads = "FIXED", self.threads
         return scene
 
-    def draw(self, job: dict[str, Any], folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-        """Render the frames of a job; yields arrays by name. ``folder``: for files."""
+    def draw(self, job: dict[str, Any], folder: Path) -> Iterator[tuple[str, int, np.ndarray]]:
+        """Render the frames of a job; yields arrays by name and frame. ``folder``: for files."""
         width, height = job["size"]
         set_size(self.picture, width, height, job["aspect"])
         set_size(self.flat, 2 * width, 2 * height, job["aspect"])
@@ -75,10 +75,10 @@ class Studio:
                 thing.location, thing.rotation_euler = location, rotation
             if job["pictures"]:
                 render(self.picture, folder / "picture.png")
-                yield f"picture-{k}", np.fromfile(folder / "picture.png", np.uint8)
+                yield "picture", k, np.fromfile(folder / "picture.png", np.uint8)
             if job["numbers"]:
                 render(self.flat, folder / "flat.exr")
-                yield f"numbers-{k}", read_flat(folder / "flat.exr")
+                yield "numbers", k, read_flat(folder / "flat.exr")
 
     def _add_object(self, given: dict[str, Any]) -> bpy.types.Object:
         one = bpy.data.objects.new("thing", self.meshes[given["mesh"]])
@@ -295,9 +295,12 @@ def main() -> None:
     os.dup2(2, 1)  # Blender prints to the output
     with np.load(io.BytesIO(sys.stdin.buffer.read())) as given:
         arrays = dict(given)
-    job = json.loads(str(arrays.pop("job")))
+    drawn: dict[str, np.ndarray] = {}
     with TemporaryDirectory(prefix="ivcl-fast-blender-") as folder:
-        drawn = dict(Studio(arrays, job["threads"]).draw(job, Path(folder)))
+        for number, job in enumerate(json.loads(str(arrays.pop("jobs")))):
+            studio = Studio(arrays, job["threads"])
+            for name, frame, array in studio.draw(job, Path(folder)):
+                drawn[f"{name}-{number}-{frame}"] = array
     np.savez(packed := io.BytesIO(), **drawn)
     with os.fdopen(output, "wb") as answer:
         answer.write(packed.getvalue())

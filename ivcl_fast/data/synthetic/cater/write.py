@@ -39,7 +39,7 @@ _FORMATS = {
 
 _PUBLISHED_SAMPLES = 128
 _CHUNK = 64
-"""Number of frames rendered at a time."""
+"""Number of frames that are rendered at a time, to save memory."""
 
 _TASKS: dict[str, Callable[[cater_labels.Scene], int | list[int]]] = {
     "localize": cater_labels.localize_label,
@@ -124,11 +124,12 @@ class SyntheticCater(DrawnSpec):
         times = frame_times(_FORMATS[self.size].frames)
         scene = video.scene(times)
         draw = choose_renderer(self.renderer, self.samples or _PUBLISHED_SAMPLES)
-        for first in range(0, len(times), _CHUNK):
-            frames = range(first, min(first + _CHUNK, len(times)))
-            pictures = draw(scene, frames, width, height).pictures
-            assert pictures is not None
-            yield pictures
+        step = _CHUNK if self.renderer == "fast" else len(times)  # Blender takes time to start
+        for first in range(0, len(times), step):
+            frames = range(first, min(first + step, len(times)))
+            (drawn,) = draw([(scene, frames)], width, height)
+            assert drawn.pictures is not None
+            yield drawn.pictures
 
     def video(self, number: int) -> Video:
         """Generate a video; it is not part of the data set."""
