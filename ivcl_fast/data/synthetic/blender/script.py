@@ -291,7 +291,7 @@ def numbers_material() -> bpy.types.Material:
 
 
 def main() -> None:
-    output = os.dup(1)
+    output, parent = os.dup(1), os.getppid()
     os.dup2(2, 1)  # Blender prints to the output
     with np.load(io.BytesIO(sys.stdin.buffer.read())) as given:
         arrays = dict(given)
@@ -301,6 +301,8 @@ def main() -> None:
             studio = Studio(arrays, job["threads"])
             for name, frame, array in studio.draw(job, Path(folder)):
                 drawn[f"{name}-{number}-{frame}"] = array
+                if os.getppid() != parent:  # it was stopped or killed
+                    return
     np.savez(packed := io.BytesIO(), **drawn)
     with os.fdopen(output, "wb") as answer:
         answer.write(packed.getvalue())
