@@ -14,6 +14,7 @@ an unfinished build, which :func:`~ivcl_fast.data.store.build.build_store` conti
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from ivcl_fast.data.store.remote import ORIGIN, RemoteStore
 from ivcl_fast.data.store.table import decoded, encoded, read_index
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import sha256
+
+log = logging.getLogger(__name__)
 
 OPEN_SHARDS = 512
 """Largest number of open shards; the system limits the open files of a process."""
@@ -58,15 +61,16 @@ class FrameStore:
         self._row = self.num_patches * self.patch_dim
         self._checksums: dict[str, str] = {}
         """Checksum of each shard by the name of its file."""
-        shards = self.index.about["shards"]
+        self._remote: RemoteStore | None = None
+        """Object storage with the shards that are not on this machine; None for a local store."""
         if (self.path / ORIGIN).exists():
-            RemoteStore((self.path / ORIGIN).read_text()).download(f"{one[0]}.u8" for one in shards)
+            self._remote = RemoteStore((self.path / ORIGIN).read_text())
         with os.scandir(self.path) as entries:
             found = {one.name: one.stat().st_size for one in entries if one.name.endswith(".u8")}
         sizes = [0]
-        for shard, size, checksum in shards:
+        for shard, size, checksum in self.index.about["shards"]:
             name = f"{shard}.u8"
-            if found.get(name) != size:
+            if found.get(name) != size and (name in found or not self._remote):
                 raise UserError(
                     f"{self.path / name}: expected {size:,} bytes, got {found.get(name, 0):,}; "
                     "delete it, and the command that built the store builds it again"
@@ -79,11 +83,14 @@ class FrameStore:
         self._firsts = np.cumsum(sizes) // self._row
         """First frame of each shard, counted over all of them."""
         self._open: list[Any] = []
-        for name in self._files[:OPEN_SHARDS]:
-            # Now, because a build may replace shards while this store is used.
-            opened = (self.path / name).open("rb", buffering=0)
-            weakref.finalize(self, opened.close)
-            self._open.append(opened)
+        missing = [name for name in self._files if name not in found]
+        if self._remote and missing:
+            self._remote.download_later(missing)
+        else:  # now, because a build may replace shards while this store is used
+            names = self._files[:OPEN_SHARDS]
+            self._open = [(self.path / name).open("rb", buffering=0) for name in names]
+            for opened in self._open:
+                weakref.finalize(self, opened.close)
 
     @property
     def names(self) -> list[str]:
@@ -155,11 +162,19 @@ class FrameStore:
         """Read frames by their positions among those of all shards."""
         shards = np.searchsorted(self._firsts, places, "right") - 1
         starts = (places - self._firsts[shards]) * self._row
+        far = list[tuple[np.ndarray, tuple[str, int, int]]]()
         for number, start, row in zip(shards.tolist(), starts.tolist(), out, strict=True):
             if number < len(self._open):
                 count = os.preadv(self._open[number].fileno(), [row.data], start)
             else:
-                with (self.path / self._files[number]).open("rb", buffering=0) as opened:
+                file = self.path / self._files[number]
+                if self._remote and not file.exists():
+                    far.append((row, (file.name, start, start + self._row)))
+                    continue
+                with file.open("rb", buffering=0) as opened:
                     count = os.preadv(opened.fileno(), [row.data], start)
             if count < self._row:
                 raise UserError(f"{self.path / self._files[number]}: ends before its last frame")
+        if self._remote and far:
+            for (row, _), part in zip(far, self._remote.read([at for _, at in far]), strict=True):
+                row[:] = np.frombuffer(part, np.uint8)

@@ -1,7 +1,8 @@
 """Stores in object storage (``s3://``, ``gs://``, ``memory://``) by fsspec, and their local copies.
 
-A store is built in its copy and then uploaded. To open it, it is copied: first the index and the
-labels, and its shards once its frames are needed.
+A store is built in its copy and then uploaded. Opening it copies the index and the labels. A thread
+copies shards as long as the disk has room; frames of other shards are read over the network. The
+order of clips does not depend on the shards that have been copied.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -22,10 +25,12 @@ log = logging.getLogger(__name__)
 
 ORIGIN = "origin.txt"
 """File with the URL of a store, in the folder of its copy."""
+FREE_SHARE = 0.1
+"""Share of the disk that copied shards leave free."""
 
 
 class RemoteStore:
-    """A store in object storage, and its copy."""
+    """A store in object storage, and its copy, which may lack shards."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -48,18 +53,17 @@ class RemoteStore:
         return {}
 
     def download(self, names: Iterable[str]) -> None:
-        """Copy files, except for shards that exist in the copy; one process copies at a time."""
+        """Copy files, except for shards that exist in the copy."""
         self.copy.mkdir(parents=True, exist_ok=True)
-        with locked(self.copy.with_name(f"{self.copy.name}.lock")):
-            missing = [n for n in names if not (n.endswith(".u8") and (self.copy / n).exists())]
-            sizes = self.sizes() if missing else {}
-            if missing:
-                log.info("copying %d files of %s to %s", len(missing), self.url, self.copy)
-            for name in missing:
-                with remote_errors(self.url), atomic_write(self.copy / name) as file:
-                    self._system.get_file(f"{self._root}/{name}", file.name)
-                    if (got := os.path.getsize(file.name)) != (size := sizes[name]):
-                        raise UserError(f"{self.url}/{name}: expected {size:,} bytes, got {got:,}")
+        sizes = self.sizes()
+        for name in names:
+            target = self.copy / name
+            if name.endswith(".u8") and target.exists():
+                continue
+            with remote_errors(self.url), atomic_write(target) as file:
+                self._system.get_file(f"{self._root}/{name}", file.name)
+                if (got := os.path.getsize(file.name)) != (size := sizes[name]):
+                    raise UserError(f"{self.url}/{name}: expected {size:,} bytes, got {got:,}")
 
     def upload(self) -> None:
         """Upload the copy, the index last, and delete shards that are no longer in it."""
@@ -74,6 +78,30 @@ class RemoteStore:
                 if name.startswith("shard-"):
                     self._system.rm_file(f"{self._root}/{name}")
         local_store.cache_clear()
+
+    def read(self, places: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Read parts of shards concurrently; each is a file, a start and an end in bytes."""
+        files, starts, ends = (list(column) for column in zip(*places, strict=True))
+        with remote_errors(self.url):
+            paths = [f"{self._root}/{file}" for file in files]
+            return self._system.cat_ranges(paths, starts, ends, on_error="raise")
+
+    def download_later(self, shards: Sequence[str]) -> None:
+        """Copy shards in a thread, unless another process copies them."""
+
+        def download() -> None:
+            with locked(self.copy, wait=False) as held:
+                for name in shards if held else ():
+                    disk = shutil.disk_usage(self.copy)
+                    if disk.free < FREE_SHARE * disk.total:
+                        log.warning("%s: the disk is nearly full; shards are not copied", self.copy)
+                        return
+                    try:
+                        self.download([name])
+                    except (OSError, UserError) as error:
+                        log.warning("%s: not copied: %s", name, error)
+
+        threading.Thread(target=download, name="shards", daemon=True).start()
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,9 @@ def test_the_same_files_and_batches_as_on_disk(bucket, videos, tmp_path):
     forget(tmp_path)
     data = open_data(DataConfig(f"store:{url}"), CFG)
     assert same(batches(data), batches(expected)) and same(batches(data, 1), batches(expected, 1))
+    for thread in threading.enumerate():
+        if thread.name == "shards":
+            thread.join()
     copied = {path.name: path.read_bytes() for path in local_store(url).glob("*.u8")}
     assert copied == {name: local[name] for name in local if name.endswith(".u8")}
     assert same(batches(open_data(DataConfig(f"store:{url}"), CFG)), batches(expected))
