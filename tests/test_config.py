@@ -7,26 +7,6 @@ import pytest
 from ivcl_fast import IVCLConfig
 from ivcl_fast.errors import UserError
 
-# image/P, width, heads, depth, temporal depth, decoder width, heads, depth, slots
-TABLE = {
-    "tiny": (64, 8, 128, 4, 4, 2, 96, 3, 2, 2),
-    "small": (64, 8, 384, 6, 12, 4, 192, 6, 4, 4),
-    "base64": (64, 8, 768, 12, 12, 8, 512, 8, 4, 4),
-    "base224": (224, 16, 768, 12, 12, 8, 512, 8, 8, 4),
-}
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_presets(name):
-    cfg = IVCLConfig.preset(name)
-    assert TABLE[name] == (
-        cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.num_heads, cfg.depth,
-        cfg.temporal_depth, cfg.decoder_dim, cfg.decoder_heads, cfg.decoder_depth, cfg.num_slots,
-    )  # fmt: skip
-    assert (cfg.num_frames, cfg.num_query_frames, cfg.mask_ratio) == (16, 8, 0.75)
-    assert cfg.decoder_slots and cfg.norm_pix
-    assert (cfg.readout, cfg.objective, cfg.context_tokens) == ("last", "ivcl", "slots")
-
 
 @pytest.mark.parametrize(
     ("ratio", "keep"), [(0.001, 63), (0.05, 61), (0.75, 16), (0.875, 8), (0.95, 3), (0.999, 1)]

@@ -133,7 +133,9 @@ def test_a_stopped_or_killed_run_continues_to_the_same_bits(
         "--batch-size 0", "--grad-accum-steps 3", "--lr -1", "--lr inf", "--finetune-lr nan",
         "--clip-norm 0", "--weight-decay -1", "--warmup-steps -5", "--val-videos 0", "--seed -1",
         f"--seed {2**64}", "--num-frames 16 --data synthetic:acre-iid", "--device cuda:99",
-        "--label-fraction 2", "--name ../other",
+        "--label-fraction 2", "--name ../other", "--mirror --frame-labels", "--eval-clips 0",
+        "--frame-stride 2", "--frame-stride -1", "--clip-seconds 2", "--clip-seconds nan",
+        "--clip-seconds 1 --frame-stride 1", "--crop center",
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_one_line_that_names_the_flag(arguments, tmp_path, command, monkeypatch):

@@ -180,17 +180,6 @@ def test_answers_for_videos_are_those_of_the_results(videos, tmp_path, command):
             assert found[clip["video"]]["answers"] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    ["--mirror --frame-labels", "--eval-clips 0", "--frame-stride 2", "--frame-stride -1",
-     "--clip-seconds 2", "--clip-seconds nan", "--clip-seconds 1 --frame-stride 1",
-     "--crop center"],
-)  # fmt: skip
-def test_flags_that_are_refused(flags, command, tmp_path):
-    code, _, err = command(main, *flags.split(), "--out", tmp_path)
-    assert code == 2 and err.startswith(f"error: {flags.split()[0]}: ") and err.count("\n") == 1
-
-
 def test_answers_for_a_folder_of_videos(trained, tmp_path, command):
     run, clips = trained, tmp_path / "clips"
     for number in (1, 2, 6):  # the last is a folder of frames
