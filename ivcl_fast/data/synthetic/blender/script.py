@@ -295,7 +295,7 @@ def main() -> None:
     os.dup2(2, 1)  # Blender prints to the output
     with np.load(io.BytesIO(sys.stdin.buffer.read())) as given:
         arrays = dict(given)
-    drawn: dict[str, np.ndarray] = {}
+    drawn: dict[str, Any] = {}
     with TemporaryDirectory(prefix="ivcl-fast-blender-") as folder:
         for number, job in enumerate(json.loads(str(arrays.pop("jobs")))):
             studio = Studio(arrays, job["threads"])
