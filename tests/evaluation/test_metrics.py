@@ -137,19 +137,6 @@ def test_mean_average_precision_leaves_absent_classes_out() -> None:
 # --- Intervals and scores ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [
-        (0, 10, 0.0, 0.2775),
-        (81, 263, 0.2553, 0.3662),  # Newcombe (1998), table I
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-    ],
-)
-def test_wilson_interval(successes: int, n: int, low: float, high: float) -> None:
-    assert metrics.wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)
-
-
 def test_bootstrap_of_a_mean_is_as_wide_as_theory_says() -> None:
     values = np.random.default_rng(1).normal(3, 2, 400)
     score = Score.mean(torch.from_numpy(values), chance=0.0)
