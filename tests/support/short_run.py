@@ -15,7 +15,7 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100",
 }  # fmt: skip
 
-FLAGS = ("--compile", "--quick")
+FLAGS = ("--compile", "--quick", "--workers", "1")  # other processes would import PyTorch
 
 
 @dataclass(frozen=True)
