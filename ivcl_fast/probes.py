@@ -1,9 +1,8 @@
 """``python -m ivcl_fast.probes RUN``: score linear probes of a run's frozen slots.
 
-In each frame of CATER, the probes predict the place of the snitch and the shapes and colors in the
-scene, including objects inside cones (object permanence). They read slots before and after the
-temporal transformer, of the run's models and of an untrained one. On synthetic videos, the segments
-of slots are also compared with the objects.
+In each frame of CATER, the probes predict the cell of the snitch, also inside a cone (object
+permanence). They read slots before and after the temporal transformer, of the run's models and of
+an untrained one. On synthetic videos, the segments of slots are also compared with the objects.
 """
 
 from __future__ import annotations
@@ -38,11 +37,9 @@ ABOUT = (
     "Besides the slots, every probe reads the number of the frame in its clip; *time alone* reads "
     "nothing else. *Frame alone*: slots of the image encoder, which sees no other frame; *all "
     "frames*: slots of the temporal transformer. Frames are *hidden* if the snitch is inside a "
-    "cone. *None in sight*: whether an object of a shape or color is inside a cone, in frames "
-    f"without a visible object of that kind. *{CONE.capitalize()}*: guess the cell of a random "
-    "visible cone. Distances are in world units; a cell is 1 unit wide. The finetuned model was "
-    "trained on the clips that probes are fitted on, so its scores may be too low compared with "
-    "the pretrained model's."
+    f"cone. *{CONE.capitalize()}*: guess the cell of a random visible cone. The finetuned model "
+    "was trained on the clips that probes are fitted on, so its scores may be too low compared "
+    "with the pretrained model's."
 )
 ABOUT_SEGMENTS = (
     "Segments are the pixels in which a slot, or the background, has the largest share; for models "
@@ -89,7 +86,7 @@ def probe_run(config: ProbesConfig) -> Scores:
     train, train_features = encode(run, run.data.train_split, config.train_clips, models)
     test, test_features = encode(run, run.data.eval_split, config.eval_clips, models)
     features = {name: (train_features[name], test_features[name]) for name in train_features}
-    with Bar("fitting", len(PROBES), "probes") as bar:
+    with Bar("fitting", len(features), "probes") as bar:
         scores = run_probes(train, test, features, bar)
     clips = len(train.clips.unique()), len(test.clips.unique())
     about = f"{run.describe()} Models: {' and '.join(models)}."

@@ -71,31 +71,20 @@ class Score:
         return cls(float(values.mean()), low, high, chance, percent, len(values))
 
     @classmethod
-    def mean_average_precision(
-        cls,
-        scores: Array,
-        targets: Array,
-        groups: Array | None = None,
-        counted: Array | None = None,
-    ) -> Score:
+    def mean_average_precision(cls, scores: Array, targets: Array) -> Score:
         """Return :func:`mean_average_precision` with a bootstrap interval over clips.
 
         Chance is the AP of a constant score: the prevalence, averaged over the same classes.
-        ``groups``: see :meth:`proportion`; by default every clip is a separate group. ``counted``:
-        see :class:`Ranking`.
         """
-        value = mean_average_precision(scores, targets, counted)
-        ranking, targets = Ranking(scores, targets, counted), as_array(targets).astype(bool)
-        everywhere = np.ones_like(targets) if counted is None else as_array(counted)
-        groups = np.arange(len(targets)) if groups is None else as_array(groups)
-        _, group = np.unique(groups, return_inverse=True)
+        value = mean_average_precision(scores, targets)
+        ranking, targets = Ranking(scores, targets), as_array(targets).astype(bool)
         low, high = bootstrap_interval(
-            lambda w: mean_of_present(ranking.average_precision(w[group])),
-            int(group.max()) + 1,
+            lambda w: mean_of_present(ranking.average_precision(w)),
+            len(targets),
             resamples=AP_RESAMPLES,
             centre=value,
         )
-        prevalence = (targets & everywhere).sum(axis=0) / np.maximum(everywhere.sum(axis=0), 1)
+        prevalence = targets.mean(axis=0)
         chance = float(prevalence[prevalence > 0].mean())
         return cls(value, max(low, 0.0), min(high, 1.0), chance, n=len(targets))
 
@@ -211,17 +200,15 @@ def query_scores(
 class Ranking:
     """Clips sorted once per class by score, so that AP is fast for many weightings of the clips.
 
-    ``scores`` float ``[V, C]``, higher is likelier; ``targets`` ``[V, C]``, 0 or 1. ``counted``:
-    bool ``[V, C]``, the entries to include, by default all. Raises ``ValueError`` for NaN.
+    ``scores`` float ``[V, C]``, higher is likelier; ``targets`` ``[V, C]``, 0 or 1. Raises
+    ``ValueError`` for NaN.
     """
 
-    def __init__(self, scores: Array, targets: Array, counted: Array | None = None) -> None:
+    def __init__(self, scores: Array, targets: Array) -> None:
         scores, targets = as_answers(scores, targets)
-        counted = np.ones(scores.shape, bool) if counted is None else as_array(counted)
         self.order = np.argsort(-scores, axis=0, kind="stable")  # [V, C]
         ranked = np.take_along_axis(scores, self.order, axis=0)
         self.positive = np.take_along_axis(targets.astype(bool), self.order, axis=0)
-        self.counted = np.take_along_axis(counted, self.order, axis=0)
         self.ends_tie = np.ones_like(self.positive)
         self.ends_tie[:-1] = ranked[:-1] != ranked[1:]
 
@@ -233,7 +220,7 @@ class Ranking:
         scikit-learn's has no envelope and is lower.
         """
         weight = np.ones(len(self.order)) if weights is None else weights
-        taken = weight[self.order] * self.counted  # [V, C]
+        taken = weight[self.order]  # [V, C]
         hits = taken * self.positive
         precision = hits.cumsum(axis=0) / np.maximum(taken.cumsum(axis=0), 1e-12)
         # Equal scores are retrieved together: precision is only defined after the last of them.
@@ -244,12 +231,12 @@ class Ranking:
         return np.where(positives > 0, area / np.maximum(positives, 1e-12), -1.0)
 
 
-def mean_average_precision(scores: Array, targets: Array, counted: Array | None = None) -> float:
+def mean_average_precision(scores: Array, targets: Array) -> float:
     """Return the mean AP (see :class:`Ranking`) over the classes with a positive clip.
 
     Raises ``ValueError`` if there is none.
     """
-    mean = mean_of_present(Ranking(scores, targets, counted).average_precision())
+    mean = mean_of_present(Ranking(scores, targets).average_precision())
     if np.isnan(mean):
         raise ValueError("targets: no class has a positive clip, so there is no AP to average")
     return mean

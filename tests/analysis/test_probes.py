@@ -18,7 +18,6 @@ from ivcl_fast.data.synthetic.cater.scene_file import scene_dict
 from ivcl_fast.data.synthetic.cater.video import draw_video
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater
 from ivcl_fast.data.synthetic.writer import write_dataset
-from ivcl_fast.evaluation import metrics
 from ivcl_fast.evaluation.baselines import CONE
 from ivcl_fast.train import main as train_main
 from ivcl_fast.training.run_folder import opened_folder
@@ -43,18 +42,11 @@ def test_inside_cones_is_what_is_covered(index: int) -> None:
         inside = cater_frames.contained(scene, frame)
         assert inside == set(names[covered[frame]]), frame
         assert cater_frames.snitch_hidden(scene, frame) == covered[frame, 0]
-        things = [t for t, hidden in zip(video.things, covered[frame], strict=True)
-                  if not hidden and t.shape != "spl"]  # fmt: skip
-        seen = cater_frames.attributes_seen(scene, frame)
-        assert seen["color"] == [c in {t.color for t in things} for c in COLORS]
-        cones = [t.shape == "cone" for t in things]
+        cones = [
+            thing.shape == "cone" and not hidden
+            for thing, hidden in zip(video.things, covered[frame], strict=True)
+        ]
         assert len(cater_frames.visible_cones(scene, frame)) == sum(cones)
-    shapes = {t.shape for t in video.things}
-    present = cater_frames.attributes_present(scene)["shape"]
-    assert present == [s in shapes for s in cater_frames.ATTRIBUTES["shape"]]
-
-
-COLORS = cater_frames.ATTRIBUTES["color"]
 
 
 def thing(name: str, color: str, *places: tuple[float, float]) -> dict[str, Any]:
@@ -86,18 +78,12 @@ def scene_of_three_frames() -> dict[str, Any]:
 def test_truth_of_a_small_scene() -> None:
     frames = linear_probes.frames_of([scene_of_three_frames()], [[0, 1, 2]])
     assert frames.clips.tolist() == [0, 0, 0]
-    cell = frames.targets["snitch's cell"]
-    assert cell.values.tolist() == [0, 0, 1]
-    assert {name: of.tolist() for name, of in cell.groups.items()} == {
+    assert frames.cells.tolist() == [0, 0, 1]
+    assert {name: of.tolist() for name, of in frames.groups.items()} == {
         "visible": [True, False, False],
         "hidden": [False, True, True],
         "hidden at the end": [False, False, True],
     }
-    assert frames.targets["snitch's position"].values.tolist()[2] == [-1.5, -2.5]
-    assert frames.targets["snitch inside a cone"].values.tolist() == [[0], [1], [1]]
-    shapes = frames.targets["shapes in the scene"]
-    assert shapes.values.tolist() == [[0, 1, 0, 1]] * 3  # cube, sphere, cylinder, cone
-    assert shapes.groups["none in sight"].tolist() == [[True, False, True, False]] * 3
     assert frames.guess.tolist() == [0, 0.5, 1]
     slid = [cater_frames.carried(scene_of_three_frames(), frame) for frame in range(3)]
     assert slid == [set(), set(), {"spl_0"}]
@@ -110,47 +96,30 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def planted(probe: linear_probes.Probe, clips: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features that hold an answer in a linear way, the answers, and the clips of frames."""
+def planted(clips: int, seed: int) -> tuple[Tensor, linear_probes.Frames]:
+    """Features that hold a frame's cell in a linear way, and the frames."""
     said = normal(seed, clips * FRAMES, 12)
     turn, _ = torch.linalg.qr(normal(99, 12, 12))
-    x, y = said @ turn + 0.5, said[:, : probe.outputs]
-    y = y.argmax(1) if probe.metric == "top-1" else y
-    y = (y > 0).float() if probe.metric == "mAP" else y
-    return x, y, torch.arange(clips).repeat_interleave(FRAMES)
+    every = torch.ones(len(said), dtype=torch.bool)
+    groups = {"all": every, "half": torch.arange(len(said)) % 2 == 0, "none": ~every}
+    clip = torch.arange(clips).repeat_interleave(FRAMES)
+    guess = torch.zeros(len(said), dtype=torch.float64)
+    return said @ turn + 0.5, linear_probes.Frames(clip, said[:, :5].argmax(1), groups, guess)
 
 
-def answers_for(y: Tensor) -> linear_probes.Targets:
-    half = torch.arange(len(y)) % 2 == 0
-    return linear_probes.Targets(y, {"all": torch.ones(len(y), dtype=torch.bool), "half": half})
-
-
-@pytest.mark.parametrize(
-    ("probe", "reached"),
-    [
-        (linear_probes.Probe(*linear_probes.CLASSIFICATION, 5), 0.93),
-        (linear_probes.Probe(*linear_probes.REGRESSION, 2), 0.02),
-        (linear_probes.Probe(*linear_probes.MULTI_LABEL, 3), 0.98),
-    ],
-    ids=["classes", "places", "presence"],
-)
-def test_what_is_planted_is_found_and_noise_is_at_chance(probe: Any, reached: float) -> None:
-    x, y, clips = planted(probe, 60, seed=0)
-    x_test, y_test, test_clips = planted(probe, 40, seed=1)
+def test_what_is_planted_is_found_and_noise_is_at_chance(monkeypatch: Any) -> None:
+    probe = linear_probes.Probe("top-1", 5)
+    monkeypatch.setattr(linear_probes, "PROBES", {linear_probes.CELL: probe})
+    (x, train), (x_test, test) = planted(60, seed=0), planted(40, seed=1)
     noise = normal(2, len(x), 12), normal(3, len(x_test), 12)
     features = {"planted": (x, x_test), "noise": noise}
-    answers = answers_for(y), answers_for(y_test)
-    scores = linear_probes.run_probe(probe, *answers, clips, test_clips, features)
-    for group in ("all", "half"):
-        good, bad = scores[group]["planted"], scores[group]["noise"]
-        if probe.metric == "distance":
-            assert good.value < reached < good.chance / 10
-            assert good.high < bad.low
-        else:
-            assert good.value > reached > good.chance + 0.2
-            assert good.low > bad.high
-        assert bad.low < bad.chance < bad.high
-        assert good.chance == bad.chance
+    scores = linear_probes.run_probes(train, test, features)[linear_probes.CELL]
+    assert scores.keys() == {"all", "half"}
+    for of_group in scores.values():
+        good, bad = of_group["planted"], of_group["noise"]
+        assert good.value > 0.93 and good.low > bad.high
+        assert bad.low < bad.chance == good.chance == 0.2 < bad.high
+        assert of_group[CONE].value == 0
 
 
 # --- Slots ---------------------------------------------------------------------------------------
@@ -191,7 +160,6 @@ def test_from_run_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comm
     assert command(train_main, *where, *TINY, *FRAME_FLAGS)[0] == 0
     run = tmp_path / "run"
     monkeypatch.setattr(linear_probes, "STEPS", 3)  # quick
-    monkeypatch.setattr(metrics, "AP_RESAMPLES", 20)
     status, out, _ = command(probes.main, run, "--train-clips", 15)
     assert status == 0
     assert "on 10 clips, 95 % intervals" in out and "probes.md" in out

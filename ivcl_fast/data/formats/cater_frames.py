@@ -6,7 +6,7 @@ with fewer frames than CATER's 301, times are exact to one frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ivcl_fast.data.formats.cater_labels import (
@@ -16,12 +16,6 @@ from ivcl_fast.data.formats.cater_labels import (
     containers_at_end,
     snitch_of,
 )
-
-ATTRIBUTES = {
-    "shape": ("cube", "sphere", "cylinder", "cone"),
-    "color": ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"),
-}
-"""Attributes that distinguish scenes; nearly every scene has all sizes and materials."""
 
 
 def frame_count(scene: Scene) -> int:
@@ -96,22 +90,3 @@ def visible_cones(scene: Scene, frame: int, n: int = 6) -> list[int]:
     inside = contained(scene, frame)
     cones = [o for o in scene["objects"] if o["shape"] == "cone" and o["instance"] not in inside]
     return [cell_of(o, frame, n) for o in cones]
-
-
-def attributes_present(scene: Scene) -> dict[str, list[bool]]:
-    """Return, for each value of each attribute, whether an object other than the snitch has it."""
-    return attributes_of(scene["objects"])
-
-
-def attributes_seen(scene: Scene, frame: int) -> dict[str, list[bool]]:
-    """Return :func:`attributes_present` for the objects that are not inside cones."""
-    inside = contained(scene, frame)
-    return attributes_of([o for o in scene["objects"] if o["instance"] not in inside])
-
-
-def attributes_of(objects: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
-    """Return, for each value of each attribute, whether one of these objects has it."""
-    return {
-        attribute: [any(o["shape"] != "spl" and o[attribute] == v for o in objects) for v in values]
-        for attribute, values in ATTRIBUTES.items()
-    }
