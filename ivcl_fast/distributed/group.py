@@ -199,37 +199,6 @@ def let_rank0_report_first() -> None:
         time.sleep(3.0)
 
 
-class Decision:
-    """Makes all ranks stop or save at the same step when any rank requests it.
-
-    The all-reduce of a step overlaps with the computation of the next one, so decisions of several
-    ranks take effect one step later.
-    """
-
-    def __init__(self) -> None:
-        self._pending: tuple[Tensor, dist.Work] | None = None
-        self._saves = False
-        """Whether the previous decision was to save."""
-
-    def __call__(self, stop: bool, save: bool) -> tuple[bool, bool]:
-        """Vote to stop and to save; return the decisions ``(stop, save)`` of the step before.
-
-        In a single process, the votes are the decisions.
-        """
-        if not dist.is_initialized():
-            return stop, save
-        before = self._pending
-        votes = torch.tensor([stop, save], dtype=torch.uint8)
-        self._pending = votes, dist.all_reduce(votes, dist.ReduceOp.MAX, async_op=True)
-        if before is None:
-            return False, False
-        decided, work = before
-        work.wait()
-        stop, save = map(bool, decided)
-        self._saves = save and not self._saves
-        return stop, self._saves
-
-
 def mean_over_ranks(values: Tensor) -> Tensor:
     """Average a tensor over all ranks."""
     if not dist.is_initialized():
@@ -238,13 +207,13 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return values / world_size()
 
 
-def min_over_ranks(number: int) -> int:
-    """Return the minimum over all ranks."""
+def any_rank(*votes: bool) -> tuple[bool, ...]:
+    """Return for each vote whether any rank has it; all ranks get the same result."""
     if not dist.is_initialized():
-        return number
-    smallest = torch.tensor(number)
-    dist.all_reduce(smallest, dist.ReduceOp.MIN, waiting_group())
-    return int(smallest)
+        return votes
+    shared = torch.tensor(votes, dtype=torch.uint8)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return tuple(map(bool, shared))
 
 
 def broadcast_from_rank0(number: int) -> int:

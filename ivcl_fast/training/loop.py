@@ -112,7 +112,6 @@ class Stage:
         total, size = self.schedule.steps, self.schedule.batch_size
         if 0 < start < total:
             distributed.print_rank0(f"{self.name}: resuming from step {start:,} of {total:,}")
-        decide = distributed.Decision()
         with Bar(self.name, total * size, "clips") as bar, caught_signals() as caught:
             bar(start * size)
             clock, saved = self._clock(), time.monotonic()
@@ -125,7 +124,7 @@ class Stage:
                     self._log(step, clock, bar)
                     clock = self._clock()
                 is_due = time.monotonic() - saved >= 60 * self.every.save_minutes
-                stop, is_due = decide(bool(caught), is_due)
+                stop, is_due = distributed.any_rank(bool(caught), is_due)
                 if done == total or stop or is_due or done % self.every.save == 0:
                     self._save(done)
                     saved = time.monotonic()
@@ -133,7 +132,7 @@ class Stage:
                     break
             # A signal may have arrived since then, or during the last checkpoint. Wait for rank 0,
             # which writes it, because torchrun ends all ranks with the first one.
-            if distributed.min_over_ranks(not caught) == 0:
+            if any(distributed.any_rank(bool(caught))):
                 signum = caught[0] if caught else signal.SIGTERM
                 run = shlex.quote(str(self.metrics.folder))
                 raise distributed.Interrupted(signum, f"--resume {run} continues")

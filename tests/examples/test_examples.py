@@ -40,23 +40,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     return call
 
 
-def test_objects_as_slots(run, tmp_path):
-    said = run("objects_as_slots.py", 48, 256, folder=tmp_path).splitlines()
-    assert len(said) == 8 and said[-1].startswith("256 clips: top-1 ")
-    assert all("of the visible" in line and "of the hidden snitches" in line for line in said)
-
-
-def test_train_on_your_data(run, tmp_path, monkeypatch):
-    """With a smaller model."""
-    start = subprocess.run
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **options: start([*command, *SIZE_FLAGS], **options)
-    )
-    said = run("train_on_your_data.py", folder=tmp_path)
-    assert "finetune: 64/64 clips" in said and "top-1" in said
-    assert not list(tmp_path.iterdir())
-
-
 def test_answer_for_a_video(run, short_run: ShortRun, tmp_path):
     for arguments in ((), (short_run.folder, short_run.video)):
         said = run("answer_for_a_video.py", *arguments, folder=tmp_path)
