@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import inspect
 import json
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from ivcl_fast.models.weights import (
     read_weights,
     write_checksums,
 )
-from ivcl_fast.text import first_line, markdown, markdown_table, printable
+from ivcl_fast.text import first_line
 
 CARD = """\
 ---
@@ -46,17 +45,17 @@ from ivcl_fast import {{ name }}, load_clip
 
 # FOLDER: this folder, or OWNER/NAME on the Hugging Face hub
 model = {{ name }}.from_pretrained("FOLDER")
-video = load_clip("VIDEO", model.cfg{{ frames }})  # uint8 {{ video }}
-{{ result }} = model{{ method }}(video)  # float {{ shape }}
+video = load_clip("VIDEO", model.cfg{{ frames }})  # uint8 [1, T, 3, H, W]
+{{ result }}
 ```
+
+`config.json` has all sizes{{ classes }}.
 
 ## Training
 
+```json
 {{ training }}
-
-## Config
-
-{{ fields }}
+```
 """
 """Model card template for ``huggingface_hub``."""
 
@@ -197,60 +196,20 @@ def find_model(place: str | Path, stage: str, **download: Any) -> Path:
 # --- Model card -----------------------------------------------------------------------------------
 
 
-NOT_RECORDED = "This model was saved without training metadata."
-
-
-def card_fields(model: Any) -> dict[str, Any]:
+def card_fields(model: Any) -> dict[str, str]:
     """Return the values of the template :data:`CARD` for a model."""
-    cfg, clip = model.cfg, [1, model.cfg.num_frames]
     record = model.training_record or {}
     asked = {
         "frame_stride": record.get("frame stride"),
         "clip_seconds": record.get("seconds per clip"),
         "crop": record.get("crop"),
     }
-    result, method = "logits", ""
-    learnt = {
-        "IVCL": "reconstructs masked patches of a clip's frames",
-        "SlotAutoencoder": "decodes each frame of a clip from slots that compete for its patches",
-    }
-    if model.kind in learnt:
-        purpose = f"A pretraining model, which {learnt[model.kind]}."
-        result, method, shape = "slots", ".encode", [*clip, cfg.num_slots, cfg.embed_dim]
-    elif model.kind == "IVCLClassifier":
-        classes, names = model.head.out_features, ", ".join(map(markdown, model.class_names or ()))
-        listed = f": {names} (`model.class_names`, in the logits' order)" if names else ""
-        purpose = (
-            f"A classifier of clips of {cfg.num_frames} frames, with {classes} classes{listed}."
-        )
-        shape = [1, classes]
-    else:
-        parts = {"detection": ("patch", [cfg.num_patches]), "objects": ("slot", [cfg.num_slots])}
-        labelled, count = parts.get(cfg.objective, ("frame", []))
-        purpose = f"A pretraining model, which learns labels of every {labelled} of a clip."
-        shape = [*clip, *count, model.num_classes]
+    is_encoder = hasattr(model, "encode")
     return {
         "name": model.kind,
-        "purpose": purpose,
-        "video": [*clip, 3, cfg.image_size, cfg.image_size],
+        "purpose": (inspect.getdoc(type(model)) or "").partition("\n\n")[0],
         "frames": "".join(f", {k}={json.dumps(v)}" for k, v in asked.items() if v),
-        "result": result,
-        "method": method,
-        "shape": shape,
-        "training": values_table("what", record) if record else NOT_RECORDED,
-        "fields": values_table("field", vars(cfg)),
+        "result": "slots = model.encode(video)" if is_encoder else "logits = model(video)",
+        "classes": " and the names of the classes" if getattr(model, "class_names", None) else "",
+        "training": json.dumps(dict(record), indent=1, default=str),
     }
-
-
-def values_table(head: str, values: Mapping[str, Any]) -> str:
-    """Return a Markdown table of names and values; a list or dict is one cell."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return ", ".join(f"{name} {cell(part)}" for name, part in value.items())
-        if isinstance(value, list | tuple):
-            return ", ".join(map(cell, value))
-        return html.escape(printable(str(value)), quote=False).replace("|", "\\|")
-
-    rows = [[cell(name), cell(value)] for name, value in values.items()]
-    return "\n".join(markdown_table([head, "value"], rows))

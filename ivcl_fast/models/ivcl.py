@@ -201,8 +201,8 @@ class IVCLClassifier(FastModel, reference.IVCLClassifier, pipeline_tag="video-cl
         """Load a pretrained model's weights into the encoder and the temporal transformer.
 
         ``source``: a folder of ``save_pretrained``; a run's folder, for its pretrained model; a
-        packaged model such as ``ivcl_fast/tiny-pretrained``; a ``.safetensors`` or ``.pth`` file; a
-        state dict; or a timm ViT, ``timm:NAME`` or ``timm:PATH``, for the encoder only. Returns the
+        packaged model such as ``ivcl_fast/tiny-pretrained``; a ``.safetensors`` file; a state
+        dict; or a timm ViT, ``timm:NAME`` or ``timm:PATH``, for the encoder only. Returns the
         loaded keys. Raises :class:`~ivcl_fast.errors.UserError`, a one-line ``ValueError``, if the
         weights cannot be found, or naming the first key that does not fit and the sizes that would.
         """

@@ -20,7 +20,7 @@ from torch import Tensor
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.errors import UserError
 from ivcl_fast.files import read_json
-from ivcl_fast.models.weights import CHECKPOINTS, CONFIG, read_weights, weights_file
+from ivcl_fast.models.weights import CONFIG, read_weights, weights_file
 from ivcl_fast.text import first_line
 
 PREFIX = "timm:"
@@ -129,7 +129,7 @@ def local_path(source: str) -> Path | None:
     """Return the file or folder of a source, or None for a model name."""
     name = source.removeprefix(PREFIX)
     by_name = name.startswith("hf-hub:") or re.fullmatch(r"\w+(\.\w+)?", name)
-    is_file = Path(name).exists() or name.endswith((".safetensors", *CHECKPOINTS))
+    is_file = Path(name).exists() or name.endswith(".safetensors")
     return Path(name) if is_file or not by_name else None
 
 

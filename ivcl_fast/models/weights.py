@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -36,10 +35,6 @@ CLASS_OF_KEY = {
     "slot_head.weight": "Supervised",
 }
 """State-dict keys that only one class has, and that class."""
-CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt")
-"""Suffixes of files that may come from ``torch.save``."""
-STATE_DICTS = ("model", "state_dict", "model_state_dict")
-"""Keys of the model's weights in public checkpoints."""
 PACKAGED = Path(__file__).resolve().parent.parent / "pretrained"
 """Folder of the packaged models."""
 PREFIX = "ivcl_fast/"
@@ -138,8 +133,8 @@ def packaged_model(place: str | os.PathLike) -> Path | None:
 def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read the state dict of a source (see :func:`weights_file`); a state dict passes through.
 
-    Code in a ``torch.save`` checkpoint is not run. Raises :class:`UserError` for a file without
-    weights or with a wrong checksum in :data:`CHECKSUMS`.
+    Raises :class:`UserError` for a file that is not in the safetensors format, or with a wrong
+    checksum in :data:`CHECKSUMS`.
     """
     if isinstance(source, Mapping):
         return dict(source)
@@ -149,36 +144,16 @@ def read_weights(source: str | os.PathLike | Mapping[str, Tensor]) -> dict[str, 
     try:
         return load_tensors(file)
     except SafetensorError as error:
-        if file.suffix not in CHECKPOINTS:
-            raise UserError(f"{file}: not a readable safetensors file ({error})") from None
-    return read_checkpoint(file)
+        raise UserError(
+            f"{file}: not a readable safetensors file ({error}); load one of torch.save by "
+            "yourself, and pass its state dict to load_pretrained"
+        ) from None
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file; raises ``SafetensorError`` or a named ``OSError``."""
     with file.open("rb"):
         return load_file(file)
-
-
-def read_checkpoint(file: Path) -> dict[str, Tensor]:
-    """Return the state dict in a ``torch.save`` file, at the top level or under a model's key."""
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception:  # the type depends on the damage
-        raise UserError(
-            f"{file}: not a readable safetensors file, nor one of torch.save that holds tensors "
-            "and plain values alone"
-        ) from None
-    named = [content[name] for name in STATE_DICTS if isinstance(content, dict) and name in content]
-    for weights in (*named, content):
-        if isinstance(weights, dict) and weights and all(map(torch.is_tensor, weights.values())):
-            return dict(weights)
-    raise UserError(
-        f"{file}: expected a state dict of tensors, or one named {', '.join(STATE_DICTS)}, got "
-        "other content"
-    )
 
 
 def read_config(file: Path) -> dict[str, Any]:

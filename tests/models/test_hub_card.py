@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from pathlib import Path
@@ -31,7 +32,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_card_is_true(tmp_path, monkeypatch, name):
-    """It needs no network, its code runs, and it states the shapes of the outputs."""
+    """It needs no network, and its code runs."""
     monkeypatch.setattr(socket, "socket", None)
     net, folder = MODELS[name](), tmp_path / "model"
     net.save_pretrained(folder)
@@ -43,19 +44,14 @@ def test_the_model_card_is_true(tmp_path, monkeypatch, name):
     assert data.pipeline_tag == ("video-classification" if name == "classifier" else None)
     assert "video" in data.tags
     assert ("self-supervised-learning" in data.tags) == (net.kind in ("IVCL", "SlotAutoencoder"))
-    for field, value in vars(net.cfg).items():
-        assert f"| {field} | {value} |" in card
-
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     write_painted(tmp_path / "video.avi", 1, 9)
     code = code.replace("FOLDER", str(folder)).replace("VIDEO", str(tmp_path / "video.avi"))
     made: dict = {}
     exec(code, made)
     assert type(made["model"]) is type(net)
-    told = re.findall(r"^(\w+) = .*# \w+ (\[.*\])$", code, re.MULTILINE)
-    assert len(told) == 2
-    for variable, shape in told:
-        assert str(list(made[variable].shape)) == shape
+    expected = net.encode if hasattr(net, "encode") else net
+    torch.testing.assert_close(made.get("slots", made.get("logits")), expected(made["video"]))
 
 
 def test_the_card_tells_of_training_and_classes(tmp_path):
@@ -67,13 +63,10 @@ def test_the_card_tells_of_training_and_classes(tmp_path):
     model = ivcl_fast.IVCLClassifier(CFG, 2, names)
     model.save_pretrained(tmp_path / "told", training=training)
     card = (tmp_path / "told" / "README.md").read_text()
-    for row in (
-        "| data | synthetic:acre-iid |", "| scores | accuracy 0.5 |",
-        r"| classes | no, yes \| maybe?# Heading |",
-    ):  # fmt: skip
-        assert f"\n{row}\n" in card
+    (found,) = re.findall(r"```json\n(.*?)\n```", card, re.DOTALL)
+    assert json.loads(found) == training
     assert 'load_clip("VIDEO", model.cfg, frame_stride=4, crop="center")' in card
-    assert "2 classes: no, yes \\| maybe?# Heading (`model.class_names`" in card
+    assert "all sizes and the names of the classes" in card
 
 
 @pytest.mark.parametrize("revision", ["v1", "v2"])

@@ -140,23 +140,10 @@ def test_weights_that_are_not_floating_point_are_refused(tmp_path):
         IVCLClassifier(CFG, 5).load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("file", "name"), [("a.pth", None), ("a.pt", "model"), ("a.ckpt", "model_state_dict")]
-)
-def test_a_checkpoint_of_torch_save(tmp_path, file, name):
-    file = tmp_path / file
-    weights = IVCL(CFG).state_dict()
-    content = weights if name is None else {name: weights, "epoch": 3, "args": {"lr": 0.1}}
-    torch.save(content, file)
-    classifier = IVCLClassifier(CFG, 3)
-    taken = classifier.load_pretrained(str(file))
-    assert all(torch.equal(classifier.state_dict()[key], weights[key]) for key in taken)
-    torch.save({"epoch": 3}, file)
-    with pytest.raises(ValueError, match=r"a\.\w+: expected a state dict [^\n]*$"):
-        classifier.load_pretrained(str(file))
-    file.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"a\.\w+: not a readable safetensors file, nor [^\n]*$"):
-        classifier.load_pretrained(str(file))
+def test_a_checkpoint_of_torch_save_is_refused(tmp_path):
+    torch.save(IVCL(CFG).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth: not a readable safetensors file [^\n]*$"):
+        IVCLClassifier(CFG, 3).load_pretrained(str(tmp_path / "a.pth"))
 
 
 def test_damage_of_a_finished_model_is_found(tmp_path):

@@ -95,7 +95,7 @@ def test_random_weights_all_learn(tmp_path, pretrained):
     "flags",
     [
         ["--objective", "joint"], ["--stage", "finetune"],
-        ["--objective", "slot_attention", "--stage", "finetune", "--init", "timm:vit.pth"],
+        ["--objective", "slot_attention", "--stage", "finetune", "--init", "timm:vit.safetensors"],
         ["--slot-noise", "-1"],
     ],
 )  # fmt: skip
