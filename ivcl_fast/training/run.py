@@ -22,14 +22,13 @@ from ivcl_fast.distributed.parallel import is_sharded
 from ivcl_fast.errors import UserError
 from ivcl_fast.evaluation.evaluate import BATCH, Evaluation, encode, evaluate, frame_scores
 from ivcl_fast.evaluation.targets import TARGETS
-from ivcl_fast.models import backbone
+from ivcl_fast.models import backbone, flops
 from ivcl_fast.models.ivcl import IVCLClassifier, PretrainingModel, Supervised
 from ivcl_fast.models.weights import read_weights
 from ivcl_fast.training import checkpoint
 from ivcl_fast.training.classes import Classes, pretraining_model
 from ivcl_fast.training.hardware import choose_execution, peak_flops, tune_malloc
 from ivcl_fast.training.loop import Intervals, Loss, Stage, clip_seeds
-from ivcl_fast.training.memory import stage_flops
 from ivcl_fast.training.metrics_log import MetricsLog
 from ivcl_fast.training.model_card import describe_training
 from ivcl_fast.training.optim import Schedule, scaled_lr
@@ -307,8 +306,14 @@ class Run:
         """Return the clips per second, of ``frames`` frames each, at the peak FLOP/s of all
         devices, or None if that is unknown."""
         peak = peak_flops(self.device) if self.amp else None
-        classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
-        return peak and peak * distributed.world_size() / stage_flops(model.cfg, classes, frames)
+        if peak is None:
+            return None
+        if isinstance(model, Supervised):
+            each = flops.supervised_training(model.cfg, model.num_classes)
+        else:
+            classes = model.head.out_features if isinstance(model, IVCLClassifier) else None
+            each = flops.training(model.cfg, classes, frames)
+        return peak * distributed.world_size() / each
 
     def _training_loader(self, stage: str, num_frames: int, **slots: Any) -> ClipLoader:
         """Return this rank's part of the training batches of a stage.

@@ -13,7 +13,7 @@ def test_the_plan_of_a_run(command):
     assert status == 0
     assert "tiny, 16 clips per step on each GPU" in told and "pretrain, bf16" in told
     assert "finetune" not in told and "float32" not in told
-    for row in ("weights, GB", "activations, GB", "peak, GB", "clips that fit 24 GB"):
+    for row in ("fixed, GB", "MB per clip", "peak, GB", "clips that fit 24 GB"):
         assert row in told
     status, told, _ = command(info.main, "--plan", "--device", "cpu", "--stage", "finetune")
     assert status == 0 and "on this CPU" in told and "clips that fit" in told
