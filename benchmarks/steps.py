@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,6 @@ from benchmarks.measure import ARITHMETIC, BF16, DEVICE, Benchmark, Call, Setup
 from benchmarks.results import Skip
 from benchmarks.sizes import BATCHES, ON_GPU, Batch, first
 from ivcl_fast import IVCLConfig, accelerate, reference
-from ivcl_fast.kernels import _ext, _triton
 from ivcl_fast.models import flops
 from ivcl_fast.training import step_graph
 from ivcl_fast.training.hardware import compile_unsupported_reason
@@ -38,14 +36,12 @@ class Variant:
     sdpa: bool = False
     compiled: bool = False
     graph: bool = False
-    kernels: bool = True
 
 
 OURS = Variant("ours", ours=True)
 OURS_COMPILED = Variant("ours, compiled", ours=True, compiled=True)
 OURS_GRAPH = Variant("ours, CUDA graph", ours=True, graph=True)
 OURS_COMPILED_GRAPH = Variant("ours, compiled, CUDA graph", ours=True, compiled=True, graph=True)
-WITHOUT_KERNELS = Variant("ours, ops in plain PyTorch", ours=True, kernels=False)
 FLOAT32 = Variant("reference, float32", bf16=False)
 EXPLICIT = Variant(f"{ARITHMETIC}, explicit")
 SDPA = Variant(f"{ARITHMETIC}, SDPA", sdpa=True)
@@ -62,8 +58,7 @@ VARIANTS = (
     )
     if ON_GPU
     else (
-        TRAINER, WITHOUT_KERNELS, *([FLOAT32] if BF16 else []), EXPLICIT, SDPA, EXPLICIT_COMPILED,
-        SDPA_COMPILED,
+        TRAINER, *([FLOAT32] if BF16 else []), EXPLICIT, SDPA, EXPLICIT_COMPILED, SDPA_COMPILED,
     )
 )  # fmt: skip
 """On a GPU most important first, because time may run out. Without bfloat16, the float32 reference
@@ -120,7 +115,7 @@ def pretraining(cfg: IVCLConfig, clips: int) -> Setup:
                 return graph()
 
             return [replay]
-        return [step if variant.kernels else without_kernels(step)]
+        return [step]
 
     return Setup({variant.name: partial(build, variant) for variant in VARIANTS}, loss)
 
@@ -150,17 +145,6 @@ def graph_or_error() -> Iterator[None]:
         yield
     finally:
         step_graph.log.removeFilter(fail)
-
-
-def without_kernels(step: Step) -> Step:
-    """Run a step as on a machine without kernels."""
-
-    def run() -> Tensor:
-        off = "switched off"
-        with patch.object(_ext, "MISSING", off), patch.object(_triton, "MISSING", off):
-            return step()
-
-    return run
 
 
 def pretraining_benchmark(name: str, batch: Batch, max_seconds: float) -> Benchmark:
