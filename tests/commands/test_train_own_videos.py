@@ -69,9 +69,7 @@ def test_a_folder_of_classes(videos, tmp_path, command):
     report = (run / "report.md").read_text()
     assert "8 clips of pretraining, 8 clips of finetuning" in report
     card = (run / "finetune" / "README.md").read_text()
-    shown = r"left &lt;b&gt;\$\|\`\[a\](b)?\[2J, right ?"
     assert "1 videos could not be used" in report and "a?# &lt;i&gt;.mp4: not a video" in report
-    assert shown in card
     for text in (out, err, report, card):
         assert not re.search(r"\x1b|<b>|\n# <i>|\udcff", text)
     assert "mean class" in out
