@@ -18,7 +18,6 @@ from PIL import Image
 
 from ivcl_fast import IVCLConfig
 from tests.support.short_run import ENVIRONMENT, ROOT, ShortRun
-from tests.support.small_models import SIZE_FLAGS
 
 EXAMPLES = ROOT / "examples"
 PACKAGED = "ivcl_fast/tiny-pretrained"
