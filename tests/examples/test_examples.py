@@ -39,6 +39,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     return call
 
 
+def test_objects_as_slots(run, tmp_path):
+    said = run("objects_as_slots.py", 48, 256, folder=tmp_path).splitlines()
+    assert len(said) == 8 and said[-1].startswith("256 clips: top-1 ")
+    assert all("of the visible" in line and "of the hidden snitches" in line for line in said)
+
+
 def test_answer_for_a_video(run, short_run: ShortRun, tmp_path):
     for arguments in ((), (short_run.folder, short_run.video)):
         said = run("answer_for_a_video.py", *arguments, folder=tmp_path)
