@@ -154,7 +154,7 @@ def test_several_clips_of_a_stride_are_averaged(videos, tmp_path, command):
     evaluation = run.evaluate(model, "val")
     assert torch.allclose(evaluation.logits, mean, atol=1e-6)
     card = (tmp_path / "run" / "finetune" / "README.md").read_text()
-    assert "| frame stride | 1 |" in card and "| crop | center |" in card
+    assert '"frame stride": 1' in card and '"crop": "center"' in card
     video = videos / "left" / "00.mp4"
     shown = ClipReader(run).file(video, "--predict").frames.unsqueeze(0)
     assert torch.equal(shown, load_clip(video, model.cfg, frame_stride=1, crop="center"))
