@@ -81,6 +81,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let the interpreter free them at its end; Triton's bindings warn of leaks otherwise."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def memory_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
     """Several processes share a GPU, and PyTorch keeps what the largest test of each has taken."""
