@@ -211,6 +211,9 @@ def _is_begun(out: Path, spec: SyntheticSpec) -> bool:
     Raises :class:`UserError` if it contains other files.
     """
     marker, content = out / _MARKER, _content(spec)
+    # Before the marker: another process may write the marker, and then folders, at any time.
+    names = (*spec.folders, spec.index)
+    has_files = out.exists() and (not out.is_dir() or any((out / name).exists() for name in names))
     if marker.is_file():
         try:
             found = json.loads(read_bytes(marker))
@@ -222,8 +225,7 @@ def _is_begun(out: Path, spec: SyntheticSpec) -> bool:
                 f"{marker.name}); delete it or choose another folder"
             )
         return True
-    names = (*spec.folders, spec.index)
-    if out.exists() and (not out.is_dir() or any((out / name).exists() for name in names)):
+    if has_files:
         raise UserError(f"{out}: expected a new or empty folder, got other files")
     return False
 

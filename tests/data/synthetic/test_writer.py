@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ivcl_fast.data.synthetic.video import encode_video
-from ivcl_fast.data.synthetic.writer import read_spec, write_dataset
+from ivcl_fast.data.synthetic.writer import begin, read_spec, write_dataset
 from ivcl_fast.errors import UserError
 from tests.data.synthetic.conftest import SPECS
 
@@ -77,6 +77,23 @@ def test_one_command_writes_and_another_waits(tmp_path: Path, cater: Path) -> No
         both = [pool.submit(write_dataset, tmp_path / "out", spec, 1) for _ in range(2)]
     assert all(one.result() == tmp_path / "out" for one in both)
     assert contents(tmp_path / "out") == contents(cater)
+
+
+def test_another_command_begins_at_the_same_moment(
+    tmp_path: Path, cater: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, spec, is_file = tmp_path / "out", SPECS["cater"], Path.is_file
+
+    def just_before(path: Path) -> bool:
+        answer = is_file(path)
+        if path.parent == out:
+            monkeypatch.undo()
+            begin(out, spec)
+        return answer
+
+    monkeypatch.setattr(Path, "is_file", just_before)
+    write_dataset(out, spec, 1)
+    assert contents(out) == contents(cater)
 
 
 def test_a_complete_folder_is_left_alone(made: tuple[str, Path]) -> None:
