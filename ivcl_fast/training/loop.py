@@ -132,6 +132,7 @@ class Stage:
                     break
             # A signal may have arrived since then, or during the last checkpoint. Wait for rank 0,
             # which writes it, because torchrun ends all ranks with the first one.
+            distributed.barrier()
             if any(distributed.any_rank(bool(caught))):
                 signum = caught[0] if caught else signal.SIGTERM
                 run = shlex.quote(str(self.metrics.folder))
