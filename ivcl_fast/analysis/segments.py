@@ -24,8 +24,10 @@ from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.synthetic.cater.motion import LAST_FRAME
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, spec_of
 from ivcl_fast.evaluation import permanence, segmentation
+from ivcl_fast.evaluation.hold import MEMORIES, hold
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.permanence import HiddenRun
+from ivcl_fast.models.reference import as_pixels, unpatchify
 from ivcl_fast.progress import Bar
 
 Values = dict[str, list[Tensor]]
@@ -37,6 +39,10 @@ OBJECTS, REIDENTIFICATION, HIDDEN = "objects in slots", "re-identification", "hi
 """Tables."""
 FROZEN = "frozen at the last visible place"
 """Baseline: a hidden object stays where it was last visible."""
+HELD = ", held"
+"""Added to the name of a row whose segments :func:`~ivcl_fast.evaluation.hold.hold` renumbered."""
+TRUE = "true segments"
+"""Upper bound: the visible pixels of each object as segments, with numbers from ``hold`` alone."""
 LENGTHS = {
     "all": (0.0, np.inf),
     "up to 30 frames": (0.0, 30.0),
@@ -96,7 +102,8 @@ def score_segments(run: FinishedRun, count: int, models: Models) -> SegmentScore
 
     Masks of the objects are rendered again. A model that decodes each slot is scored on the pixels
     of each slot, in evenly spaced frames of a video. If there is no such model, a segment is the
-    patches that attend most to one slot, in the model's frames.
+    patches that attend most to one slot, in the model's frames. Each row is scored once more with
+    the segments renumbered by :func:`~ivcl_fast.evaluation.hold.hold`, except an untrained one.
     """
     spec, split = spec_of(run.data.dataset.root), run.data.eval_split
     if spec is None:
@@ -106,26 +113,35 @@ def score_segments(run: FinishedRun, count: int, models: Models) -> SegmentScore
     sample = Sample.of(run, split, min(count, MOST_CLIPS), frames)
     size, slots = run.config.model.image_size, run.config.model.num_slots
     truth = zip(sample.scenes, sample.ids, strict=True)
-    names = list(models)
-    found = {table: {name: Values() for name in names} for table in (OBJECTS, REIDENTIFICATION)}
-    found[HIDDEN] = {name: Values() for name in [*names, FROZEN]}
+    found: dict[str, dict[str, Values]] = {OBJECTS: {}, REIDENTIFICATION: {}, HIDDEN: {}}
+
+    def score(name: str, segments: Tensor, count: int, true: Truth) -> None:
+        owners, boxes = true.owners(segments, count), permanence.segment_boxes(segments, count)
+        held = [permanence.held_boxes(boxes, owners, hidden) for hidden in true.hidden]
+        add(found[OBJECTS], name, agreement(segments, true.masks))
+        add(found[REIDENTIFICATION], name, reidentified(owners, true))
+        add(found[HIDDEN], name, hidden_positions(held, true))
+
     for rows in sample.batches(run, f"segments of {split}"):
         # The clips come first, so that zip does not take a scene too many.
         for clip, (scene, ids) in zip(rows.split(1), truth, strict=False):
             true = Truth(spec, scene, ids, size, run.config.data.crop)
+            pixels = unpatchify(as_pixels(clip[0]), run.config.model.patch_size).cpu()
             with torch.autocast(run.device.type, torch.bfloat16, enabled=run.amp):
                 segments = {name: segments_of(model, clip) for name, model in models.items()}
             for name, of_model in segments.items():
-                add(found[OBJECTS][name], agreement(of_model, true.masks))
-                owners = true.owners(of_model, slots)
-                add(found[REIDENTIFICATION][name], reidentified(owners, true))
-                boxes = permanence.segment_boxes(of_model, slots)
-                held = [permanence.held_boxes(boxes, owners, hidden) for hidden in true.hidden]
-                add(found[HIDDEN][name], hidden_positions(held, true))
-            add(found[HIDDEN][FROZEN], hidden_positions(true.frozen(), true))
-    chance = {OBJECTS: 0.0, REIDENTIFICATION: 1 / slots, HIDDEN: 0.0}
+                score(name, of_model, slots, true)
+                if name != "untrained":
+                    score(name + HELD, hold(of_model, pixels, slots), MEMORIES, true)
+            objects = true.visible.shape[1]
+            visible = true.masks.where(true.masks >= 0, objects)
+            score(TRUE + HELD, hold(visible, pixels, objects), MEMORIES, true)
+            add(found[HIDDEN], FROZEN, hidden_positions(true.frozen(), true))
     return {
-        table: {name: means(values, chance[table]) for name, values in of_table.items()}
+        table: {
+            name: means(values, 1 / slots if table == REIDENTIFICATION else 0.0)
+            for name, values in of_table.items()
+        }
         for table, of_table in found.items()
     }
 
@@ -240,7 +256,9 @@ def hidden_positions(boxes: Iterable[Tensor], true: Truth) -> dict[str, Tensor]:
     }
 
 
-def add(values: Values, of_clip: dict[str, Tensor]) -> None:
+def add(rows: dict[str, Values], name: str, of_clip: dict[str, Tensor]) -> None:
+    """Add the values of a clip to a row of a table."""
+    values = rows.setdefault(name, {})
     for column, found in of_clip.items():
         values.setdefault(column, []).append(found)
 
