@@ -134,8 +134,7 @@ def score_segments(run: FinishedRun, count: int, models: Models) -> SegmentScore
                 if name != "untrained":
                     score(name + HELD, hold(of_model, pixels, slots), MEMORIES, true)
             objects = true.visible.shape[1]
-            visible = true.masks.where(true.masks >= 0, objects)
-            score(TRUE + HELD, hold(visible, pixels, objects), MEMORIES, true)
+            score(TRUE + HELD, hold(true.masks, pixels, objects), MEMORIES, true)
             add(found[HIDDEN], FROZEN, hidden_positions(true.frozen(), true))
     return {
         table: {

@@ -33,9 +33,9 @@ RATE = 0.3
 def hold(segments: Tensor, pixels: Tensor, count: int) -> Tensor:
     """Renumber the segments of a video by object: int64 ``[T, h, w]``, below :data:`MEMORIES`.
 
-    ``segments`` int64 ``[T, h, w]``: the segment of each pixel; those below ``count`` are objects,
-    others are a background, which becomes :data:`MEMORIES`. ``pixels`` float32 ``[T, 3, h, w]``,
-    in [0, 1].
+    ``segments`` int64 ``[T, h, w]``, on the CPU: the segment of each pixel; 0 to ``count - 1`` are
+    objects, others are a background, which becomes :data:`MEMORIES`. ``pixels`` float32
+    ``[T, 3, h, w]``, in [0, 1].
 
     Example::
 
@@ -65,7 +65,7 @@ def hold(segments: Tensor, pixels: Tensor, count: int) -> Tensor:
         number[new] = torch.arange(len(at), len(at) + len(new))
         at, known = torch.cat([at, place[frame, new]]), torch.cat([known, looks[frame, new]])
         held = torch.cat([held, torch.zeros(len(new), dtype=torch.bool)])
-    every = segments.flatten(1).clamp(max=count)
+    every = segments.where(segments >= 0, count).clamp(max=count).flatten(1)
     return numbers.gather(1, every).view_as(segments)
 
 

@@ -66,4 +66,6 @@ def test_small_segments_and_objects_beyond_the_most_are_background() -> None:
 
 
 def test_a_video_without_segments() -> None:
-    assert (hold(torch.full((3, 8, 8), 2), torch.zeros(3, 3, 8, 8), 2) == MEMORIES).all()
+    for background in (2, -1):
+        held = hold(torch.full((3, 8, 8), background), torch.zeros(3, 3, 8, 8), 2)
+        assert (held == MEMORIES).all()
