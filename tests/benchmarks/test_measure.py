@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -51,13 +49,6 @@ def test_wrong_and_broken_implementations_are_not_timed(together):
     assert rows["absent"]["skipped"] == "Triton cannot be imported"
     assert rows["broken"]["error"] == "RuntimeError: CUDA error: an illegal memory access"
     assert "memory" in rows["large"]["skipped"]
-
-
-def test_a_set_up_that_fails_is_the_error_of_every_implementation():
-    rows = []
-    measure(replace(BENCHMARK, setup=broken), rows.append)
-    assert [row["name"] for row in rows] == [*BENCHMARK.implementations]
-    assert all("illegal memory" in row["error"] for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -202,11 +202,6 @@ def test_bad_input(opened: Any, tmp_path: Path) -> None:
     assert "nan" in opened.inner_text(".sortable")
 
 
-def test_a_run_without_clips(opened: Any, tmp_path: Path) -> None:
-    write_page(tmp_path / "report.html", [run_in(tmp_path, ["off", "on"])])
-    check(opened, tmp_path / "report.html", 0)
-
-
 def test_a_page_that_goes_on(opened: Any, tmp_path: Path) -> None:
     """It plays, and loads itself again for clips that were not ready before."""
     path = tmp_path / "report.html"

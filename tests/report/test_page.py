@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ivcl_fast import IVCL, IVCLClassifier, SlotAutoencoder
+from ivcl_fast import IVCL, IVCLClassifier
 from ivcl_fast.analysis.clips import DecodedClip
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
 from ivcl_fast.data.dataset import Clip
@@ -134,19 +134,6 @@ def test_texts_of_others_are_never_markup(tmp_path: Path) -> None:
     html, data = write(tmp_path, run, [shown], sections=sections)
     assert "alert(1)</script>" not in html
     assert data["clips"][0]["truth"] == NASTY and data["clips"][0]["name"] == NASTY
-
-
-def test_videos_without_classes_and_of_one_frame(tmp_path: Path) -> None:
-    run = run_in(tmp_path, [])
-    slots = SlotAutoencoder(
-        config(objective="slot_attention", num_frames=1, num_query_frames=1)
-    ).eval()
-    clip = DecodedClip("one", [0], {0: random_video(1)[0, 0]}, 0.0)
-    _, data = write(tmp_path, run, [describe_clip(run, {"pretrained": slots}, clip)])
-    (found,) = data["clips"]
-    assert found["answer"] is None and found["right"] is None and found["titles"] == ["frame 1"]
-    names = [layer["name"] for layer in found["layers"]]
-    assert names[-3:] == ["segments", "reconstruction", "error"]
 
 
 def test_a_page_without_clips_says_why(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from ivcl_fast.data.clip import find_media
 from ivcl_fast.data.dataset import VideoError
 from ivcl_fast.data.decode.decoder import make_decoder, probe
 from ivcl_fast.data.decode.media import VideoInfo
@@ -315,14 +313,6 @@ def test_a_list_of_other_files_is_refused(tmp_path, text):
     (tmp_path / "list.mp4").write_text(text)
     with pytest.raises(VideoError, match="not a video file"):
         probe(media(tmp_path / "list.mp4"))
-
-
-def test_a_pipe_is_refused_without_opening_it(tmp_path):
-    os.mkfifo(tmp_path / "pipe.avi")
-    with pytest.raises(VideoError, match="got a single file"):
-        find_media(tmp_path / "pipe.avi")
-    with pytest.raises(VideoError, match="is not a regular file"):
-        probe(media(tmp_path / "pipe.avi"))
 
 
 def test_a_broken_image_is_named(tmp_path):
