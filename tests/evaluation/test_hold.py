@@ -13,10 +13,8 @@ Square = tuple[int, int, int, tuple[float, float, float]]
 
 def film(*frames: tuple[Square, ...], side: int = 4) -> tuple[Tensor, Tensor]:
     """Return segments and pixels of squares, each ``(segment, row, column, color)``."""
-    segments, pixels = (
-        torch.full((len(frames), 32, 32), -1),
-        torch.full((len(frames), 3, 32, 32), 0.5),
-    )
+    segments = torch.full((len(frames), 32, 32), -1)
+    pixels = torch.full((len(frames), 3, 32, 32), 0.5)
     for frame, squares in enumerate(frames):
         for segment, row, column, color in squares:
             at = slice(row, row + side), slice(column, column + side)
