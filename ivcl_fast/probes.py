@@ -16,7 +16,7 @@ import tyro
 from torch import Tensor
 
 from ivcl_fast.analysis.finished_runs import FinishedRun, Models
-from ivcl_fast.analysis.linear_probes import PROBES, Frames, Scores, frames_of, run_probes
+from ivcl_fast.analysis.linear_probes import Frames, Scores, frames_of, run_probes
 from ivcl_fast.analysis.segments import Sample, score_segments
 from ivcl_fast.command import parse, run_command
 from ivcl_fast.data.formats.cater import TASKS
@@ -93,7 +93,7 @@ def probe_run(config: ProbesConfig) -> Scores:
     clips = len(train.clips.unique()), len(test.clips.unique())
     about = f"{run.describe()} Models: {' and '.join(models)}."
     segments = score_segments(run, config.eval_clips, models)
-    tables = {f"{name} ({PROBES[name].metric})": probe_table(scores[name]) for name in scores}
+    tables = {f"{name} (top-1)": probe_table(scores[name]) for name in scores}
     tables |= {name: score_table("model", rows) for name, rows in segments.items()}
     for title, table in tables.items():
         table.print(f"{title} on {clips[1]} clips, 95 % intervals in brackets")

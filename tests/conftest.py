@@ -82,7 +82,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Let the interpreter free them at its end; Triton's bindings warn of leaks otherwise."""
+    """Let Python free them on exit; otherwise, Triton's bindings warn of leaks."""
     gc.unfreeze()
 
 

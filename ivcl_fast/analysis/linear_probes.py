@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,18 +33,9 @@ Linear = Callable[[Tensor], Tensor]
 """A fitted probe: maps features ``[M, D]`` to logits ``[M, K]``."""
 
 
-class Probe(NamedTuple):
-    """Metric and size of a probe."""
-
-    metric: str
-    """Name of the metric in tables."""
-    outputs: int
-    """K."""
-
-
 CELL = "snitch's cell"
-PROBES = {CELL: Probe("top-1", 36)}
-"""The cell is one of 6 x 6."""
+CELLS = 36
+"""Number of cells of CATER's floor, 6 x 6."""
 
 
 def fit(x: Tensor, y: Tensor, classes: int, penalty: float) -> Linear:
@@ -129,9 +119,9 @@ def run_probes(
     ``features``: by name, float32 ``[M, D]`` of the training and test frames. ``progress`` is
     called with the number of fitted probes and the total. Groups without frames are left out.
     """
-    classes, right = PROBES[CELL].outputs, dict[str, Tensor]()
+    right = dict[str, Tensor]()
     for done, (name, (x, x_test)) in enumerate(features.items(), 1):
-        probe = fit_best(x, train.cells.to(x.device), train.clips.to(x.device), classes)
+        probe = fit_best(x, train.cells.to(x.device), train.clips.to(x.device), CELLS)
         right[name] = torch.from_numpy(topk_correct(probe(x_test), test.cells, 1))
         progress(done, len(features))
     scores: dict[str, dict[str, Score]] = {}
@@ -139,8 +129,8 @@ def run_probes(
         if chosen.any():
             clips = test.clips[chosen]
             scores[group] = {
-                name: Score.proportion(of[chosen], 1 / classes, clips) for name, of in right.items()
+                name: Score.proportion(of[chosen], 1 / CELLS, clips) for name, of in right.items()
             }
             guess = test.guess[chosen]
-            scores[group][CONE] = Score.mean(guess, 1 / classes, percent=True, groups=clips)
+            scores[group][CONE] = Score.mean(guess, 1 / CELLS, percent=True, groups=clips)
     return {CELL: scores}

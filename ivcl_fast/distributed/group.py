@@ -207,11 +207,11 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return values / world_size()
 
 
-def any_rank(*votes: bool) -> tuple[bool, ...]:
-    """Return for each vote whether any rank has it; all ranks get the same result."""
+def any_rank(*flags: bool) -> tuple[bool, ...]:
+    """Return, for each flag, whether it is set on any rank; all ranks get the same result."""
     if not dist.is_initialized():
-        return votes
-    shared = torch.tensor(votes, dtype=torch.uint8)
+        return flags
+    shared = torch.tensor(flags, dtype=torch.uint8)
     dist.all_reduce(shared, dist.ReduceOp.MAX)
     return tuple(map(bool, shared))
 

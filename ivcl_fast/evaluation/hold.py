@@ -2,8 +2,8 @@
 
 The segments of each frame are matched to memories of the objects seen so far, by place, colour and
 size, at the smallest total cost (the Hungarian method, as in "Simple Online and Realtime Tracking",
-Bewley et al., ICIP 2016). A memory without a segment is held: its object may be hidden, and gets
-its number again when it reappears, even elsewhere. Nothing is learnt.
+Bewley et al., ICIP 2016). A memory that matches no segment is kept: its object may be hidden, and
+gets its number back when it reappears, even elsewhere. Nothing is learnt.
 
 Shapes: T frames, S segments, M memories.
 """

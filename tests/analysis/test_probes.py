@@ -108,8 +108,7 @@ def planted(clips: int, seed: int) -> tuple[Tensor, linear_probes.Frames]:
 
 
 def test_what_is_planted_is_found_and_noise_is_at_chance(monkeypatch: Any) -> None:
-    probe = linear_probes.Probe("top-1", 5)
-    monkeypatch.setattr(linear_probes, "PROBES", {linear_probes.CELL: probe})
+    monkeypatch.setattr(linear_probes, "CELLS", 5)
     (x, train), (x_test, test) = planted(60, seed=0), planted(40, seed=1)
     noise = normal(2, len(x), 12), normal(3, len(x_test), 12)
     features = {"planted": (x, x_test), "noise": noise}
@@ -165,7 +164,7 @@ def test_from_run_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comm
     assert "on 10 clips, 95 % intervals" in out and "probes.md" in out
     kept = json.loads((run / "probes" / "probes.json").read_text())
     assert (kept["train_clips"], kept["eval_clips"]) == (15, 10)
-    assert kept["scores"].keys() == linear_probes.PROBES.keys()
+    assert kept["scores"].keys() == {linear_probes.CELL}
     cell = kept["scores"]["snitch's cell"]["visible"]
     models = ("untrained", "pretrained", "finetuned")
     kinds = [f"{model}, {frames}" for model in models for frames in ("frame alone", "all frames")]

@@ -27,7 +27,7 @@ def peaks(
 
 @pytest.mark.parametrize(("preset", "megabytes"), [("tiny", 17), ("base224", 1026)])
 def test_a_clip_takes_what_autograd_saved_of_it(preset, megabytes):
-    """As measured on a CPU in bfloat16, without the casts; temporary tensors come on top."""
+    """Compared with measurements on a CPU in bfloat16, without casts and temporary tensors."""
     low, high = peaks(16, 32, cfg=IVCLConfig.preset(preset), classes=36)
     assert megabytes - 0.5 <= (high - low) / 16e6 < 1.15 * megabytes
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 ORIGIN = "origin.txt"
 """File with the URL of a store, in the folder of its copy."""
 FREE_SHARE = 0.1
-"""Share of the disk that copied shards leave free."""
+"""Fraction of the disk to keep free when copying shards."""
 
 
 class RemoteStore:
