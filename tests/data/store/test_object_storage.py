@@ -14,7 +14,7 @@ import pytest
 from ivcl_fast.config import IVCLConfig
 from ivcl_fast.data.config import DataConfig
 from ivcl_fast.data.datamodule import DataModule, open_data
-from ivcl_fast.data.store import shards
+from ivcl_fast.data.store import remote, shards
 from ivcl_fast.data.store.remote import local_store
 from ivcl_fast.errors import UserError
 from ivcl_fast.prepare import PrepareConfig, StoreFlags, prepare
@@ -40,6 +40,7 @@ def bucket(request, tmp_path, monkeypatch) -> str:
     """The URL of an empty bucket: in memory, or of the server."""
     monkeypatch.setenv("IVCL_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(shards, "SHARDS", 3)
+    monkeypatch.setattr(remote, "FREE_SHARE", 0)  # on a disk that is nearly full too
     url = f"{request.param}://{uuid.uuid4()}"
     if request.param == "s3":
         monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
