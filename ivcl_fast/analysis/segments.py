@@ -24,7 +24,7 @@ from ivcl_fast.data.sampling import frame_ids
 from ivcl_fast.data.synthetic.cater.motion import LAST_FRAME
 from ivcl_fast.data.synthetic.cater.write import SyntheticCater, spec_of
 from ivcl_fast.evaluation import permanence, segmentation
-from ivcl_fast.evaluation.hold import MEMORIES, hold
+from ivcl_fast.evaluation.hold import MEMORIES, hold, join
 from ivcl_fast.evaluation.metrics import Score
 from ivcl_fast.evaluation.permanence import HiddenRun
 from ivcl_fast.models.reference import as_pixels, unpatchify
@@ -40,7 +40,8 @@ OBJECTS, REIDENTIFICATION, HIDDEN = "objects in slots", "re-identification", "hi
 FROZEN = "frozen at the last visible place"
 """Baseline: a hidden object stays where it was last visible."""
 HELD = ", held"
-"""Added to the name of a row whose segments :func:`~ivcl_fast.evaluation.hold.hold` renumbered."""
+"""Added to the name of a row whose segments were joined and held by
+:mod:`~ivcl_fast.evaluation.hold`."""
 TRUE = "true segments"
 """Upper bound: the visible pixels of each object as segments, with numbers from ``hold`` alone."""
 LENGTHS = {
@@ -103,7 +104,7 @@ def score_segments(run: FinishedRun, count: int, models: Models) -> SegmentScore
     Masks of the objects are rendered again. A model that decodes each slot is scored on the pixels
     of each slot, in evenly spaced frames of a video. If there is no such model, a segment is the
     patches that attend most to one slot, in the model's frames. Each row is scored once more with
-    the segments renumbered by :func:`~ivcl_fast.evaluation.hold.hold`, except an untrained one.
+    segments joined and held by :mod:`~ivcl_fast.evaluation.hold`, except an untrained one.
     """
     spec, split = spec_of(run.data.dataset.root), run.data.eval_split
     if spec is None:
@@ -132,7 +133,8 @@ def score_segments(run: FinishedRun, count: int, models: Models) -> SegmentScore
             for name, of_model in segments.items():
                 score(name, of_model, slots, true)
                 if name != "untrained":
-                    score(name + HELD, hold(of_model, pixels, slots), MEMORIES, true)
+                    joined = join(of_model, pixels, slots)
+                    score(name + HELD, hold(joined, pixels, slots), MEMORIES, true)
             objects = true.visible.shape[1]
             score(TRUE + HELD, hold(true.masks, pixels, objects), MEMORIES, true)
             add(found[HIDDEN], FROZEN, hidden_positions(true.frozen(), true))

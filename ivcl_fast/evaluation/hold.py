@@ -1,9 +1,11 @@
 """Hold objects: give an object the same number in every frame, also after it was hidden.
 
-The segments of each frame are matched to memories of the objects seen so far, by place, colour and
-size, at the smallest total cost (the Hungarian method, as in "Simple Online and Realtime Tracking",
-Bewley et al., ICIP 2016). A memory that matches no segment is kept: its object may be hidden, and
-gets its number back when it reappears, even elsewhere. Nothing is learnt.
+Segments of a frame that touch and have one colour may first be joined (:func:`join`), since slots
+tend to divide objects. The segments of each frame are matched to memories of the objects seen so
+far, by place, colour and size, at the smallest total cost (the Hungarian method, as in "Simple
+Online and Realtime Tracking", Bewley et al., ICIP 2016). A memory that matches no segment is kept:
+its object may be hidden, and gets its number back when it reappears, even elsewhere. Nothing is
+learnt.
 
 Shapes: T frames, S segments, M memories.
 """
@@ -12,7 +14,9 @@ from __future__ import annotations
 
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+from torch.nn.functional import max_pool2d, pad
 
 from ivcl_fast.evaluation.permanence import SEEN
 
@@ -28,6 +32,28 @@ NEW = 1.0
 """Cost above which a segment is a new object."""
 RATE = 0.3
 """Weight of the newest frame in a memory's colour and size."""
+SAME_COLOR, SAME_HUE = 0.2, 0.067
+"""Distances of mean colours in [0, 1], and of their fractions of red, green and blue, below which
+touching segments are joined."""
+
+
+def join(segments: Tensor, pixels: Tensor, count: int) -> Tensor:
+    """Join segments of a frame that touch and have one colour: int64 ``[T, h, w]``.
+
+    Arguments as for :func:`hold`; numbers stay below ``count``, which becomes the background.
+
+    Example::
+
+        >>> objects = hold(join(segments, pixels, count), pixels, count)
+    """
+    inside = pixels_of(segments, count)
+    color = inside / inside.sum(dim=2, keepdim=True).clamp(min=1) @ pixels.flatten(2).mT
+    hue = color / color.sum(dim=2, keepdim=True).clamp(min=1e-6)
+    grown = max_pool2d(inside.unflatten(2, segments.shape[1:]), 3, stride=1, padding=1)
+    same = grown.flatten(2) @ inside.mT > 0
+    same &= (torch.cdist(color, color) < SAME_COLOR) & (torch.cdist(hue, hue) < SAME_HUE)
+    joined = [torch.from_numpy(connected_components(frame.numpy())[1]) for frame in same]
+    return renumbered(segments, torch.stack(joined).long(), count)
 
 
 def hold(segments: Tensor, pixels: Tensor, count: int) -> Tensor:
@@ -43,7 +69,7 @@ def hold(segments: Tensor, pixels: Tensor, count: int) -> Tensor:
         >>> objects = hold(shares.argmax(dim=1), video[0] / 255, model.cfg.num_slots)
     """
     area, place, looks = appearance(segments, pixels, count)
-    numbers = torch.full((len(segments), count + 1), MEMORIES)
+    numbers = torch.full((len(segments), count), MEMORIES)
     at, known = place.new_empty(0, 2), looks.new_empty(0, looks.shape[-1])  # [M, ...]
     held = torch.empty(0, dtype=torch.bool)
     for frame, number in enumerate(numbers):
@@ -65,15 +91,27 @@ def hold(segments: Tensor, pixels: Tensor, count: int) -> Tensor:
         number[new] = torch.arange(len(at), len(at) + len(new))
         at, known = torch.cat([at, place[frame, new]]), torch.cat([known, looks[frame, new]])
         held = torch.cat([held, torch.zeros(len(new), dtype=torch.bool)])
+    return renumbered(segments, numbers, MEMORIES)
+
+
+def renumbered(segments: Tensor, numbers: Tensor, background: int) -> Tensor:
+    """Return segments ``[T, h, w]`` with the numbers ``[T, S]``; others become the background."""
+    numbers = pad(numbers, (0, 1), value=background)
+    count = numbers.shape[1] - 1
     every = segments.where(segments >= 0, count).clamp(max=count).flatten(1)
     return numbers.gather(1, every).view_as(segments)
+
+
+def pixels_of(segments: Tensor, count: int) -> Tensor:
+    """Return whether each pixel belongs to each segment, 0 or 1, float32 ``[T, S, h*w]``."""
+    return (segments.flatten(1)[:, None] == torch.arange(count)[:, None]).float()
 
 
 def appearance(segments: Tensor, pixels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the area in pixels ``[T, S]``, the centre in widths ``[T, S, 2]``, and the colour and
     log area ``[T, S, 4]``, weighted, of each segment."""
     height, width = segments.shape[1:]
-    inside = (segments.flatten(1)[:, None] == torch.arange(count)[:, None]).float()  # [T, S, hw]
+    inside = pixels_of(segments, count)
     area = inside.sum(dim=2)
     row, column = torch.arange(height) + 0.5, torch.arange(width) + 0.5
     points = torch.cartesian_prod(row, column) / width  # [hw, 2]

@@ -114,8 +114,8 @@ def test_segments_are_compared_with_the_objects_of_their_frames(
         )
         assert abs(own - frozen) < 0.05 and own > 0
     # The segments of each frame are right but for the smallest. In these pixels, objects have no
-    # colour, and only places and sizes tell them apart.
-    assert objects[upper] == objects["exact, held"] and objects[upper]["FG-ARI"].value > 0.99
+    # colour: only places and sizes tell them apart, and slots that touch are joined.
+    assert objects["exact, held"]["mBO"].value < 0.7 and objects[upper]["FG-ARI"].value > 0.99
     assert 0.5 < again[upper]["all"].value < 1.0
     frozen = hidden[segments.FROZEN]
     assert frozen["mAP, carried"].value < frozen["mAP, contained"].value

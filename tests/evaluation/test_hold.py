@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ivcl_fast.evaluation.hold import MEMORIES, hold
+from ivcl_fast.evaluation.hold import MEMORIES, hold, join
 
 RED, BLUE, GREEN = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0)
 Square = tuple[int, int, int, tuple[float, float, float]]
@@ -31,6 +31,14 @@ def numbers(segments: Tensor, pixels: Tensor) -> list[list[int]]:
         [int(h[s == i].unique()) for i in range(3) if (s == i).any()]
         for h, s in zip(held, segments, strict=True)
     ]
+
+
+def test_parts_of_one_color_that_touch_are_joined() -> None:
+    parts = (0, 4, 4, RED), (1, 8, 8, (0.9, 0.02, 0.0)), (2, 20, 20, RED)
+    segments, pixels = film(parts, ((0, 4, 4, RED), (1, 4, 8, BLUE)))
+    joined = join(segments, pixels, 3)
+    counts = [j[s >= 0].bincount().tolist() for j, s in zip(joined, segments, strict=True)]
+    assert counts == [[32, 16], [16, 16]] and (joined[segments < 0] == 3).all()
 
 
 def test_numbers_stay_when_segments_are_exchanged() -> None:
