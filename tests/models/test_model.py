@@ -80,6 +80,8 @@ def equal_classifiers(cfg: IVCLConfig) -> tuple[reference.IVCLClassifier, IVCLCl
     """The reference and the fast model, with the same random weights."""
     torch.manual_seed(0)
     plain, fast = reference.IVCLClassifier(cfg, 5), IVCLClassifier(cfg, 5)
+    for weight in plain.parameters():  # some start at zero
+        weight.data += 0.02 * torch.randn_like(weight)
     fast.load_state_dict(plain.state_dict())
     return plain, fast
 
