@@ -140,9 +140,6 @@ def test_a_source_without_files(tmp_path):
         assert (decoded.int() - drawn.int()).abs().float().mean() < 2
 
 
-# --- several processes --------------------------------------------------------------------------
-
-
 def test_the_next_call_completes_a_build_that_was_killed(built, videos, tmp_path):
     def die(done: int, total: int) -> None:
         if done >= 8:
@@ -175,9 +172,6 @@ def test_files_of_others_in_a_store_are_kept(own, tmp_path):
     check_strange(strangers)
 
 
-# --- changes ------------------------------------------------------------------------------------
-
-
 def test_added_changed_removed_and_repaired(own, tmp_path):
     """Other shards stay, and a store that is open as in a training that goes on."""
     whole = own[5].files[0].read_bytes()
@@ -205,9 +199,6 @@ def test_videos_that_are_gone(own, tmp_path):
     with pytest.raises(UserError, match=r"of other videos \(4 of its 6 are missing\)"):
         build(own, tmp_path / "store")
     assert FrameStore(tmp_path / "store").names == [one.name for one in own]
-
-
-# --- full disks ---------------------------------------------------------------------------------
 
 
 def test_a_build_continues_after_a_full_disk(own, tmp_path):
