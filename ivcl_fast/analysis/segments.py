@@ -40,8 +40,7 @@ OBJECTS, REIDENTIFICATION, HIDDEN = "objects in slots", "re-identification", "hi
 FROZEN = "frozen at the last visible place"
 """Baseline: a hidden object stays where it was last visible."""
 HELD = ", held"
-"""Added to the name of a row whose segments were joined and held by
-:mod:`~ivcl_fast.evaluation.hold`."""
+"""Suffix of rows that are scored after ``join`` and ``hold`` (``evaluation/hold.py``)."""
 TRUE = "true segments"
 """Upper bound: the visible pixels of each object as segments, with numbers from ``hold`` alone."""
 LENGTHS = {

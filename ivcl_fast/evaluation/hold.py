@@ -32,26 +32,28 @@ NEW = 1.0
 """Cost above which a segment is a new object."""
 RATE = 0.3
 """Weight of the newest frame in a memory's colour and size."""
-SAME_COLOR, SAME_HUE = 0.2, 0.067
-"""Distances of mean colours in [0, 1], and of their fractions of red, green and blue, below which
-touching segments are joined."""
+SAME_COLOR, SAME_CHROMATICITY = 0.2, 0.067
+"""Segments that touch are joined if their mean colours, in [0, 1], and the chromaticities of these
+(the fractions of red, green and blue) are closer than this."""
 
 
 def join(segments: Tensor, pixels: Tensor, count: int) -> Tensor:
     """Join segments of a frame that touch and have one colour: int64 ``[T, h, w]``.
 
-    Arguments as for :func:`hold`; numbers stay below ``count``, which becomes the background.
+    Arguments are as for :func:`hold`. Joined segments have numbers below ``count``, and the
+    background has the number ``count``.
 
     Example::
 
         >>> objects = hold(join(segments, pixels, count), pixels, count)
     """
-    inside = pixels_of(segments, count)
-    color = inside / inside.sum(dim=2, keepdim=True).clamp(min=1) @ pixels.flatten(2).mT
-    hue = color / color.sum(dim=2, keepdim=True).clamp(min=1e-6)
+    inside = masks_of(segments, count)
+    color = mean_over(inside, pixels.flatten(2).mT)
+    chromaticity = color / color.sum(dim=2, keepdim=True).clamp(min=1e-6)
     grown = max_pool2d(inside.unflatten(2, segments.shape[1:]), 3, stride=1, padding=1)
     same = grown.flatten(2) @ inside.mT > 0
-    same &= (torch.cdist(color, color) < SAME_COLOR) & (torch.cdist(hue, hue) < SAME_HUE)
+    same &= torch.cdist(color, color) < SAME_COLOR
+    same &= torch.cdist(chromaticity, chromaticity) < SAME_CHROMATICITY
     joined = [torch.from_numpy(connected_components(frame.numpy())[1]) for frame in same]
     return renumbered(segments, torch.stack(joined).long(), count)
 
@@ -95,27 +97,34 @@ def hold(segments: Tensor, pixels: Tensor, count: int) -> Tensor:
 
 
 def renumbered(segments: Tensor, numbers: Tensor, background: int) -> Tensor:
-    """Return segments ``[T, h, w]`` with the numbers ``[T, S]``; others become the background."""
+    """Replace the number of each segment, in each frame, by that in ``numbers``, int64 ``[T, S]``.
+
+    Pixels of no segment get the number ``background``.
+    """
     numbers = pad(numbers, (0, 1), value=background)
     count = numbers.shape[1] - 1
     every = segments.where(segments >= 0, count).clamp(max=count).flatten(1)
     return numbers.gather(1, every).view_as(segments)
 
 
-def pixels_of(segments: Tensor, count: int) -> Tensor:
-    """Return whether each pixel belongs to each segment, 0 or 1, float32 ``[T, S, h*w]``."""
+def masks_of(segments: Tensor, count: int) -> Tensor:
+    """Return the mask of each segment, 0 or 1: float32 ``[T, S, h*w]``."""
     return (segments.flatten(1)[:, None] == torch.arange(count)[:, None]).float()
+
+
+def mean_over(inside: Tensor, values: Tensor) -> Tensor:
+    """Return the mean of values ``[..., h*w, C]`` over each segment's mask, ``[T, S, C]``."""
+    return inside / inside.sum(dim=2, keepdim=True).clamp(min=1) @ values
 
 
 def appearance(segments: Tensor, pixels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the area in pixels ``[T, S]``, the centre in widths ``[T, S, 2]``, and the colour and
     log area ``[T, S, 4]``, weighted, of each segment."""
     height, width = segments.shape[1:]
-    inside = pixels_of(segments, count)
+    inside = masks_of(segments, count)
     area = inside.sum(dim=2)
     row, column = torch.arange(height) + 0.5, torch.arange(width) + 0.5
     points = torch.cartesian_prod(row, column) / width  # [hw, 2]
-    mean = inside / area.clamp(min=1)[..., None]
-    color = mean @ pixels.flatten(2).mT
+    color = mean_over(inside, pixels.flatten(2).mT)
     looks = torch.cat([COLOR * color, SIZE * area.clamp(min=1).log()[..., None]], dim=2)
-    return area, mean @ points, looks
+    return area, mean_over(inside, points), looks
