@@ -26,6 +26,11 @@ MAE = IVCLConfig.preset(
     "base224", objective="mae", num_frames=1, num_query_frames=1, num_slots=1, decoder_heads=16
 )
 """Image MAE with ViT-B/16 and its decoder as a model of ours; the slot is the class token."""
+SLOTS = IVCLConfig.preset(
+    "tiny", objective="slot_attention", num_slots=11, patch_size=4, depth=2, num_frames=8,
+    num_query_frames=4,
+)  # fmt: skip
+"""The model of docs/guide/object_slots.md."""
 
 ON_GPU = DEVICE.type == "cuda"
 BATCHES = (
@@ -39,6 +44,7 @@ BATCHES = (
         "tiny": Batch(IVCLConfig.preset("tiny"), 8),
         "small": Batch(IVCLConfig.preset("small"), 8),
         "base64": Batch(IVCLConfig.preset("base64"), 8),
+        "slot attention": Batch(SLOTS, 4),
     }
 )
 """Training steps to time; ops, blocks and data have the sizes of the first one."""

@@ -17,7 +17,7 @@ from benchmarks import baselines
 from benchmarks.measure import ARITHMETIC, BF16, DEVICE, Benchmark, Call, Setup
 from benchmarks.results import Skip
 from benchmarks.sizes import BATCHES, ON_GPU, Batch, first
-from ivcl_fast import IVCLConfig, accelerate, reference
+from ivcl_fast import IVCLConfig, accelerate, reference, slot_autoencoder
 from ivcl_fast.models import flops
 from ivcl_fast.training import step_graph
 from ivcl_fast.training.hardware import compile_unsupported_reason
@@ -28,7 +28,7 @@ Step = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a training step of IV-CL."""
+    """One way to run a training step."""
 
     name: str
     ours: bool = False
@@ -71,8 +71,11 @@ is the one with an explicit softmax."""
 def model_of(variant: Variant, cfg: IVCLConfig, is_classifier: bool = False) -> nn.Module:
     """Return the model that a variant trains, on this device."""
     module: Any = ivcl_fast if variant.ours else reference
+    if cfg.objective == "slot_attention" and not variant.ours:
+        module = slot_autoencoder
+    kind = "SlotAutoencoder" if cfg.objective == "slot_attention" else "IVCL"
     with DEVICE:  # random weights take longer on a CPU than training on a GPU
-        model = (module.IVCLClassifier if is_classifier else module.IVCL)(cfg)
+        model = getattr(module, "IVCLClassifier" if is_classifier else kind)(cfg)
     if variant.ours and variant.compiled:
         model.compile_blocks()
     for part in () if variant.ours else model.modules():
@@ -91,10 +94,11 @@ def pretraining(cfg: IVCLConfig, clips: int) -> Setup:
     torch.manual_seed(0)
     shape = clips, cfg.num_frames, cfg.num_patches, cfg.patch_dim
     video = torch.randint(256, shape, dtype=torch.uint8).to(DEVICE)
-    seed = torch.arange(clips, device=DEVICE)
+    masked = cfg.objective != "slot_attention"
+    options = {"seed": torch.arange(clips, device=DEVICE)} if masked else {}
     expected = model_of(FLOAT32, cfg)
     with torch.no_grad():
-        loss = expected(video, seed=seed).loss
+        loss = expected(video, **options).loss
     if ON_GPU:
         expected = expected.cpu()  # so that it does not count as a variant's peak memory
     weights = expected.state_dict(keep_vars=True)
@@ -106,7 +110,7 @@ def pretraining(cfg: IVCLConfig, clips: int) -> Setup:
         model = model_of(variant, cfg)
         model.load_state_dict(weights, assign=not ON_GPU)
         own = baselines.adamw(model, capturable=variant.graph) if ON_GPU else optimizer
-        step = baselines.train_step(lambda: model(video, seed=seed).loss, own, variant.bf16)
+        step = baselines.train_step(lambda: model(video, **options).loss, own, variant.bf16)
         if variant.graph:
             graph = step_graph.StepGraph(step, DEVICE)
 
