@@ -40,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 def test_objects_as_slots(run, tmp_path):
-    said = run("objects_as_slots.py", 48, 256, folder=tmp_path).splitlines()
+    said = run("objects_as_slots.py", 48, 256, 0, "last", folder=tmp_path).splitlines()
     assert len(said) == 8 and said[-1].startswith("256 clips: top-1 ")
     assert all("of the visible" in line and "of the hidden snitches" in line for line in said)
 
