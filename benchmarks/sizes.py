@@ -30,7 +30,7 @@ SLOTS = IVCLConfig.preset(
     "tiny", objective="slot_attention", num_slots=11, patch_size=4, depth=2, num_frames=8,
     num_query_frames=4,
 )  # fmt: skip
-"""The model of docs/guide/object_slots.md."""
+"""Slot attention with the settings of the table in docs/guide/object_slots.md."""
 
 ON_GPU = DEVICE.type == "cuda"
 BATCHES = (

@@ -70,12 +70,11 @@ is the one with an explicit softmax."""
 
 def model_of(variant: Variant, cfg: IVCLConfig, is_classifier: bool = False) -> nn.Module:
     """Return the model that a variant trains, on this device."""
-    module: Any = ivcl_fast if variant.ours else reference
-    if cfg.objective == "slot_attention" and not variant.ours:
-        module = slot_autoencoder
-    kind = "SlotAutoencoder" if cfg.objective == "slot_attention" else "IVCL"
+    competes = cfg.objective == "slot_attention"
+    module: Any = ivcl_fast if variant.ours else slot_autoencoder if competes else reference
+    kind = "IVCLClassifier" if is_classifier else "SlotAutoencoder" if competes else "IVCL"
     with DEVICE:  # random weights take longer on a CPU than training on a GPU
-        model = getattr(module, "IVCLClassifier" if is_classifier else kind)(cfg)
+        model = getattr(module, kind)(cfg)
     if variant.ours and variant.compiled:
         model.compile_blocks()
     for part in () if variant.ours else model.modules():
