@@ -36,9 +36,19 @@ Import this package as ``ivcl_fast.kernels``, never as a top-level ``kernels``.
 
 from __future__ import annotations
 
-if __name__ != "kernels":
-    # With a checkout on sys.path, transformers finds this folder when it looks for Hugging Face's
-    # package ``kernels``. Under that name it is empty.
+if __name__ == "kernels":
+    # A checkout on sys.path hides Hugging Face's package of that name, which transformers needs.
+    import sys
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+    from pathlib import Path
+
+    _ROOT = Path(__file__).resolve().parent.parent
+    _SPEC = PathFinder.find_spec("kernels", [p for p in sys.path if Path(p).resolve() != _ROOT])
+    if _SPEC and _SPEC.loader:
+        sys.modules["kernels"] = module_from_spec(_SPEC)
+        _SPEC.loader.exec_module(sys.modules["kernels"])
+else:
     from ._op import autocast_dtype, dispatches, has_kernel, unsupported_reason
     from .add_layer_norm import add_layer_norm, layer_norm
     from .bias_gelu import bias_gelu

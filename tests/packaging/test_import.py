@@ -115,6 +115,19 @@ def test_an_installed_copy_is_no_checkout(tmp_path):
     assert done.stdout.split() == [str(tmp_path / "ivcl_fast")], done.stderr
 
 
+def test_a_checkout_does_not_hide_hugging_faces_kernels(tmp_path):
+    """transformers and setuptools import that package, also with a checkout first on sys.path."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("from .theirs import NAME\n")
+    (tmp_path / "kernels" / "theirs.py").write_text("NAME = 'theirs'\n")
+    done = run(
+        "import kernels, ivcl_fast.kernels as ours; print(kernels.NAME, ours.__name__)",
+        ROOT,
+        tmp_path,
+    )
+    assert done.stdout.split() == ["theirs", "ivcl_fast.kernels"], done.stderr
+
+
 def test_broken_packages_are_survived_and_named(tmp_path):
     for name in ("triton", "flash_attn", "xformers"):
         (tmp_path / name).mkdir()
