@@ -202,10 +202,10 @@ class Encoder(Transformer):
     def forward(self, rows: Tensor, ids_keep: Tensor, cls_token: Tensor | None = None) -> tuple:
         """Patch rows ``[B, T, N, 3*P*P]`` and ids ``[B, T, K]`` to slots ``[B, T, S, D]``, patches
         ``[B, T, K, D]`` and cls: ``[B, D]`` of a joint encoder with a cls token, else None."""
-        patches = self.embed(rows, ids_keep)  # [B, T, K, D]
         if self.competing:
-            patches = self.transform(patches.flatten(0, 1)).view_as(patches)
-            return self.slot_attention(self.slot_tokens, patches)[0], patches, None
+            slots, _, patches = self.compete(rows, ids_keep)
+            return slots, patches, None
+        patches = self.embed(rows, ids_keep)  # [B, T, K, D]
         slots = self.slot_tokens.to(patches).expand(*ids_keep.shape[:2], -1, -1)
         x, cls = torch.cat([slots, patches], dim=2), None  # [B, T, S + K, D]
         if self.joint:
@@ -213,6 +213,13 @@ class Encoder(Transformer):
         else:
             x = self.transform(x.flatten(0, 1)).view_as(x)
         return *x.split([slots.shape[2], patches.shape[2]], dim=2), cls
+
+    def compete(self, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Competing slots ``[B, T, S, D]``, their shares ``[B, T, S, K]`` of the patches ``ids`` of
+        every frame, and these patches ``[B, T, K, D]``."""
+        patches = self.embed(rows, ids)
+        patches = self.transform(patches.flatten(0, 1)).view_as(patches)
+        return *self.slot_attention(self.slot_tokens, patches), patches
 
     def slots(self, rows: Tensor) -> Tensor:
         """Slots of every frame ``[B, T, S, D]``, nothing masked."""

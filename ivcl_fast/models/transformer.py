@@ -202,12 +202,13 @@ class Decoder(Transformer, reference.Decoder):
 class MixtureDecoder(slot_autoencoder.MixtureDecoder):
     """Decoder whose tokens, one per slot and patch, have autocast's dtype throughout."""
 
-    def draw(self, slots: Tensor) -> Tensor:
+    def draw(self, slots: Tensor, centers: Tensor) -> Tensor:
         x = linear(self.embed, slots)
-        x = F.gelu(x.unsqueeze(2) + self.pos_embed.to(x.dtype))
+        row, column = (part.to(x.dtype) for part in self.distances(centers))
+        x = F.gelu(((x.unsqueeze(2) + row).unsqueeze(3) + column.unsqueeze(2)).flatten(2, 3))
         for layer in self.layers:
             x = linear_gelu(layer, x)
-        return linear(self.pred, x)
+        return self.fade(linear(self.pred, x), centers)
 
     def mix(self, drawn: Tensor, true: Tensor) -> slot_autoencoder.Drawn:
         if self.channels != 3:  # features, not colors

@@ -26,24 +26,29 @@ PACKAGES = pytest.mark.parametrize("package", [slot_autoencoder, ivcl_fast])
 def test_a_frame_is_a_mixture_of_what_its_slots_draw_and_a_background(package):
     torch.manual_seed(0)
     model = package.SlotAutoencoder(CFG)
-    background = torch.nn.init.normal_(model.decoder.background)
+    torch.nn.init.normal_(model.decoder.background)
+    torch.nn.init.normal_(model.decoder.change.weight)
     drawn, mix = [], model.decoder.mix
     model.decoder.mix = lambda x, true: drawn.append(x) or mix(x, true)
     out, pixels = model(video()), CFG.patch_size**2
     assert out.pred.shape == (2, 3, 16, 3 * pixels)
     assert out.shares.shape == (2, 3, 5, 16, pixels)
     (of_slots,) = (x.view(2, 3, 4, 16, 4, pixels) for x in drawn)
-    parts = torch.cat([of_slots[..., :3, :], background.expand(2, 3, 1, -1, -1, -1)], dim=2)
+    frames = reference.patchify(video().float() / 255, CFG.patch_size)
+    true = (frames - CFG.pixel_mean) / CFG.pixel_std
+    change = model.decoder.background_change(true).view(2, 3, 1, 16, 3, pixels)
+    assert not torch.allclose(change[:, 0], change[:, 1])
+    background = model.decoder.background.expand(2, 3, 1, -1, -1, -1)
+    parts = torch.cat([of_slots[..., :3, :], background], dim=2) + change
     claims = torch.cat([of_slots[..., 3, :], torch.full((2, 3, 1, 16, pixels), 3.0)], dim=2)
     torch.testing.assert_close(out.shares, claims.softmax(dim=2))
     shares = out.shares.unsqueeze(-2)
     torch.testing.assert_close(out.pred, (shares * parts).sum(dim=2).flatten(-2))
-    frames = reference.patchify(video().float() / 255, CFG.patch_size)
-    true = ((frames - CFG.pixel_mean) / CFG.pixel_std).unflatten(-1, (3, pixels))
+    true = true.unflatten(-1, (3, pixels))
     of_mixture = (out.pred.unflatten(-1, (3, pixels)) - true).square().mean()
     of_parts = (shares * (parts - true.unsqueeze(2)).square()).sum(dim=2).mean()
-    of_background = (background - true).abs().mean()
-    torch.testing.assert_close(out.loss, 0.9 * of_mixture + 0.1 * of_parts + 0.1 * of_background)
+    of_background = (parts[:, :, -1] - true).abs().mean()
+    torch.testing.assert_close(out.loss, 0.9 * of_mixture + 0.1 * of_parts + 0.2 * of_background)
 
 
 @PACKAGES
@@ -54,7 +59,10 @@ def test_features_are_a_mixture_too(package):
     targets = torch.randn(2, 3, 16, 6)
     out = model(video(), targets.half())
     assert out.pred.shape == targets.shape and out.shares.shape == (2, 3, 5, 16, 1)
-    drawn = model.decoder.draw(model.encode(video()).flatten(0, 1))
+    rows = model.rows(video())
+    slots, share, _ = model.encoder.compete(rows, reference.all_patches(rows))
+    centers = model.decoder.centers(share.flatten(0, 1))
+    drawn = model.decoder.draw(slots.flatten(0, 1), centers)
     shares = F.pad(drawn[..., 6], (0, 0, 0, 1), value=3.0).softmax(dim=1)  # [F, S+1, N]
     torch.testing.assert_close(out.shares.flatten(0, 1)[..., 0], shares)
     background = model.decoder.background[None, None, ..., 0].expand(6, -1, -1, -1)
@@ -62,6 +70,26 @@ def test_features_are_a_mixture_too(package):
     torch.testing.assert_close(out.pred.flatten(0, 1), (shares[..., None] * parts).sum(dim=1))
     assert out.loss > (out.pred - targets).square().mean() > 0
     assert model(video()).loss.isnan()
+
+
+@PACKAGES
+def test_slots_decode_relative_to_their_centers(package):
+    torch.manual_seed(0)
+    decoder = package.SlotAutoencoder(CFG).decoder
+    share = torch.zeros(1, 2, 16)
+    share[0, [0, 0, 1], [4, 5, 10]] = torch.tensor([0.1, 0.2, 1.0])  # of 4x4 patches
+    centers = decoder.centers(share)
+    expected = torch.tensor([[[-0.25, -0.35], [0.25, 0.25]]])  # columns are weighted 1 to 4
+    torch.testing.assert_close(centers, expected, atol=1e-3, rtol=0)
+    slots, down = torch.randn(1, 2, 32), torch.tensor([0.5, 0.0])  # by a patch
+    drawn, below = (decoder.draw(slots, at) for at in (centers, centers + down))
+    torch.testing.assert_close(below[:, :, 4:], drawn[:, :, :-4], atol=1e-4, rtol=1e-4)
+    decoder.pred.weight.data.zero_()
+    logits = decoder.draw(slots, centers)[0, ..., 3 * CFG.patch_size**2 :]
+    at = (torch.arange(16) + 0.5) / 8 - 1  # 16x16 pixels
+    far = (at[:, None] - centers[0, :, :1, None]) ** 2 + (at - centers[0, :, 1:, None]) ** 2
+    pixels = reference.patchify((-16 * far).unsqueeze(1).expand(-1, 3, -1, -1), CFG.patch_size)
+    torch.testing.assert_close(logits, pixels[..., : CFG.patch_size**2], atol=1e-3, rtol=1e-3)
 
 
 @PACKAGES

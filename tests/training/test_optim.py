@@ -72,7 +72,9 @@ def test_muon_takes_all_matrices_between_hidden_layers_of_slot_attention():
     matrices = {n for n, p in model.named_parameters() if p.ndim > 1 and n in others}
     assert matrices == {
         *("encoder.patch_embed.proj.weight", "decoder.embed.weight", "decoder.pred.weight"),
-        *("encoder.pos_embed", "encoder.slot_tokens", "decoder.pos_embed", "decoder.background"),
+        *("encoder.pos_embed", "encoder.slot_tokens", "decoder.background"),
+        *(f"decoder.{name}.weight" for name in ("row", "column", "change")),
+        *(f"decoder.scene.{place}.weight" for place in (0, 2, 3)),
     }
 
 
