@@ -8,11 +8,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +22,6 @@ if not _triton.MISSING:
     from benchmarks.aot import __main__ as aot
     from benchmarks.aot import compile as aot_compile
 
-ROOT = Path(__file__).parents[2]
 CHIPS = (80, 90, 100, 120)
 """What is compiled here: the code for other chips differs from theirs in its limits."""
 
@@ -98,27 +92,6 @@ def test_hazards_are_counted_until_a_wait_covers_the_read():
     """R18, then R20 and R21 in the next turn, are written while the one group may still run."""
     assert aot_compile.count_hazards(LOOP.format(left="0x0")) == 0
     assert aot_compile.count_hazards(LOOP.format(left="0x1")) == 2
-
-
-def test_the_old_embed_patches_has_hazards(tmp_path):
-    """Three stages with Triton 3.7; one stage has none."""
-    folder = ROOT / ".triton" / "3.7"
-    if not folder.is_dir():
-        pytest.skip("no Triton 3.7 in .triton; `make aot` installs it")
-    code = (
-        "import dataclasses; from benchmarks.aot.__main__ import *;"
-        "build = next(b for b in builds({'base64': settings()['base64']}, ['bf16'], 90)"
-        " if b.name.startswith('embed_patches, visible forward'));"
-        "print([compile_launch(dataclasses.replace(build.launch, num_stages=n), 90).hazards"
-        " for n in (1, 3)])"
-    )
-    path = os.pathsep.join(map(str, [folder, ROOT, *sys.path]))
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    one, three = json.loads(run.stdout)
-    assert one == 0 and three > 0
 
 
 def test_every_kernel_of_every_op_is_covered(first_shapes):

@@ -257,16 +257,6 @@ def test_an_edit_list_hides_frames(tmp_path, codec, options):
     assert "edit list hides" in probe(media(path)).warning
 
 
-def test_an_edit_list_does_not_excuse_missing_frames(tmp_path):
-    path = trimmed(write_video(tmp_path / "a.mov", PICTURES, "mjpeg"), 12.4 / 24)
-    whole = path.read_bytes()
-    at = whole.index(b"stsc") + 16
-    assert int.from_bytes(whole[at : at + 4], "big") == FRAMES, "frames of the only chunk"
-    path.write_bytes(whole[:at] + (FRAMES - 2).to_bytes(4, "big") + whole[at + 4 :])
-    with pytest.raises(VideoError, match="truncated"):
-        probe(media(path))
-
-
 # --- what is no video ---------------------------------------------------------------------------
 
 
