@@ -53,8 +53,8 @@ SCENE_DIM, SCENE_WIDTH = 16, 64
 REACH = 0.25
 """Distance from a slot's centre at which its logits are 1 lower; they fall with the square of the
 distance. Half a frame is 1."""
-FREQUENCIES = torch.pi * 2.0 ** torch.arange(4)
-"""Frequencies of the sines and cosines that describe the distance from a slot's centre."""
+FREQUENCIES = 4
+"""Number of sines and of cosines that describe the distance from a slot's centre."""
 
 CONTRAST_WEIGHT, TEMPERATURE = 0.01, 0.1
 """Weight and temperature of the contrastive loss of ``video_slots``."""
@@ -87,11 +87,12 @@ class MixtureDecoder(nn.Module):
         dim, self.channels = cfg.decoder_dim, cfg.target_dim
         pixels = 1 if cfg.decodes_features else cfg.patch_size**2
         self.embed = nn.Linear(cfg.embed_dim, dim)
-        inputs, side = 1 + 2 * len(FREQUENCIES), 1 if cfg.decodes_features else cfg.patch_size
+        inputs, side = 1 + 2 * FREQUENCIES, 1 if cfg.decodes_features else cfg.patch_size
         self.row, self.column = (nn.Linear(inputs, dim, bias=False) for _ in range(2))
         self.register_buffer("at_patches", centers_of(cfg.grid), persistent=False)
         self.register_buffer("at_pixels", centers_of(cfg.grid * side), persistent=False)
-        self.register_buffer("frequencies", FREQUENCIES, persistent=False)
+        frequencies = torch.pi * 2.0 ** torch.arange(FREQUENCIES)
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(cfg.decoder_depth - 1))
         self.pred = nn.Linear(dim, (self.channels + 1) * pixels)
         self.background = nn.Parameter(torch.zeros(cfg.num_patches, self.channels, pixels))
